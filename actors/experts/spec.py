@@ -1,0 +1,71 @@
+"""What a checkpoint says about its routed experts: the types every other module builds on.
+
+Pure data. `families.py` fills it from a model's `config.json`, `checkpoint.py` reads the tensors it
+names, the kernels compute what it describes.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+
+class WeightFormat(Enum):
+    """How expert weights are stored, and how a shard keeps them."""
+
+    BF16 = "bf16"
+    FP8_BLOCK128 = "fp8"  # e4m3, one scale per 128x128 block
+    MXFP4 = "mxfp4"  # e2m1 pairs in a byte, one e8m0 scale per 32 columns
+
+
+class GateActivation(Enum):
+    """The gated activation between the two expert GEMMs."""
+
+    SILU = "silu"  # silu(gate) * up
+    SWIGLU_OAI = "swiglu_oai"  # gpt-oss: gate * sigmoid(alpha * gate) * (up + 1), both clamped
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """limit: gate is clamped to at most `limit` and up to [-limit, limit] before the product."""
+
+    kind: GateActivation = GateActivation.SILU
+    limit: float | None = None
+    alpha: float = 1.702
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSpec:
+    """Routed experts of one model.
+
+    architecture:   entry of `architectures` in config.json, for example "Qwen3MoeForCausalLM".
+    layers:         model layer indices that have routed experts, ascending.
+    num_experts:    logical routed experts per layer (E).
+    top_k:          experts per token (K).
+    hidden_size:    H; rows on the wire are [T, H] bf16.
+    intermediate_size: I of one routed expert.
+    has_bias:       experts carry gate/up and down biases (gpt-oss).
+    """
+
+    architecture: str
+    model_path: Path
+    layers: tuple[int, ...]
+    num_experts: int
+    top_k: int
+    hidden_size: int
+    intermediate_size: int
+    weight_format: WeightFormat
+    activation: Activation
+    has_bias: bool = False
+
+    @property
+    def bytes_per_expert(self) -> int:
+        """Bytes one (layer, expert) takes in a shard, in its native format with scales."""
+        values = 3 * self.hidden_size * self.intermediate_size
+        biases = (2 * self.intermediate_size + self.hidden_size) * 2 if self.has_bias else 0
+        match self.weight_format:
+            case WeightFormat.BF16:
+                return 2 * values + biases
+            case WeightFormat.FP8_BLOCK128:
+                return values + 4 * -(-values // (128 * 128)) + biases
+            case WeightFormat.MXFP4:
+                return values // 2 + values // 32 + biases
