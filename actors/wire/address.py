@@ -1,0 +1,70 @@
+"""Addresses of sockets: `unix:/path` on one node, `tcp:host:port` between nodes."""
+
+import socket
+from dataclasses import dataclass
+
+# Linux keeps 108 bytes for a Unix socket's path, one of them the closing zero.
+MAX_UNIX_PATH = 107
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One endpoint; `host` is the path of a Unix socket and `port` None there."""
+
+    host: str
+    port: int | None = None
+
+    @property
+    def is_unix(self) -> bool:
+        return self.port is None
+
+    def __str__(self) -> str:
+        return f"unix:{self.host}" if self.is_unix else f"tcp:{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Read `unix:/path` or `tcp:host:port`.
+
+    Raises:
+        ValueError: anything else; the message names the text and both forms.
+    """
+    scheme, _, rest = text.partition(":")
+    if scheme == "unix" and rest.startswith("/"):
+        if len(rest.encode()) > MAX_UNIX_PATH:
+            raise ValueError(f"Unix socket path is longer than {MAX_UNIX_PATH} bytes: {rest}")
+        return Address(rest)
+    host, _, port = rest.rpartition(":")
+    if scheme == "tcp" and host and port.isdecimal() and 0 <= int(port) < 65536:
+        return Address(host, int(port))
+    raise ValueError(f"address {text!r} is neither unix:/path nor tcp:host:port")
+
+
+def listen(address: Address) -> tuple[socket.socket, Address]:
+    """A listening socket and the address it really has (port 0 becomes a real one)."""
+    if address.is_unix:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.bind(address.host)
+        sock.listen(64)
+        return sock, address
+    sock = socket.create_server((address.host, address.port or 0), backlog=64)
+    return sock, Address(address.host, sock.getsockname()[1])
+
+
+def connect(address: Address, timeout_s: float) -> socket.socket:
+    """A connected socket.
+
+    Raises:
+        OSError: nobody listens there, or not within `timeout_s`.
+    """
+    if address.is_unix:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(timeout_s)
+        try:
+            sock.connect(address.host)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+    sock = socket.create_connection((address.host, address.port or 0), timeout=timeout_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock

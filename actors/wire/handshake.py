@@ -1,0 +1,72 @@
+"""Mutual HMAC handshake for TCP links; Unix sockets are guarded by their folder's mode (0700).
+
+Both sides prove that they know the mesh's secret without sending it (challenge and response, SHA-256):
+
+  server -> client   magic, server nonce
+  client -> server   client nonce, HMAC(secret, "client" + server nonce + client nonce)
+  server -> client   HMAC(secret, "server" + server nonce + client nonce)
+
+The first message names the protocol, so a wrong peer is noticed before a secret is used.
+"""
+
+import hmac
+import secrets
+import socket
+
+from actors.wire.frame import FrameError
+
+GREETING = b"XMSH-HS1"
+NONCE_BYTES = 32
+PROOF_BYTES = 32
+
+
+class HandshakeError(FrameError):
+    """The peer does not know the mesh's secret or does not speak the protocol."""
+
+
+def proof(secret: bytes, role: bytes, server_nonce: bytes, client_nonce: bytes) -> bytes:
+    return hmac.digest(secret, role + server_nonce + client_nonce, "sha256")
+
+
+def _receive_exactly(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        chunk = sock.recv(count - len(data))
+        if not chunk:
+            raise HandshakeError("peer closed the connection during the handshake")
+        data += chunk
+    return data
+
+
+def greet_server(sock: socket.socket, secret: bytes) -> None:
+    """Client side; blocking, bounded by the socket's timeout.
+
+    Raises:
+        HandshakeError: the server is not of this mesh.
+    """
+    opening = _receive_exactly(sock, len(GREETING) + NONCE_BYTES)
+    if not opening.startswith(GREETING):
+        raise HandshakeError("peer is not an ExpertMesh data link")
+    server_nonce, client_nonce = opening[len(GREETING) :], secrets.token_bytes(NONCE_BYTES)
+    sock.sendall(client_nonce + proof(secret, b"client", server_nonce, client_nonce))
+    if not hmac.compare_digest(
+        _receive_exactly(sock, PROOF_BYTES), proof(secret, b"server", server_nonce, client_nonce)
+    ):
+        raise HandshakeError("peer does not know this mesh's secret (EXPERTMESH_SECRET)")
+
+
+def greet_client(sock: socket.socket, secret: bytes) -> None:
+    """Server side; blocking, bounded by the socket's timeout.
+
+    Raises:
+        HandshakeError: the client does not know the secret.
+    """
+    server_nonce = secrets.token_bytes(NONCE_BYTES)
+    sock.sendall(GREETING + server_nonce)
+    answer = _receive_exactly(sock, NONCE_BYTES + PROOF_BYTES)
+    client_nonce = answer[:NONCE_BYTES]
+    if not hmac.compare_digest(
+        answer[NONCE_BYTES:], proof(secret, b"client", server_nonce, client_nonce)
+    ):
+        raise HandshakeError("client does not know this mesh's secret (EXPERTMESH_SECRET)")
+    sock.sendall(proof(secret, b"server", server_nonce, client_nonce))
