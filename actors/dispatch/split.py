@@ -1,9 +1,9 @@
 """Turn one batch's expert choices into what each shard gets. Pure numpy and numba.
 
-Experts with one replica have no choice. Assignments of replicated experts then go, one by one and in
-a fixed order, to the replica that would finish them first: the integer form of water-filling on this
-batch's true counts, weighted by shard speed. A row goes to a shard once, however many of its experts
-live there.
+Experts with one replica have no choice. Assignments of replicated experts then go, one by one and
+in a fixed order, to the replica that would finish them first: the integer form of water-filling on
+this batch's true counts, weighted by shard speed. A row goes to a shard once, however many of its
+experts live there.
 """
 
 from dataclasses import dataclass

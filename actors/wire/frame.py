@@ -12,8 +12,8 @@ Bodies, all contiguous and little-endian:
   ROUTED  rows bf16 [T, H]
   ERROR   UTF-8 text
 
-Experts travel as logical ids: a call is a pure function of (layer, expert, rows), whatever the epoch,
-so a row can be sent again to any replica and a plan change needs no pause.
+Experts travel as logical ids: a call is a pure function of (layer, expert, rows), whatever the
+epoch, so a row can be sent again to any replica and a plan change needs no pause.
 """
 
 import struct

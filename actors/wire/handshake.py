@@ -1,6 +1,7 @@
 """Mutual HMAC handshake for TCP links; Unix sockets are guarded by their folder's mode (0700).
 
-Both sides prove that they know the mesh's secret without sending it (challenge and response, SHA-256):
+Both sides prove that they know the mesh's secret without sending it (challenge and response over
+SHA-256):
 
   server -> client   magic, server nonce
   client -> server   client nonce, HMAC(secret, "client" + server nonce + client nonce)
