@@ -46,3 +46,7 @@ class ExpertKernel(Protocol):
     def resident_bytes(self) -> int:
         """Bytes of weights and scales held now."""
         ...
+
+    def describe(self) -> str:
+        """One line for people: which kernel, which format, and any fallback that was needed."""
+        ...

@@ -1,0 +1,153 @@
+"""The expert shard: one device's slots of (layer, expert), served on the data links.
+
+A plain class; `orchestrator.cluster` turns it into a Ray actor. Ray carries control calls only
+(load, status, stop); the tokens arrive at the sockets of `ShardServer`.
+"""
+
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.experts.families import read_expert_spec
+from actors.experts.spec import ExpertSpec
+from actors.kernels.base import ExpertKernel
+from actors.kernels.calibration import measure_speed
+from actors.kernels.choice import choose_kernel
+from actors.process import limit_threads, start_logging
+from actors.shard_server import ShardServer
+from actors.wire.address import parse_address
+from actors.wire.node import node_id
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardConfig:
+    """id: name of this shard in the mesh; pool: its device pool.
+
+    device: torch device the kernel runs on. threads: CPU threads of the kernel.
+    listen: addresses as text, see `actors.wire.address`; TCP port 0 picks a free one.
+    emulated: speed and vendor stand for hardware that is not here; emulated_speed slows the shard.
+    """
+
+    id: str
+    pool: str
+    model_path: str
+    device: str
+    threads: int
+    listen: tuple[str, ...]
+    emulated: bool = False
+    emulated_speed: float = 1.0
+    log_level: str = "INFO"
+
+
+class ExpertShard:
+    """Holds experts, computes them for whoever asks."""
+
+    def __init__(self, config: ShardConfig, secret: bytes) -> None:
+        start_logging(config.log_level)
+        limit_threads(config.threads)
+        self._config = config
+        self._secret = secret
+        self._state = "starting"
+        self._detail = ""
+        self._spec: ExpertSpec | None = None
+        self._kernel: ExpertKernel | None = None
+        self._server: ShardServer | None = None
+        self._thread: threading.Thread | None = None
+        self._slots = 0
+
+    def start(self) -> dict[str, Any]:
+        """Choose the kernel and open the data links; the shard is empty until `load`.
+
+        Returns {"id", "node", "addresses", "kernel"}.
+
+        Raises:
+            ModelRefused: the checkpoint has no routed experts this shard can compute.
+        """
+        self._spec = read_expert_spec(Path(self._config.model_path))
+        self._kernel = choose_kernel(self._spec, self._config.device)
+        for text in self._config.listen:
+            if text.startswith("unix:"):
+                Path(text.removeprefix("unix:")).unlink(missing_ok=True)
+        self._server = ShardServer(
+            self._spec,
+            self._kernel,
+            [parse_address(text) for text in self._config.listen],
+            self._secret,
+            self._config.emulated_speed,
+        )
+        self._thread = threading.Thread(target=self._serve, name="expert-calls", daemon=True)
+        self._thread.start()
+        return {
+            "id": self._config.id,
+            "node": node_id(),
+            "addresses": [str(address) for address in self._server.addresses],
+            "kernel": self._kernel.describe(),
+        }
+
+    def _serve(self) -> None:
+        assert self._server is not None
+        try:
+            self._server.run()
+        except Exception as error:  # a shard that cannot serve must not look healthy
+            log.exception("the data links failed")
+            self._state, self._detail = "dead", f"data links failed: {error}"
+            os._exit(1)
+
+    def load(self, slots: list[tuple[int, int]]) -> int:
+        """Hold exactly these (layer, expert) pairs. Idempotent. Returns bytes resident.
+
+        Raises:
+            ModelRefused: a tensor is missing or has the wrong shape.
+        """
+        assert self._kernel is not None
+        assert self._spec is not None
+        self._state = "loading"
+        by_layer: dict[int, list[int]] = {layer: [] for layer in self._spec.layers}
+        for layer, expert in slots:
+            by_layer[layer].append(expert)
+        done = 0
+        for layer, experts in by_layer.items():
+            self._kernel.load(layer, experts)
+            done += len(experts)
+            self._detail = f"{done} of {len(slots)} experts"
+        self._slots, self._state, self._detail = len(slots), "ready", self._kernel.describe()
+        return self._kernel.resident_bytes()
+
+    def measure(self) -> dict[str, float]:
+        """Time the kernel on this device at the model's real shapes."""
+        assert self._spec is not None
+        speed = measure_speed(self._spec, self._config.device)
+        return {"constant_s": speed.constant_s, "per_token_s": speed.per_token_s}
+
+    def load_counts(self) -> np.ndarray:
+        """int64 [L, E]: assignments computed since the start, per (layer, expert)."""
+        assert self._server is not None
+        return self._server.tokens.copy()
+
+    def status(self) -> dict[str, Any]:
+        """State, pid, bytes and slots held, calls served and the kernel's busy time."""
+        kernel, server = self._kernel, self._server
+        return {
+            "pid": os.getpid(),
+            "node": node_id(),
+            "state": self._state,
+            "detail": self._detail,
+            "memory_bytes": kernel.resident_bytes() if kernel else 0,
+            "slots": self._slots,
+            "calls": server.calls if server else 0,
+            "busy_s": server.busy_s if server else 0.0,
+        }
+
+    def stop(self) -> None:
+        """Close the data links. Idempotent."""
+        self._state = "draining"
+        if self._server is not None and self._thread is not None:
+            self._server.stop()
+            self._thread.join(timeout=5.0)

@@ -1,0 +1,53 @@
+"""This process's connection to the mesh, opened when the first MoE layer is built.
+
+One backend per process: vLLM runs the layers of a model one after the other in one thread.
+"""
+
+import logging
+import os
+
+from actors.dispatch.backend import ExpertBackend
+from actors.dispatch.dispatcher import Dispatcher
+from actors.dispatch.mesh_view import MeshView
+from actors.dispatch.router_client import RouterClient
+from actors.dispatch.subscription import SECRET_VARIABLE, Subscription
+
+log = logging.getLogger("vllm.expertmesh")
+
+FIRST_VIEW_TIMEOUT_S = 60.0
+
+_views: Subscription | None = None
+_backend: ExpertBackend | None = None
+
+
+def connect_mesh() -> MeshView:
+    """The mesh's view, connecting on the first call.
+
+    Raises:
+        ConnectionError: no mesh answers at EXPERTMESH_ADDRESS.
+    """
+    global _views  # noqa: PLW0603 - one mesh per process
+    if _views is None:
+        views = Subscription.from_environment("engine")
+        view = views.start(FIRST_VIEW_TIMEOUT_S)
+        _views = views
+        log.info(
+            "mesh %s: plan epoch %d over %d shards, router mode %s",
+            view.mesh,
+            view.epoch.number,
+            len(view.shards),
+            view.router_mode,
+        )
+    return _views.current()
+
+
+def backend() -> ExpertBackend:
+    """What computes routed experts for this process, in the mesh's router mode."""
+    global _backend  # noqa: PLW0603 - one mesh per process
+    if _backend is None:
+        view = connect_mesh()
+        assert _views is not None
+        secret = os.environ.get(SECRET_VARIABLE, "").encode()
+        kind = RouterClient if view.router_mode == "actor" else Dispatcher
+        _backend = kind(_views, secret)
+    return _backend

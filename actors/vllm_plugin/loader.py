@@ -1,0 +1,71 @@
+"""A vLLM model loader that never reads a routed expert.
+
+Registered in place of the loaders for local safetensors, so `--load-format` needs no change.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Generator
+
+import torch
+from safetensors import safe_open
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+log = logging.getLogger("vllm.expertmesh")
+
+LOAD_FORMATS = ("auto", "hf", "safetensors")
+# Every supported family keeps its routed experts below a module called "experts"; shared experts
+# are ".shared_experts.".
+ROUTED_EXPERT = re.compile(r"\.experts\.")
+
+
+def is_routed_expert(tensor_name: str) -> bool:
+    """Whether a checkpoint tensor belongs to routed experts."""
+    return ROUTED_EXPERT.search(tensor_name) is not None
+
+
+class ExpertlessLoader(DefaultModelLoader):
+    """Reads every tensor but those of routed experts."""
+
+    def _get_weights_iterator(
+        self, source: DefaultModelLoader.Source
+    ) -> Generator[tuple[str, torch.Tensor], None, None]:
+        folder, files, use_safetensors, _ = self._prepare_weights(
+            source.model_or_path,
+            source.subfolder,
+            source.revision,
+            source.fall_back_to_pt,
+            source.allow_patterns_overrides,
+        )
+        if not use_safetensors:
+            raise ValueError(
+                f"ExpertMesh reads safetensors checkpoints only, {folder} has none; "
+                "convert it with save_pretrained(safe_serialization=True)"
+            )
+        return self._read(sorted(files), source.prefix)
+
+    def _read(
+        self, files: list[str], prefix: str
+    ) -> Generator[tuple[str, torch.Tensor], None, None]:
+        skipped = 0
+        for file in files:
+            with safe_open(file, framework="pt") as checkpoint:
+                for name in checkpoint.keys():  # noqa: SIM118 - not a dict
+                    if is_routed_expert(name):
+                        skipped += 1
+                    else:
+                        yield prefix + name, checkpoint.get_tensor(name)
+        log.info(
+            "%d routed-expert tensors left to the mesh, %d files read in %s",
+            skipped,
+            len(files),
+            os.path.dirname(files[0]),
+        )
+
+
+def register_loader() -> None:
+    """Take over the load formats that read local safetensors."""
+    for load_format in LOAD_FORMATS:
+        register_model_loader(load_format)(ExpertlessLoader)

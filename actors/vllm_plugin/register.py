@@ -1,0 +1,45 @@
+"""Entry point `vllm.general_plugins`: what vLLM calls in each of its processes.
+
+Inert unless asked for by environment, so installing ExpertMesh changes nothing for a plain
+`vllm serve`:
+  EXPERTMESH_ADDRESS     routed experts are computed by the mesh at this address
+  EXPERTMESH_V4_ON_CPU=1 the DeepSeek-V4 fixes for CPUs, without a mesh
+  EXPERTMESH_ENGINE_PARENT  die with the engine actor that started this process
+"""
+
+import logging
+import os
+
+log = logging.getLogger("vllm.expertmesh")
+
+V4_ON_CPU_VARIABLE = "EXPERTMESH_V4_ON_CPU"
+PARENT_VARIABLE = "EXPERTMESH_ENGINE_PARENT"
+
+_registered = False
+
+
+def register() -> None:
+    """Install what the environment asks for; vLLM may call this several times in one process."""
+    global _registered  # noqa: PLW0603 - vLLM keeps one registry per process, so does this
+    if _registered:
+        return
+    _registered = True
+    from actors.dispatch.subscription import ADDRESS_VARIABLE
+
+    address = os.environ.get(ADDRESS_VARIABLE)
+    if os.environ.get(PARENT_VARIABLE):
+        from actors.engine.fate_sharing import die_with_parent
+
+        die_with_parent()
+    if address or os.environ.get(V4_ON_CPU_VARIABLE) == "1":
+        from actors.vllm_plugin.deepseek_v4_cpu import install
+
+        for fix in install():
+            log.info("DeepSeek-V4 on CPU: %s", fix)
+    if address:
+        from actors.vllm_plugin.loader import register_loader
+        from actors.vllm_plugin.routed_experts import register_routed_experts
+
+        register_routed_experts()
+        register_loader()
+        log.info("routed experts are served by the mesh at %s", address)
