@@ -1,0 +1,222 @@
+"""Rows to shards and back over real sockets: right sums, whatever dies meanwhile."""
+
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actors.dispatch.backend import ExpertBackend, ExpertUnavailable
+from actors.dispatch.dispatcher import Dispatcher
+from actors.dispatch.router_client import RouterClient
+from actors.router_server import RouterServer
+from actors.shard_server import ShardServer
+from actors.wire.address import Address, parse_address
+from tests.actors.fakes import (
+    HIDDEN,
+    AffineKernel,
+    StaticViews,
+    epoch,
+    expected,
+    running,
+    spec,
+    view,
+)
+
+SECRET = b"a test's secret"
+HALVES = [{0: [0, 1, 2, 3], 1: [0, 1, 2, 3]}, {0: [4, 5, 6, 7], 1: [4, 5, 6, 7]}]
+# Experts 2-5 have a replica on both shards.
+OVERLAP = [{0: [0, 1, 2, 3, 4, 5], 1: [0, 1, 2, 3]}, {0: [2, 3, 4, 5, 6, 7], 1: [4, 5, 6, 7]}]
+
+
+class Mesh:
+    """Shard servers in threads, started and stopped by the test."""
+
+    def __init__(self, folder: Path, transport: str) -> None:
+        self._folder, self._transport = folder, transport
+        self._stacks: list[ExitStack] = []
+        self.kernels: list[AffineKernel] = []
+
+    def add(self, held: dict[int, list[int]]) -> Address:
+        number = len(self._stacks)
+        text = f"unix:{self._folder}/s{number}" if self._transport == "unix" else "tcp:127.0.0.1:0"
+        kernel = AffineKernel(held)
+        server = ShardServer(spec(), kernel, [parse_address(text)], SECRET)
+        stack = ExitStack()
+        stack.enter_context(running(server))
+        self._stacks.append(stack)
+        self.kernels.append(kernel)
+        return server.addresses[0]
+
+    def kill(self, number: int) -> None:
+        self._stacks[number].close()
+
+    def close(self) -> None:
+        for stack in self._stacks:
+            stack.close()
+
+
+@pytest.fixture(params=["unix", "tcp"])
+def mesh(request, tmp_path):
+    mesh = Mesh(tmp_path, request.param)
+    yield mesh
+    mesh.close()
+
+
+def batch(tokens: int = 33, top_k: int = 3, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(tokens, HIDDEN, generator=generator).to(torch.bfloat16)
+    ids = torch.stack([torch.randperm(8, generator=generator)[:top_k] for _ in range(tokens)])
+    return rows, torch.rand(tokens, top_k, generator=generator), ids
+
+
+def run(backend: ExpertBackend, layer: int, rows, weights, ids) -> torch.Tensor:
+    return backend.wait(backend.send(layer, rows, weights, ids))
+
+
+@pytest.mark.parametrize("held", [HALVES, OVERLAP], ids=["halves", "replicas"])
+def test_sums_are_right(mesh: Mesh, held) -> None:
+    addresses = [mesh.add(part) for part in held]
+    dispatcher = Dispatcher(StaticViews(view(epoch(held), addresses)), SECRET)
+    for layer in (0, 1):
+        for tokens in (1, 33, 1000):
+            rows, weights, ids = batch(tokens, seed=tokens)
+            got = run(dispatcher, layer, rows, weights, ids)
+            wanted = expected(layer, rows, weights, ids)
+            assert torch.allclose(got.float(), wanted.float(), rtol=2**-7, atol=1e-5)
+    dispatcher.close()
+
+
+def test_padded_choices_are_left_out(mesh: Mesh) -> None:
+    addresses = [mesh.add(part) for part in HALVES]
+    dispatcher = Dispatcher(StaticViews(view(epoch(HALVES), addresses)), SECRET)
+    rows, weights, ids = batch()
+    ids[5:] = -1
+    got = run(dispatcher, 0, rows, weights, ids)
+    assert torch.equal(got[5:], torch.zeros_like(got[5:]))
+    assert torch.allclose(
+        got[:5].float(), expected(0, rows, weights, ids)[:5].float(), rtol=2**-7, atol=1e-5
+    )
+
+
+def test_same_bits_every_time(mesh: Mesh) -> None:
+    addresses = [mesh.add(part) for part in OVERLAP]
+    dispatcher = Dispatcher(StaticViews(view(epoch(OVERLAP), addresses)), SECRET)
+    rows, weights, ids = batch(200)
+    first = run(dispatcher, 0, rows, weights, ids)
+    for _ in range(5):
+        assert torch.equal(run(dispatcher, 0, rows, weights, ids), first)
+
+
+def test_lost_shard_is_replaced_by_its_replicas(mesh: Mesh) -> None:
+    full = {0: list(range(8)), 1: list(range(8))}
+    addresses = [mesh.add(full), mesh.add(full)]
+    dispatcher = Dispatcher(StaticViews(view(epoch([full, full]), addresses)), SECRET)
+    rows, weights, ids = batch()
+    run(dispatcher, 0, rows, weights, ids)
+    mesh.kill(0)
+    got = run(dispatcher, 0, rows, weights, ids)
+    assert torch.allclose(
+        got.float(), expected(0, rows, weights, ids).float(), rtol=2**-7, atol=1e-5
+    )
+
+
+def test_hung_shard_misses_its_deadline(mesh: Mesh) -> None:
+    full = {0: list(range(8)), 1: list(range(8))}
+    addresses = [mesh.add(full), mesh.add(full)]
+    released = threading.Event()
+    mesh.kernels[0].before_compute = lambda: released.wait(10)
+    views = StaticViews(view(epoch([full, full]), addresses, deadline_s=0.3))
+    dispatcher = Dispatcher(views, SECRET)
+    rows, weights, ids = batch()
+    start_s = time.monotonic()
+    got = run(dispatcher, 0, rows, weights, ids)
+    assert time.monotonic() - start_s < 3
+    assert torch.allclose(
+        got.float(), expected(0, rows, weights, ids).float(), rtol=2**-7, atol=1e-5
+    )
+    released.set()
+
+
+def test_call_waits_for_the_next_view(mesh: Mesh) -> None:
+    addresses = [mesh.add(part) for part in HALVES]
+    views = StaticViews(view(epoch(HALVES), addresses))
+    dispatcher = Dispatcher(views, SECRET)
+    rows, weights, ids = batch()
+    run(dispatcher, 0, rows, weights, ids)
+    mesh.kill(1)
+    # The heir of the lost shard appears while the call is waiting.
+    heir = mesh.add(HALVES[1])
+    later = threading.Timer(
+        0.5, lambda: views.publish(view(epoch(HALVES, 2), [addresses[0], heir]))
+    )
+    later.start()
+    got = run(dispatcher, 0, rows, weights, ids)
+    assert torch.allclose(
+        got.float(), expected(0, rows, weights, ids).float(), rtol=2**-7, atol=1e-5
+    )
+    later.join()
+
+
+def test_no_replica_ever_is_an_error(mesh: Mesh) -> None:
+    addresses = [mesh.add(part) for part in HALVES]
+    dispatcher = Dispatcher(StaticViews(view(epoch(HALVES), addresses, wait_s=0.5)), SECRET)
+    mesh.kill(1)
+    with pytest.raises(ExpertUnavailable, match=r"waited 0\.5 s for a replica"):
+        run(dispatcher, 0, *batch())
+
+
+def test_shard_that_retired_an_expert_is_asked_no_more(mesh: Mesh) -> None:
+    full = {0: list(range(8)), 1: list(range(8))}
+    addresses = [mesh.add(full), mesh.add({0: [0, 1], 1: [0, 1]})]
+    dispatcher = Dispatcher(StaticViews(view(epoch([full, full]), addresses)), SECRET)
+    rows, weights, ids = batch()
+    got = run(dispatcher, 0, rows, weights, ids)
+    assert torch.allclose(
+        got.float(), expected(0, rows, weights, ids).float(), rtol=2**-7, atol=1e-5
+    )
+
+
+def test_through_a_router(mesh: Mesh, tmp_path: Path) -> None:
+    addresses = [mesh.add(part) for part in OVERLAP]
+    plan = epoch(OVERLAP)
+    inner = Dispatcher(StaticViews(view(plan, addresses)), SECRET)
+    router = RouterServer(inner, [Address(f"{tmp_path}/router")], SECRET)
+    with running(router):
+        client = RouterClient(
+            StaticViews(view(plan, addresses, routers=router.addresses, mode="actor")), SECRET
+        )
+        for tokens in (1, 33, 500):
+            rows, weights, ids = batch(tokens, seed=tokens)
+            got = run(client, 1, rows, weights, ids)
+            assert torch.equal(got, run(Dispatcher(inner._views, SECRET), 1, rows, weights, ids))
+        client.close()
+
+
+def test_router_that_returns_takes_the_batch_again(mesh: Mesh, tmp_path: Path) -> None:
+    addresses = [mesh.add(part) for part in HALVES]
+    plan = epoch(HALVES)
+    where = [Address(f"{tmp_path}/router")]
+    views = StaticViews(view(plan, addresses, routers=where, mode="actor"))
+    client = RouterClient(views, SECRET)
+    rows, weights, ids = batch()
+    with running(RouterServer(Dispatcher(views, SECRET), where, SECRET)):
+        first = run(client, 0, rows, weights, ids)
+    call = client.send(0, rows, weights, ids)
+    with running(RouterServer(Dispatcher(views, SECRET), where, SECRET)):
+        assert torch.equal(client.wait(call), first)
+
+
+def test_shards_count_their_load(tmp_path: Path) -> None:
+    kernel = AffineKernel({0: list(range(8)), 1: []})
+    server = ShardServer(spec(), kernel, [Address(f"{tmp_path}/counted")], SECRET)
+    rows, weights, ids = batch()
+    with running(server):
+        full = {0: list(range(8)), 1: list(range(8))}
+        dispatcher = Dispatcher(StaticViews(view(epoch([full]), server.addresses)), SECRET)
+        run(dispatcher, 0, rows, weights, ids)
+    assert server.tokens[0].tolist() == np.bincount(ids.flatten(), minlength=8).tolist()
+    assert not server.tokens[1].any()

@@ -1,0 +1,108 @@
+"""Splitting a batch over the shards: every choice goes to exactly one live replica."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.dispatch.routing_table import build_routing_table
+from actors.dispatch.split import ExpertsUnplaced, split_batch
+from placement.epoch import EMPTY_SLOT, PlanEpoch
+from tests.actors.fakes import epoch
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> PlanEpoch:
+    """One layer over 1-5 shards, every expert on a random non-empty set of them."""
+    shards, experts = draw(st.integers(1, 5)), draw(st.integers(1, 12))
+    homes = draw(
+        st.lists(
+            st.sets(st.integers(0, shards - 1), min_size=1), min_size=experts, max_size=experts
+        )
+    )
+    held = [{3: [e for e in range(experts) if d in homes[e]]} for d in range(shards)]
+    return epoch(held, num_experts=experts)
+
+
+@settings(deadline=None)
+@given(plan=plans(), data=st.data())
+def test_every_choice_reaches_one_replica_once(plan: PlanEpoch, data: st.DataObject) -> None:
+    tokens, top_k = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
+    ids = np.array(
+        data.draw(
+            st.lists(
+                st.integers(-1, plan.num_experts - 1),
+                min_size=tokens * top_k,
+                max_size=tokens * top_k,
+            )
+        ),
+        np.int32,
+    ).reshape(tokens, top_k)
+    weights = np.arange(1, ids.size + 1, dtype=np.float32).reshape(ids.shape)
+    speed = np.array(data.draw(st.lists(st.floats(0.1, 4), min_size=5, max_size=5)))
+    table = build_routing_table(plan, speed[: plan.num_shards])
+
+    batches = split_batch(table, 3, ids, weights)
+
+    got = []
+    for batch in batches:
+        assert np.all(np.diff(batch.rows) > 0), "a row goes to a shard once, in order"
+        assert set(batch.row_index.tolist()) == set(range(len(batch.rows)))
+        for index, expert, weight in zip(
+            batch.row_index, batch.experts, batch.weights, strict=True
+        ):
+            assert expert in plan.experts[0, batch.shard]
+            got.append((batch.rows[index], expert, weight))
+    wanted = [(t, ids[t, k], weights[t, k]) for t, k in np.argwhere(ids >= 0)]
+    assert sorted(got) == sorted(wanted)
+    assert [b.shard for b in batches] == sorted({b.shard for b in batches})
+
+
+def test_replicated_expert_is_shared_by_speed() -> None:
+    plan = epoch([{0: [0]}, {0: [0]}], num_experts=1)
+    table = build_routing_table(plan, np.array([3.0, 1.0]))
+    ids = np.zeros((400, 1), np.int32)
+    fast, slow = split_batch(table, 0, ids, np.ones((400, 1), np.float32))
+    assert (len(fast.rows), len(slow.rows)) == (300, 100)
+
+
+def test_replicated_expert_fills_the_idle_shard_first() -> None:
+    plan = epoch([{0: [0, 1]}, {0: [1]}], num_experts=2)
+    table = build_routing_table(plan, np.ones(2))
+    ids = np.array([[0]] * 6 + [[1]] * 10, np.int32)
+    busy, idle = split_batch(table, 0, ids, np.ones((16, 1), np.float32))
+    assert (len(busy.experts), len(idle.experts)) == (8, 8)
+
+
+def test_lost_shard_leaves_its_experts_unplaced() -> None:
+    plan = epoch([{0: [0, 1]}, {0: [1]}], num_experts=2)
+    table = build_routing_table(plan, np.ones(2), frozenset({0}))
+    weights = np.ones((2, 1), np.float32)
+    (batch,) = split_batch(table, 0, np.array([[1], [1]], np.int32), weights)
+    assert batch.shard == 1
+    with pytest.raises(ExpertsUnplaced) as caught:
+        split_batch(table, 0, np.array([[0], [1]], np.int32), weights)
+    assert caught.value.experts == [0]
+
+
+def test_expert_beyond_the_plan_is_refused() -> None:
+    plan = epoch([{0: [0, 1]}], num_experts=2)
+    table = build_routing_table(plan, np.ones(1))
+    with pytest.raises(ValueError, match="expert id 7, the plan has 2"):
+        split_batch(table, 0, np.array([[7]], np.int32), np.ones((1, 1), np.float32))
+
+
+def test_epoch_refuses_what_is_no_plan() -> None:
+    with pytest.raises(ValueError, match=r"experts \[1\] have no slot"):
+        epoch([{0: [0]}], num_experts=2)
+    with pytest.raises(ValueError, match="holds an expert twice"):
+        PlanEpoch(1, 1, (0,), np.zeros((1, 1, 2), np.int32), np.ones((1, 1, 2)))
+    with pytest.raises(ValueError, match="must lie in"):
+        PlanEpoch(1, 1, (0,), np.full((1, 1, 1), 5, np.int32), np.ones((1, 1, 1)))
+
+
+def test_epoch_lists_a_shards_slots() -> None:
+    plan = epoch([{2: [0, 1], 5: [1, 0]}, {2: [1], 5: []}], num_experts=2)
+    assert plan.slots_of(0) == [(2, 0), (2, 1), (5, 1), (5, 0)]
+    assert plan.slots_of(1) == [(2, 1)]
+    assert plan.experts[1, 1].tolist() == [EMPTY_SLOT, EMPTY_SLOT]
