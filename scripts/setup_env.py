@@ -62,7 +62,9 @@ def main() -> int:
 
 def has_nvidia_gpu() -> bool:
     tool = shutil.which("nvidia-smi")
-    return tool is not None and subprocess.run([tool, "-L"], capture_output=True).returncode == 0
+    if tool is None:
+        return False
+    return subprocess.run([tool, "-L"], capture_output=True, check=False).returncode == 0
 
 
 def check_python() -> None:
@@ -135,13 +137,8 @@ def install_torch(extra: str) -> list[str]:
 
 def offers_cpu_torch() -> bool:
     """Whether plain pip would choose a `+cpu` build (asked without downloading it)."""
-    report = subprocess.run(
-        [PYTHON, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps"]
-        + ["--quiet", "--report", "-", TORCH],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ask = "-m pip install --dry-run --ignore-installed --no-deps --quiet --report -".split()
+    report = subprocess.run([str(PYTHON), *ask, TORCH], capture_output=True, text=True, check=False)
     try:
         version: str = json.loads(report.stdout)["install"][0]["metadata"]["version"]
     except (ValueError, LookupError):
@@ -179,7 +176,7 @@ def python_says(code: str) -> str | None:
 
 def pip(arguments: list[str]) -> None:
     """Run pip, showing where it is; its whole output goes to the log."""
-    command = [PYTHON, "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input"]
+    command = [str(PYTHON), "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PIP_PROGRESS_BAR": "off"}
     tail: list[str] = []
     with (
@@ -193,7 +190,8 @@ def pip(arguments: list[str]) -> None:
         for line in process.stdout:
             log.write(line)
             tail = [*tail, line.rstrip()][-LOG_TAIL_LINES:]
-            shown = show_progress(line.strip(), shown)
+            if not line.startswith("WARNING: Location"):  # an index folder without this package
+                shown = show_progress(line.strip(), shown)
     if sys.stdout.isatty():
         print("\r\033[K", end="", flush=True)
     if process.returncode != 0:
