@@ -137,8 +137,13 @@ def install_torch(extra: str) -> list[str]:
 
 def offers_cpu_torch() -> bool:
     """Whether plain pip would choose a `+cpu` build (asked without downloading it)."""
-    ask = "-m pip install --dry-run --ignore-installed --no-deps --quiet --report -".split()
-    report = subprocess.run([str(PYTHON), *ask, TORCH], capture_output=True, text=True, check=False)
+    dry_run = ["install", "--dry-run", "--ignore-installed", "--no-deps", "--report", "-"]
+    report = subprocess.run(
+        [str(PYTHON), "-m", "pip", "--quiet", *dry_run, TORCH],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     try:
         version: str = json.loads(report.stdout)["install"][0]["metadata"]["version"]
     except (ValueError, LookupError):

@@ -76,7 +76,7 @@ def check_exposure(gateway: GatewayConfig, has_api_keys: bool) -> Finding:
 
 def check_ray(cluster: ClusterConfig, environment: Mapping[str, str] = os.environ) -> Finding:
     """A private session must not be led elsewhere by RAY_ADDRESS; a named one must answer."""
-    name, inherited = "ray", environment.get("RAY_ADDRESS", "")
+    name, inherited = "ray session", environment.get("RAY_ADDRESS", "")
     if cluster.ray_address is None:
         if not inherited:
             return Finding(name, Level.OK, "a private session will be started")
@@ -107,7 +107,7 @@ def _recorded_address(environment: Mapping[str, str]) -> str:
 
 
 def _check_answers(address: str) -> Finding:
-    name = "ray"
+    name = "ray session"
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         message = f"Ray address {address} is not host:port"

@@ -88,7 +88,7 @@ def check_package(
             tested.package,
             Level.FAILURE,
             f"{tested.package} {version} is outside the tested range {tested}",
-            f"pip install '{tested.package}~={tested.newest[0]}.{tested.newest[1]}.0'",
+            f"install {tested.package} {tested}, as `make setup` does",
         )
     return Finding(tested.package, Level.OK, f"{tested.package} {version}")
 
