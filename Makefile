@@ -1,0 +1,45 @@
+# ExpertMesh: `make serve` starts the demo mesh, `make help` lists the rest.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test lint types bench-quick clean
+
+# The first Python that is new enough; `make setup PYTHON=...` chooses another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	2>/dev/null && echo $$python && break; done)
+EXTRA ?=
+CONFIG ?=
+ARGS ?=
+BIN := .venv/bin
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo
+	@echo 'make serve CONFIG=mesh.yaml ARGS="--port 9000"; make test ARGS="-k config"'
+
+setup: ## Make .venv with everything needed (again only when pyproject.toml changed)
+	@test -n '$(PYTHON)' || { echo 'error: no Python 3.11 to 3.13 found: install one, or name it: make setup PYTHON=...' >&2; exit 2; }
+	@$(PYTHON) scripts/setup_env.py $(if $(EXTRA),--extra $(EXTRA))
+
+serve: setup ## Start a mesh and serve it until Ctrl-C (CONFIG=, ARGS=)
+	@exec $(BIN)/expertmesh serve $(CONFIG) $(ARGS)
+
+test: setup ## Run the tests (ARGS= for pytest)
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## Check style, formatting and the import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+types: setup ## Check types
+	@$(BIN)/mypy
+
+bench-quick: setup ## Run every benchmark that has a --quick mode
+	@for script in $$(grep -l -e '--quick' benchmarks/*.py 2>/dev/null); do \
+		echo "== $$script"; $(BIN)/python $$script --quick || exit 1; done
+
+clean: ## Remove .venv, caches and what builds left
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,122 @@
+"""The command `expertmesh`. Commands import what they need when they run: `--help` stays quick."""
+
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from orchestrator.errors import UserError
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+USER_ERROR_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130
+
+app = typer.Typer(
+    name="expertmesh",
+    help="Serve Mixture-of-Experts models, their experts in shards on unlike accelerators.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _note_verbose(wanted: bool) -> bool:
+    if wanted:
+        logging.getLogger("expertmesh").setLevel(logging.DEBUG)
+    return wanted
+
+
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Show where an error came from.", callback=_note_verbose),
+]
+Config = Annotated[
+    Path | None,
+    typer.Argument(metavar="[CONFIG]", help="Config file (YAML).", show_default="the demo mesh"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def common(_verbose: Verbose = False) -> None:
+    """Options of every command."""
+
+
+@app.command("serve")
+def serve_command(
+    config: Config = None,
+    host: Annotated[
+        str | None, typer.Option(help="Listen here.", show_default="the config's, 127.0.0.1")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="Listen here; 0: any.", show_default="the config's, 8000", min=0, max=65535
+        ),
+    ] = None,
+    _verbose: Verbose = False,
+) -> None:
+    """Start a mesh and serve it until Ctrl-C."""
+    from orchestrator.cli.progress import Progress
+    from orchestrator.cli.serve import serve
+
+    with Progress() as progress:
+        raise typer.Exit(serve(config, host, port, progress=progress))
+
+
+@app.command("status")
+def status_command(
+    url: Annotated[
+        str, typer.Option(envvar="EXPERTMESH_URL", help="Endpoint of the mesh.")
+    ] = DEFAULT_URL,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Show the components of a running mesh."""
+    from orchestrator.cli.status import status
+
+    raise typer.Exit(status(url, as_json))
+
+
+@app.command("doctor")
+def doctor_command(config: Config = None, as_json: Json = False, _verbose: Verbose = False) -> None:
+    """Check this machine and a config; exit code 2 if a mesh could not start."""
+    from orchestrator.cli.doctor import doctor
+
+    raise typer.Exit(doctor(config, as_json))
+
+
+@app.command("version")
+def version_command(_verbose: Verbose = False) -> None:
+    """Print the versions of expertmesh and of what it stands on."""
+    from orchestrator.cli.version import version_lines
+
+    for line in version_lines():
+        typer.echo(line)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Bad input ends in one line on stderr and exit code 2."""
+    try:
+        exit_code = app(arguments, prog_name="expertmesh", standalone_mode=False)
+    except UserError as error:
+        if logging.getLogger("expertmesh").isEnabledFor(logging.DEBUG):
+            traceback.print_exception(error)
+        _print_error(str(error))
+        sys.exit(USER_ERROR_EXIT_CODE)
+    except TyperException as error:
+        # Without a message it was `expertmesh` alone, which has shown its help.
+        if message := error.format_message():
+            _print_error(f"{message.rstrip('.')}: see `expertmesh --help`")
+        sys.exit(USER_ERROR_EXIT_CODE)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(INTERRUPTED_EXIT_CODE)
+    sys.exit(exit_code)
+
+
+def _print_error(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)

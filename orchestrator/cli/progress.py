@@ -1,0 +1,130 @@
+"""What a person sees while a mesh starts: a live line on a terminal, else timestamped lines."""
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+
+PLAIN_UPDATE_INTERVAL_S = 5.0
+"""Without a terminal, updates of a step appear at most this often."""
+
+
+class Progress:
+    """One step at a time: `step`, any number of `update`, `done`. Safe to call from any thread.
+
+    Writes to stdout: stderr is for errors and logs. A new `step` ends the one before; leaving the `with` block ends whatever is shown.
+    """
+
+    def __init__(
+        self, console: Console | None = None, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console or Console(highlight=False)
+        self._clock_s = clock_s
+        self._live = self._console.is_terminal
+        self._status: Status | None = None
+        self._name: str | None = None
+        self._begun_s = self._said_s = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._clear()
+        self._name = None
+
+    def step(self, name: str) -> None:
+        """Begin a step that may take a while."""
+        if self._name is not None:
+            self.done()
+        self._name = name
+        self._begun_s = self._said_s = self._clock_s()
+        if self._live:
+            self._status = self._console.status(escape(name))
+            self._status.start()
+        else:
+            self._say(f"{name} ...")
+
+    def update(self, text: str) -> None:
+        """How far the step is, in a few words."""
+        if self._name is None:
+            return
+        if self._status is not None:
+            self._status.update(f"{escape(self._name)} [dim]{escape(text)}[/]")
+        elif self._clock_s() - self._said_s >= PLAIN_UPDATE_INTERVAL_S:
+            self._said_s = self._clock_s()
+            self._say(f"{self._name}: {text}")
+
+    def done(self, text: str = "") -> None:
+        """End the step, with what came out of it."""
+        if self._name is None:
+            return
+        name, took = self._name, f"({self._clock_s() - self._begun_s:.1f} s)"
+        self._clear()
+        self._name = None
+        if self._live:
+            self._console.print(f"[green]✓[/] {escape(name)} {escape(text)} [dim]{took}[/]")
+        else:
+            self._say(f"{name}: {text or 'done'} {took}")
+
+    def warn(self, text: str) -> None:
+        """Something the person should know that does not stop the mesh."""
+        if self._live:
+            self._console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
+        else:
+            self._say(f"warning: {text}")
+
+    def ready(self, url: str, lines: Sequence[str]) -> None:
+        """The mesh serves at `url`; `lines` say what to do next, ready to be copied."""
+        if self._name is not None:
+            self.done()
+        if self._live:
+            self._console.rule(f"[bold green]ready[/] at [bold]{escape(url)}", align="left")
+        else:
+            self._say(f"ready at {url}")
+        for line in lines:
+            # Unwrapped and without a frame, so that a command can be copied from the screen.
+            self._console.print(line, markup=False, soft_wrap=True)
+        if self._live:
+            self._console.rule()
+
+    def _clear(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def _say(self, text: str) -> None:
+        line = f"{datetime.now():%H:%M:%S} {text}"
+        self._console.print(line, markup=False, soft_wrap=True)
+
+
+def endpoint_url(host: str, port: int) -> str:
+    """URL to reach a gateway from its own machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def next_steps(url: str, model: str, needs_key: bool) -> list[str]:
+    """What to try on a mesh that has just become ready: lines for `Progress.ready`."""
+    body = json.dumps({"model": model, "prompt": "Once upon a time", "max_tokens": 48})
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
+    return [
+        "",
+        "  Try it:",
+        f"    curl {url}/v1/completions -H 'Content-Type: application/json'{key} \\",
+        f"      -d {shlex.quote(body)}",
+        f"  Look inside:   expertmesh status --url {url}",
+        "  Stop it:       Ctrl-C",
+        "",
+    ]

@@ -1,0 +1,61 @@
+"""`expertmesh serve`: read the config, check the machine, then hand over to the launcher."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.cli.progress import Progress
+from orchestrator.config.load import load_config
+from orchestrator.config.schema import MeshConfig
+from orchestrator.logging_setup import set_up_logging
+from orchestrator.preflight.checks import check_config, check_installation, require_ok
+from orchestrator.preflight.finding import Finding, Level
+
+
+def run_mesh(config: MeshConfig, progress: Progress) -> int:
+    """Start the mesh and serve until a signal; imported late because it imports Ray."""
+    from orchestrator.launch import run_mesh as run
+
+    exit_code: int = run(config, progress)
+    return exit_code
+
+
+def check(config: MeshConfig) -> list[Finding]:
+    return [*check_installation(), *check_config(config)]
+
+
+def serve(
+    path: Path | None,
+    host: str | None,
+    port: int | None,
+    *,
+    progress: Progress,
+    check: Callable[[MeshConfig], list[Finding]] = check,
+    run: Callable[[MeshConfig, Progress], int] = run_mesh,
+) -> int:
+    """Serve the mesh of a config file until a signal; returns the exit code.
+
+    host, port: instead of the config's. Raises UserError before anything is started if the config
+    or the machine will not do.
+    """
+    config = load_config(path).with_endpoint(host or None, port)
+    set_up_logging(config.logging, component="serve")
+    progress.step("Check the machine")
+    findings = check(config)
+    require_ok(findings)
+    progress.done(f"{len(findings)} checks")
+    for finding in findings:
+        if finding.level is Level.WARNING:
+            progress.warn(f"{finding.message}: {finding.fix}")
+    if config.gateway.port == 0:
+        config = config.with_endpoint(None, free_port(config.gateway.host))
+    return run(config, progress)
+
+
+def free_port(host: str) -> int:
+    """A port nobody listens on at this moment."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port

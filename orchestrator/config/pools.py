@@ -1,0 +1,60 @@
+"""Device pools: the shards of a mesh, and how many replicas of experts they may hold."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+
+from orchestrator.config.fields import ByteSize, Count, DnsName, PositiveFloat, Section
+
+CPU_VENDOR = "cpu"
+
+
+class PoolConfig(Section):
+    """Shards on devices of one kind; one shard is one Ray actor on one device."""
+
+    vendor: DnsName
+    """Who made the device: `nvidia`, `ascend`, `cambricon`, ...; `cpu` for a plain CPU."""
+    device: Annotated[str, StringConstraints(pattern=r"^[a-z]+(:\d+)?$")] = "cpu"
+    """Torch device a shard computes on: `cpu`, `cuda`, `npu`, or one device such as `cuda:0`."""
+    shards: Count = 1
+    """Number of shards."""
+    threads: Count = 1
+    """CPU threads of each shard's kernels."""
+    memory: ByteSize | None = None
+    """Memory of each shard for expert weights, in bytes or such as `8MiB`; unset: what the device
+    has free."""
+    speed: PositiveFloat | None = None
+    """Speed relative to the other pools, which the plan counts on; unset: measured at start."""
+    emulated: bool = False
+    """Vendor, memory and speed are emulated on this hardware: each shard keeps to `memory` and is
+    slowed to `speed` (at most 1.0, which is full speed). Shown as *emulated* everywhere."""
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Ray resources each shard asks for besides CPUs, which also choose its node: `GPU: 1`,
+    `NPU: 1`, or a custom one."""
+
+    @model_validator(mode="after")
+    def _check_hardware(self) -> Self:
+        on_cpu = self.device == "cpu"
+        if on_cpu and self.vendor != CPU_VENDOR and not self.emulated:
+            raise ValueError(
+                f"vendor {self.vendor} on device cpu is an emulation: set emulated: true"
+            )
+        if not on_cpu and self.vendor == CPU_VENDOR:
+            raise ValueError(f"device {self.device} is not a CPU: set vendor to its maker")
+        if self.emulated and self.speed is not None and self.speed > 1.0:
+            raise ValueError(f"an emulated speed is at most 1.0 (full speed), got {self.speed:g}")
+        return self
+
+
+def _check_slots(value: object) -> object:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not whole and value != "fill":
+        raise ValueError(f'expected a number of slots or "fill", got {value!r}')
+    return value
+
+
+class PlacementConfig(Section):
+    """How experts are spread over the shards."""
+
+    redundant_slots: Annotated[int | Literal["fill"], BeforeValidator(_check_slots)] = "fill"
+    """Replicas beyond one per expert, in each MoE layer; `fill` uses all memory of the shards."""

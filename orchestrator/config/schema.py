@@ -1,0 +1,96 @@
+"""The whole config of a mesh: what the YAML file may say.
+
+Sections live in `serving.py` (model, engines, router, gateway) and `pools.py` (pools, placement);
+the docstring under a field is its documentation (`docs/configuration.md` is made from them).
+Secrets are not in here: see `secrets.py`.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from orchestrator.config.fields import ConfigPath, DnsName, Seconds, Section
+from orchestrator.config.pools import PlacementConfig, PoolConfig
+from orchestrator.config.serving import EnginesConfig, GatewayConfig, ModelConfig, RouterConfig
+
+
+class MeshSection(Section):
+    """The mesh itself."""
+
+    name: DnsName = "demo"
+    """Name of the mesh, part of every component's name: lower case letters, digits and hyphens."""
+
+
+class ClusterConfig(Section):
+    """The Ray cluster the mesh runs on."""
+
+    ray_address: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """Ray cluster to join: `auto`, or `host:port`; unset: a private one for this mesh alone."""
+    temp_dir: ConfigPath | None = None
+    """Folder of the private Ray session's sockets and logs; unset: one of its own under the
+    system's temporary folder."""
+    start_timeout_s: Seconds = 120.0
+    """How long Ray may take to start or to answer."""
+
+
+class ControllerConfig(Section):
+    """The controller's patience."""
+
+    shard_start_timeout_s: Seconds = 300.0
+    """How long a shard may take to start and load its experts."""
+    engine_start_timeout_s: Seconds = 600.0
+    """How long an engine may take to load the model."""
+    call_timeout_s: Seconds = 10.0
+    """How long a control call to a component may take."""
+    probe_interval_s: Seconds = 1.0
+    """Time between two looks at every component."""
+    drain_timeout_s: Seconds = 30.0
+    """How long requests under way may take to finish when the mesh stops."""
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+class LoggingConfig(Section):
+    """Logs of every component."""
+
+    level: LogLevel = LogLevel.INFO
+    """`debug`, `info`, `warning` or `error`."""
+    format: LogFormat = LogFormat.TEXT
+    """`text`: lines for people; `json`: one object a line."""
+
+
+class MeshConfig(Section):
+    """One mesh: a model, engines, pools of expert shards, and the endpoint in front."""
+
+    mesh: MeshSection = MeshSection()
+    model: ModelConfig
+    engines: EnginesConfig = EnginesConfig()
+    router: RouterConfig = RouterConfig()
+    pools: Annotated[dict[DnsName, PoolConfig], Field(min_length=1)]
+    placement: PlacementConfig = PlacementConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    controller: ControllerConfig = ControllerConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of all pools."""
+        return sum(pool.shards for pool in self.pools.values())
+
+    def with_endpoint(self, host: str | None, port: int | None) -> "MeshConfig":
+        """The same config listening elsewhere; None keeps what it says."""
+        given = {"host": host, "port": port}
+        gateway = self.gateway.model_dump() | {k: v for k, v in given.items() if v is not None}
+        return self.model_copy(update={"gateway": GatewayConfig.model_validate(gateway)})

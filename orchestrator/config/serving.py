@@ -1,0 +1,92 @@
+"""The serving half of the config: model, engines, router and gateway."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, JsonValue, StringConstraints, field_validator
+
+from orchestrator.config.fields import ByteSize, ConfigPath, Count, Seconds, Section
+
+OWNED_VLLM_FLAGS = {
+    "model": "model.path",
+    "served_model_name": "model.served_name",
+    "max_model_len": "model.max_model_len",
+    "load_format": "nothing: engines load with the mesh's own loader",
+    "host": "gateway.host",
+    "port": "gateway.port",
+    "api_key": "the environment variable EXPERTMESH_API_KEYS",
+    "data_parallel_size": "engines.replicas",
+    "enable_expert_parallel": "pools",
+    "enable_eplb": "placement.redundant_slots",
+}
+"""vLLM flags the mesh sets itself, and the key that says it here."""
+
+
+class ModelConfig(Section):
+    """The checkpoint to serve."""
+
+    path: ConfigPath
+    """Folder of the checkpoint (`config.json`, safetensors, tokenizer)."""
+    served_name: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """Model name clients ask for; unset: the folder's name."""
+    max_model_len: Count | None = None
+    """Longest prompt plus answer, in tokens; unset: what the checkpoint says."""
+
+    @property
+    def name(self) -> str:
+        """Name clients ask for."""
+        return self.served_name or self.path.name
+
+
+class EnginesConfig(Section):
+    """vLLM engines: attention, KV cache, scheduling and sampling, without routed experts."""
+
+    replicas: Count = 1
+    """Number of engines, each with its own KV cache."""
+    threads: Count = 1
+    """CPU threads of one engine's kernels."""
+    kv_cache_gib: Count = 1
+    """KV cache of one engine on a CPU, in whole GiB (vLLM takes no fractions); on GPUs set vLLM's
+    `gpu_memory_utilization` below."""
+    vllm: dict[str, JsonValue] = Field(default_factory=dict)
+    """More engine flags, under vLLM's own names: `max_num_seqs: 16`."""
+
+    @field_validator("vllm", mode="after")
+    @classmethod
+    def _normalize_flags(cls, flags: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        flags = {flag.lstrip("-").replace("-", "_"): value for flag, value in flags.items()}
+        for flag in flags:
+            if flag in OWNED_VLLM_FLAGS:
+                raise ValueError(f"{flag} is set by the mesh: use {OWNED_VLLM_FLAGS[flag]}")
+        return flags
+
+
+class RouterMode(StrEnum):
+    """Where the dispatcher of an engine runs."""
+
+    EMBEDDED = "embedded"
+    ACTOR = "actor"
+
+
+class RouterConfig(Section):
+    """Token dispatch between engines and shards."""
+
+    mode: RouterMode = RouterMode.EMBEDDED
+    """`embedded`: in the engine's process; `actor`: a process of its own on the engine's node."""
+    call_deadline_s: Seconds = 10.0
+    """A shard that has not answered an expert call by then owes its rows to other replicas."""
+    expert_wait_s: Seconds = 60.0
+    """How long a request waits for an expert that no living shard holds, before it fails."""
+
+
+class GatewayConfig(Section):
+    """The OpenAI-compatible HTTP endpoint."""
+
+    host: Annotated[str, StringConstraints(min_length=1)] = "127.0.0.1"
+    """Address to listen on; `0.0.0.0` opens it to the network (then set API keys)."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """TCP port; 0 takes a free one."""
+    max_queued_requests: Count = 256
+    """Requests accepted and not yet answered; one more gets status 429 with Retry-After."""
+    max_request_body: Annotated[ByteSize, Field(gt=0)] = 16 * 2**20
+    """Largest request body, in bytes or such as `16MiB`; a larger one gets status 413."""

@@ -1,0 +1,68 @@
+"""All checks of a mesh, in the order a person would go through them."""
+
+import sys
+from collections.abc import Iterator
+
+import psutil
+
+from orchestrator.config.schema import MeshConfig
+from orchestrator.config.secrets import Secrets
+from orchestrator.errors import UserError
+from orchestrator.preflight import machine, model, network, versions
+from orchestrator.preflight.finding import Finding, Level
+
+
+def check_installation() -> list[Finding]:
+    """What holds for any config."""
+    return [
+        versions.check_python(sys.version_info[:3]),
+        *(versions.check_package(tested) for tested in versions.TESTED_PACKAGES),
+        versions.check_torch_companions(),
+        machine.check_cpu(machine.read_cpu_flags()),
+        machine.check_shared_memory(),
+        machine.check_open_files(),
+    ]
+
+
+def check_config(config: MeshConfig) -> list[Finding]:
+    """What this config asks for. Starts nothing and changes nothing."""
+    return [
+        *_check_model(config),
+        *_check_flags(config),
+        network.check_port(config.gateway),
+        network.check_exposure(config.gateway, bool(Secrets().api_keys)),
+        network.check_ray(config.cluster),
+    ]
+
+
+def _check_model(config: MeshConfig) -> Iterator[Finding]:
+    files = model.check_model_files(config.model)
+    yield files
+    if not files.ok:
+        return
+    from actors.experts.families import read_expert_spec
+
+    try:
+        spec = read_expert_spec(config.model.path)
+    except ValueError as error:
+        yield Finding("experts", Level.FAILURE, str(error))
+        return
+    free_bytes = psutil.virtual_memory().available
+    yield model.check_expert_memory(config.pools, spec, free_bytes)
+    yield model.check_host_memory(config, spec, free_bytes)
+
+
+def _check_flags(config: MeshConfig) -> Iterator[Finding]:
+    vllm = versions.package_folder("vllm")
+    if vllm is not None:
+        yield model.check_engine_flags(config.engines.vllm, model.known_engine_flags(vllm))
+
+
+def require_ok(findings: list[Finding]) -> None:
+    """Raise the first failure as a UserError that says how many others there are."""
+    failures = [finding for finding in findings if not finding.ok]
+    if not failures:
+        return
+    first, others = failures[0], len(failures) - 1
+    more = f" ({others} more: run `expertmesh doctor`)" if others else ""
+    raise UserError(first.message, f"{first.fix}{more}")

@@ -1,0 +1,103 @@
+"""Whether the model is there, its experts fit the pools, and vLLM knows the engine's flags."""
+
+import ast
+import difflib
+from collections.abc import Collection
+from pathlib import Path
+
+from actors.experts.spec import ExpertSpec
+from orchestrator.config.bytesize import format_bytes
+from orchestrator.config.pools import PoolConfig
+from orchestrator.config.schema import MeshConfig
+from orchestrator.config.serving import ModelConfig
+from orchestrator.preflight.finding import Finding, Level
+
+ENGINE_OVERHEAD_BYTES = 3 * 2**29
+"""Python, torch and vLLM in one engine, without weights and KV cache (measured: 1.3 GiB)."""
+PROCESS_OVERHEAD_BYTES = 3 * 2**27
+"""A shard, the gateway or the controller, without weights."""
+
+
+def check_model_files(model: ModelConfig) -> Finding:
+    name, path = "model", model.path
+    fix = "set model.path to a folder with config.json and safetensors files"
+    if not path.exists():
+        return Finding(name, Level.FAILURE, f"model path {path} does not exist", fix)
+    if not (path / "config.json").is_file():
+        return Finding(name, Level.FAILURE, f"model path {path} has no config.json", fix)
+    files = list(path.glob("*.safetensors"))
+    if not files:
+        return Finding(name, Level.FAILURE, f"model path {path} has no safetensors files", fix)
+    size = format_bytes(sum(file.stat().st_size for file in files))
+    return Finding(name, Level.OK, f"{model.name}: {size} in {path}")
+
+
+def check_expert_memory(pools: dict[str, PoolConfig], spec: ExpertSpec, free_bytes: int) -> Finding:
+    """Every (layer, expert) needs a slot in some shard.
+
+    free_bytes: what the host has; shards on CPUs that name no `memory` share it.
+    """
+    name = "expert memory"
+    pairs = len(spec.layers) * spec.num_experts
+    each = spec.bytes_per_expert
+    needed = f"{pairs} experts of {format_bytes(each)} ({format_bytes(pairs * each)})"
+    unknown = any(pool.memory is None and pool.device != "cpu" for pool in pools.values())
+    if unknown:
+        return Finding(name, Level.OK, f"{needed}; shards will measure what their devices have")
+    open_ended = any(pool.memory is None for pool in pools.values())
+    slots = sum(
+        pool.shards * min(pool.memory // each, pairs)
+        for pool in pools.values()
+        if pool.memory is not None
+    )
+    slots += free_bytes // each if open_ended else 0
+    if slots >= pairs:
+        return Finding(name, Level.OK, f"{needed}; the pools hold {slots}")
+    return Finding(
+        name,
+        Level.FAILURE,
+        f"the model has {needed}, but the pools' shards hold {slots}",
+        "raise pools.*.memory, or add shards",
+    )
+
+
+def check_host_memory(config: MeshConfig, spec: ExpertSpec, free_bytes: int) -> Finding:
+    """A private session puts everything on this machine: does it fit?"""
+    name = "memory"
+    if config.cluster.ray_address is not None:
+        return Finding(name, Level.OK, f"{format_bytes(free_bytes)} free on this node")
+    experts = len(spec.layers) * spec.num_experts * spec.bytes_per_expert
+    on_cpu = [pool for pool in config.pools.values() if pool.device == "cpu"]
+    shards = sum(
+        pool.shards * (PROCESS_OVERHEAD_BYTES + min(pool.memory or 0, experts)) for pool in on_cpu
+    )
+    engine = ENGINE_OVERHEAD_BYTES + config.engines.kv_cache_gib * 2**30
+    needed = shards + config.engines.replicas * engine + 2 * PROCESS_OVERHEAD_BYTES
+    message = f"about {format_bytes(needed)} needed, {format_bytes(free_bytes)} free"
+    if needed > free_bytes:
+        fix = "lower engines.kv_cache_gib, engines.replicas or pools.*.memory"
+        return Finding(name, Level.WARNING, message, fix)
+    return Finding(name, Level.OK, message)
+
+
+def known_engine_flags(vllm: Path) -> frozenset[str]:
+    """Flags of vLLM's engine, read from its source: importing vLLM takes seconds."""
+    source = (vllm / "engine" / "arg_utils.py").read_text(encoding="utf-8")
+    return frozenset(
+        field.target.id
+        for definition in ast.parse(source).body
+        if isinstance(definition, ast.ClassDef)
+        and definition.name in ("EngineArgs", "AsyncEngineArgs")
+        for field in definition.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    )
+
+
+def check_engine_flags(flags: Collection[str], known: Collection[str]) -> Finding:
+    name = "engine flags"
+    for flag in flags:
+        if flag not in known:
+            near = difflib.get_close_matches(flag, known, n=1)
+            fix = f"did you mean {near[0]}?" if near else "see `vllm serve --help`"
+            return Finding(name, Level.FAILURE, f"vLLM has no flag engines.vllm.{flag}", fix)
+    return Finding(name, Level.OK, ", ".join(flags) or "vLLM's own defaults")
