@@ -7,11 +7,11 @@ import logging
 import os
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from actors.dispatch.dispatcher import Dispatcher
 from actors.dispatch.subscription import Subscription
+from actors.listening import ready_to_listen
 from actors.process import limit_threads, start_logging
 from actors.router_server import RouterServer
 from actors.wire.address import parse_address
@@ -46,18 +46,15 @@ class ExpertRouter:
         self._thread: threading.Thread | None = None
 
     def start(self) -> dict[str, Any]:
-        """Follow the mesh and open the sockets. Returns {"id", "node", "addresses"}.
+        """Follow the mesh and open the sockets. Returns {"id", "pid", "node", "addresses"}.
 
         Raises:
             ConnectionError: the directory does not answer.
         """
         self._views.start(FIRST_VIEW_TIMEOUT_S)
-        for text in self._config.listen:
-            if text.startswith("unix:"):
-                Path(text.removeprefix("unix:")).unlink(missing_ok=True)
         self._server = RouterServer(
             Dispatcher(self._views, self._secret),
-            [parse_address(text) for text in self._config.listen],
+            ready_to_listen(self._config.listen),
             self._secret,
         )
         self._thread = threading.Thread(target=self._serve, name="routes", daemon=True)
@@ -65,6 +62,7 @@ class ExpertRouter:
         self._state = "ready"
         return {
             "id": self._config.id,
+            "pid": os.getpid(),
             "node": node_id(),
             "addresses": [str(address) for address in self._server.addresses],
         }

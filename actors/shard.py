@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from actors.device import free_memory_bytes
 from actors.experts.families import read_expert_spec
 from actors.experts.spec import ExpertSpec
 from actors.kernels.base import ExpertKernel
 from actors.kernels.calibration import measure_speed
 from actors.kernels.choice import choose_kernel
+from actors.listening import ready_to_listen
 from actors.process import limit_threads, start_logging
 from actors.shard_server import ShardServer
-from actors.wire.address import parse_address
 from actors.wire.node import node_id
 
 log = logging.getLogger(__name__)
@@ -65,20 +66,17 @@ class ExpertShard:
     def start(self) -> dict[str, Any]:
         """Choose the kernel and open the data links; the shard is empty until `load`.
 
-        Returns {"id", "node", "addresses", "kernel"}.
+        Returns {"id", "pid", "node", "addresses", "kernel", "free_bytes"}.
 
         Raises:
             ModelRefused: the checkpoint has no routed experts this shard can compute.
         """
         self._spec = read_expert_spec(Path(self._config.model_path))
         self._kernel = choose_kernel(self._spec, self._config.device)
-        for text in self._config.listen:
-            if text.startswith("unix:"):
-                Path(text.removeprefix("unix:")).unlink(missing_ok=True)
         self._server = ShardServer(
             self._spec,
             self._kernel,
-            [parse_address(text) for text in self._config.listen],
+            ready_to_listen(self._config.listen),
             self._secret,
             self._config.emulated_speed,
         )
@@ -86,6 +84,8 @@ class ExpertShard:
         self._thread.start()
         return {
             "id": self._config.id,
+            "pid": os.getpid(),
+            "free_bytes": free_memory_bytes(self._config.device),
             "node": node_id(),
             "addresses": [str(address) for address in self._server.addresses],
             "kernel": self._kernel.describe(),

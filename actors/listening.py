@@ -1,0 +1,31 @@
+"""Where an actor listens: addresses as config text, made ready to bind."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from actors.wire.address import Address, parse_address
+
+THIS_NODE = "node"
+"""Host part of `tcp:node:0`: the address other nodes of the Ray cluster reach this one at."""
+
+
+def ready_to_listen(texts: Sequence[str]) -> list[Address]:
+    """Addresses to bind: folders of Unix sockets exist (mode 0700), stale sockets are gone.
+
+    Raises:
+        ValueError: a text that is no address.
+    """
+    return [_ready(parse_address(text)) for text in texts]
+
+
+def _ready(address: Address) -> Address:
+    if address.is_unix:
+        path = Path(address.host)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        return address
+    if address.host == THIS_NODE:
+        import ray
+
+        return Address(ray.util.get_node_ip_address(), address.port)
+    return address

@@ -1,0 +1,122 @@
+"""The one module that creates and kills Ray actors.
+
+Everything else holds handles. Actors do not restart by themselves: what to do about a dead
+component is the controller's decision.
+"""
+
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.engine.config import EngineConfig
+from actors.process import thread_environment
+from actors.router import RouterConfig
+from actors.shard import ShardConfig
+from orchestrator.config.pools import PoolConfig
+from orchestrator.config.schema import MeshConfig
+
+CONTROLLER = "controller"
+CONTROL_CONCURRENCY = 4
+"""Control calls a shard or router answers at once: its status while it loads, for example."""
+
+
+def start_controller(config: MeshConfig, run_dir: str, secret: bytes) -> ActorHandle:
+    """The controller, detached: it outlives the process that started it in a shared cluster.
+
+    Raises:
+        ValueError: a controller of that name lives in this namespace already.
+    """
+    from orchestrator.controller import Controller
+
+    return (
+        ray.remote(Controller)
+        .options(name=CONTROLLER, lifetime="detached", num_cpus=0, max_concurrency=64)
+        .remote(config, run_dir, secret)
+    )
+
+
+def find_controller() -> ActorHandle | None:
+    """The controller of this namespace, if there is one."""
+    try:
+        return ray.get_actor(CONTROLLER)
+    except ValueError:
+        return None
+
+
+def start_shard(config: ShardConfig, pool: PoolConfig, secret: bytes) -> ActorHandle:
+    """One expert shard, on a node that has what its pool asks for."""
+    from actors.shard import ExpertShard
+
+    return _start(
+        ExpertShard,
+        (config, secret),
+        name=f"shard/{config.id}",
+        num_cpus=pool.threads,
+        environment=thread_environment(pool.threads),
+        max_concurrency=CONTROL_CONCURRENCY,
+        resources=dict(pool.resources),
+    )
+
+
+def start_router(config: RouterConfig, secret: bytes) -> ActorHandle:
+    from actors.router import ExpertRouter
+
+    return _start(
+        ExpertRouter,
+        (config, secret),
+        name=f"router/{config.id}",
+        num_cpus=0,
+        environment=thread_environment(1),
+        max_concurrency=CONTROL_CONCURRENCY,
+    )
+
+
+def start_engine(config: EngineConfig, threads: int, max_concurrency: int) -> ActorHandle:
+    """One vLLM engine; max_concurrency bounds the requests it is handed at once."""
+    from actors.engine.engine import Engine
+
+    return _start(
+        Engine,
+        (config,),
+        name=engine_actor_name(config.engine_id),
+        num_cpus=threads,
+        environment={**thread_environment(threads), **config.variables()},
+        max_concurrency=max_concurrency,
+    )
+
+
+def engine_actor_name(engine_id: str) -> str:
+    return f"engine/{engine_id}"
+
+
+def _start(
+    actor_class: type,
+    arguments: tuple[Any, ...],
+    *,
+    name: str,
+    num_cpus: int,
+    environment: dict[str, str],
+    max_concurrency: int,
+    resources: dict[str, float] | None = None,
+) -> ActorHandle:
+    # Ray knows GPU and NPU by options of their own; everything else is a custom resource.
+    resources = dict(resources or {})
+    return (
+        ray.remote(actor_class)
+        .options(
+            name=name,
+            num_cpus=num_cpus,
+            num_gpus=resources.pop("GPU", 0),
+            resources=resources,
+            max_concurrency=max_concurrency,
+            max_restarts=0,
+            runtime_env={"env_vars": environment},
+        )
+        .remote(*arguments)
+    )
+
+
+def kill(handle: ActorHandle) -> None:
+    """End an actor at once. Idempotent."""
+    ray.kill(handle, no_restart=True)
