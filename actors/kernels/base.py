@@ -9,12 +9,17 @@ from typing import Protocol
 import torch
 
 
+class ExpertsMissing(LookupError):
+    """A call names experts this kernel does not hold; the message says which."""
+
+
 class ExpertKernel(Protocol):
     """Weights of a shard's slots on one device, and the grouped expert computation over them."""
 
     def load(self, layer: int, experts: list[int]) -> None:
         """Make `experts` (logical ids) of model layer `layer` resident, replacing what the layer
-        held. Slot s of the layer is `experts[s]`. Reads only tensors of experts not yet held.
+        held. Reads only tensors of experts not yet held. May run beside `compute` in another
+        thread: a call sees either all of the old or all of the new experts of its layer.
         """
         ...
 
@@ -23,14 +28,18 @@ class ExpertKernel(Protocol):
         layer: int,
         rows: torch.Tensor,
         row_index: torch.Tensor,
-        slots: torch.Tensor,
+        experts: torch.Tensor,
         weights: torch.Tensor,
     ) -> torch.Tensor:
         """Weighted partial sums of one batch.
 
-        rows: [R, H] bf16; row_index, slots: int32 [A], assignment a sends row `row_index[a]` through
-        slot `slots[a]` of `layer`, scaled by weights [A] fp32. Every row has at least one assignment.
-        Returns [R, H] fp32: sum over a row's assignments, in ascending assignment order.
+        rows: [R, H] bf16; row_index, experts: int32 [A], assignment a sends row `row_index[a]`
+        through logical expert `experts[a]` of `layer`, scaled by weights [A] fp32; R, A >= 1.
+        Returns contiguous [R, H] fp32 on the CPU: sum over a row's assignments, in ascending
+        assignment order; rows without an assignment are zero.
+
+        Raises:
+            ExpertsMissing: the layer holds not all of `experts`.
         """
         ...
 
