@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 
-class ExpertsMissing(LookupError):  # noqa: N818  what happened, not a bug
+class ExpertsMissing(LookupError):
     """A call names experts this kernel does not hold; the message says which."""
 
 
@@ -45,4 +45,8 @@ class ExpertKernel(Protocol):
 
     def resident_bytes(self) -> int:
         """Bytes of weights and scales held now."""
+        ...
+
+    def describe(self) -> str:
+        """One line for people: which kernel, which format, and any fallback that was needed."""
         ...
