@@ -1,0 +1,137 @@
+"""Read the tensors of one expert, and no others.
+
+Every layout comes out in one form (see `ExpertTensors`), so kernels know one layout only. Files are
+memory-mapped by safetensors and stay open: reading an expert costs its own bytes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from actors.experts.families import find_layout
+from actors.experts.headers import read_tensor_index
+from actors.experts.layouts import Kind, Part, Source
+from actors.experts.refusal import ModelRefused
+from actors.experts.spec import ExpertSpec, WeightFormat
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertTensors:
+    """One expert in its native format; rows of w13 are I gate rows, then I up rows.
+
+    bf16:  w13 [2I, H] bf16, w2 [H, I] bf16, no scales.
+    fp8:   w13 [2I, H] e4m3, w13_scale fp32 [2 * ceil(I/128), ceil(H/128)] (gate blocks, then up);
+           w2 [H, I] e4m3, w2_scale fp32 [ceil(H/128), ceil(I/128)].
+    mxfp4: w13 [2I, H/2] uint8, two e2m1 per byte, even column in the low nibble;
+           w13_scale [2I, H/32] uint8 (e8m0: 2 ** (byte - 127)); w2 [H, I/2], w2_scale [H, I/32].
+    Biases: w13_bias [2I] bf16, w2_bias [H] bf16, or None.
+    """
+
+    w13: torch.Tensor
+    w2: torch.Tensor
+    w13_scale: torch.Tensor | None = None
+    w2_scale: torch.Tensor | None = None
+    w13_bias: torch.Tensor | None = None
+    w2_bias: torch.Tensor | None = None
+
+    def map(self, convert: Callable[[torch.Tensor], torch.Tensor]) -> "ExpertTensors":
+        """The same with `convert` applied to every tensor present."""
+
+        def converted(value: torch.Tensor | None) -> torch.Tensor | None:
+            return None if value is None else convert(value)
+
+        return ExpertTensors(
+            w13=convert(self.w13),
+            w2=convert(self.w2),
+            w13_scale=converted(self.w13_scale),
+            w2_scale=converted(self.w2_scale),
+            w13_bias=converted(self.w13_bias),
+            w2_bias=converted(self.w2_bias),
+        )
+
+    def tensors(self) -> list[torch.Tensor]:
+        values = (getattr(self, field.name) for field in fields(self))
+        return [value for value in values if value is not None]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+
+def open_safetensors(file: Path) -> Any:
+    return safe_open(file, "pt")
+
+
+class ExpertReader:
+    """Reads experts of one checkpoint. Not thread-safe: one reader per loading thread.
+
+    open_file: how a safetensors file is opened; tests count the tensors it is asked for.
+    """
+
+    def __init__(
+        self, spec: ExpertSpec, open_file: Callable[[Path], Any] = open_safetensors
+    ) -> None:
+        self._spec = spec
+        self._tensors = read_tensor_index(spec.model_path)
+        self._layout = find_layout(
+            spec.architecture, spec.layers[0], self._tensors, spec.model_path
+        )
+        self._open_file = open_file
+        self._files: dict[Path, Any] = {}
+
+    def read(self, layer: int, expert: int) -> ExpertTensors:
+        """Tensors of `expert` (logical id) of model layer `layer`. They may alias the mapped file:
+        copy what is to be kept. ModelRefused if the checkpoint lacks one."""
+        read = {
+            (source.part, source.kind): self._canonical(source, self._fetch(source))
+            for source in self._layout.sources(self._spec, layer, expert)
+        }
+        return ExpertTensors(
+            w13=self._gate_up(read, Kind.WEIGHT),
+            w2=read[Part.DOWN, Kind.WEIGHT],
+            w13_scale=self._gate_up(read, Kind.SCALE) if self._has(read, Kind.SCALE) else None,
+            w2_scale=read.get((Part.DOWN, Kind.SCALE)),
+            w13_bias=self._gate_up(read, Kind.BIAS) if self._has(read, Kind.BIAS) else None,
+            w2_bias=read.get((Part.DOWN, Kind.BIAS)),
+        )
+
+    @staticmethod
+    def _has(read: dict[tuple[Part, Kind], torch.Tensor], kind: Kind) -> bool:
+        return (Part.DOWN, kind) in read
+
+    def _fetch(self, source: Source) -> torch.Tensor:
+        info = self._tensors.get(source.name)
+        if info is None:
+            raise ModelRefused(f"{self._spec.model_path} has no tensor {source.name}")
+        file = self._files.get(info.file)
+        if file is None:
+            file = self._files[info.file] = self._open_file(info.file)
+        if source.expert is None:
+            tensor: torch.Tensor = file.get_tensor(source.name)
+        else:
+            tensor = file.get_slice(source.name)[source.expert : source.expert + 1].squeeze(0)
+        return tensor
+
+    def _canonical(self, source: Source, tensor: torch.Tensor) -> torch.Tensor:
+        weight_format = self._spec.weight_format
+        if source.kind is Kind.WEIGHT and self._layout.transposed:
+            tensor = tensor.T
+        if source.kind is not Kind.BIAS and weight_format is WeightFormat.MXFP4:
+            tensor = tensor.view(torch.uint8)
+            if source.kind is Kind.WEIGHT:
+                tensor = tensor.flatten(1)
+        if source.kind is Kind.SCALE and weight_format is WeightFormat.FP8_BLOCK128:
+            tensor = tensor.float()
+        return tensor
+
+    def _gate_up(self, read: dict[tuple[Part, Kind], torch.Tensor], kind: Kind) -> torch.Tensor:
+        fused = read.get((Part.GATE_UP, kind))
+        if fused is None:
+            return torch.cat([read[Part.GATE, kind], read[Part.UP, kind]])
+        if self._layout.interleaved:
+            return torch.cat([fused[0::2], fused[1::2]])
+        return fused

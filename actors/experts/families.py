@@ -1,0 +1,250 @@
+"""Which models can be served, and how each one is read: one table entry per family.
+
+Adding a family is adding an entry to `FAMILIES`: the config keys it uses, which of its layers have
+routed experts, its activation, and the tensor layouts its checkpoints come in. A layout is found by
+looking for its first tensor, so one family may be stored in several ways (per expert as released,
+fused [E, ...] as newer transformers hold them).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.experts.headers import TensorInfo, read_json, read_tensor_index
+from actors.experts.layouts import Layout, Part
+from actors.experts.refusal import ModelRefused
+from actors.experts.spec import Activation, ExpertSpec, GateActivation, WeightFormat
+
+Config = Mapping[str, Any]
+
+PROJ = ((Part.GATE, "gate_proj"), (Part.UP, "up_proj"), (Part.DOWN, "down_proj"))
+W123 = ((Part.GATE, "w1"), (Part.UP, "w3"), (Part.DOWN, "w2"))
+FUSED = ((Part.GATE_UP, "gate_up_proj"), (Part.DOWN, "down_proj"))
+
+MLP_PROJ = Layout("model.layers.{layer}.mlp.experts", PROJ, scale_suffix=".weight_scale_inv")
+MLP_FUSED = Layout("model.layers.{layer}.mlp.experts", FUSED, fused=True, weight_suffix="")
+
+
+def _every_layer(config: Config) -> list[int]:
+    return list(range(config["num_hidden_layers"]))
+
+
+def _qwen3_layers(config: Config) -> list[int]:
+    step = config.get("decoder_sparse_step", 1)
+    dense = set(config.get("mlp_only_layers") or [])
+    return [n for n in _every_layer(config) if n not in dense and (n + 1) % step == 0]
+
+
+def _deepseek_v3_layers(config: Config) -> list[int]:
+    first = config.get("first_k_dense_replace", 0)
+    step = config.get("moe_layer_freq", 1)
+    return [n for n in _every_layer(config) if n >= first and n % step == 0]
+
+
+def _silu(_: Config) -> Activation:
+    return Activation()
+
+
+def _clamped_silu(config: Config) -> Activation:
+    limit = config.get("swiglu_limit")
+    return Activation(limit=float(limit) if limit else None)
+
+
+def _swiglu_oai(config: Config) -> Activation:
+    return Activation(
+        GateActivation.SWIGLU_OAI,
+        limit=float(config.get("swiglu_limit", 7.0)),
+        alpha=float(config.get("swiglu_alpha", 1.702)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How one architecture is read. `*_keys` are config.json entries; the first present counts."""
+
+    experts_keys: tuple[str, ...]
+    intermediate_keys: tuple[str, ...]
+    layers: Callable[[Config], list[int]]
+    activation: Callable[[Config], Activation]
+    layouts: tuple[Layout, ...]
+    has_bias: bool = False
+    top_k_keys: tuple[str, ...] = ("num_experts_per_tok",)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "Qwen3MoeForCausalLM": Family(
+        experts_keys=("num_experts", "num_local_experts"),
+        intermediate_keys=("moe_intermediate_size",),
+        layers=_qwen3_layers,
+        activation=_silu,
+        layouts=(MLP_PROJ, MLP_FUSED),
+    ),
+    "MixtralForCausalLM": Family(
+        experts_keys=("num_local_experts",),
+        intermediate_keys=("intermediate_size",),
+        layers=_every_layer,
+        activation=_silu,
+        layouts=(
+            Layout(
+                "model.layers.{layer}.block_sparse_moe.experts",
+                W123,
+                scale_suffix=".weight_scale_inv",
+            ),
+            MLP_FUSED,
+        ),
+    ),
+    "DeepseekV3ForCausalLM": Family(
+        experts_keys=("n_routed_experts",),
+        intermediate_keys=("moe_intermediate_size",),
+        layers=_deepseek_v3_layers,
+        activation=_silu,
+        layouts=(MLP_PROJ, MLP_FUSED),
+    ),
+    "DeepseekV4ForCausalLM": Family(
+        experts_keys=("n_routed_experts",),
+        intermediate_keys=("moe_intermediate_size",),
+        layers=_every_layer,
+        activation=_clamped_silu,
+        layouts=(
+            Layout("layers.{layer}.ffn.experts", W123),
+            Layout("model.layers.{layer}.ffn.experts", W123),
+            MLP_FUSED,
+        ),
+    ),
+    "GptOssForCausalLM": Family(
+        experts_keys=("num_local_experts",),
+        intermediate_keys=("intermediate_size",),
+        layers=_every_layer,
+        activation=_swiglu_oai,
+        has_bias=True,
+        layouts=(
+            Layout(
+                "model.layers.{layer}.mlp.experts",
+                FUSED,
+                fused=True,
+                interleaved=True,
+                transposed=True,
+                weight_suffix="",
+            ),
+            Layout(
+                "model.layers.{layer}.mlp.experts",
+                FUSED,
+                fused=True,
+                interleaved=True,
+                block_layout=True,
+                weight_suffix="_blocks",
+                scale_suffix="_scales",
+            ),
+        ),
+    ),
+}
+
+FORMAT_OF_DTYPE = {
+    "BF16": WeightFormat.BF16,
+    "F8_E4M3": WeightFormat.FP8_BLOCK128,
+    "I8": WeightFormat.MXFP4,
+    "U8": WeightFormat.MXFP4,
+}
+
+# Ways to quantise that keep the tensors we read; anything else renames or repacks them.
+QUANT_METHODS = (None, "fp8", "mxfp4")
+
+# config.json entries that name a routed expert count in some family, to tell dense from unknown.
+EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def read_expert_spec(model_path: Path) -> ExpertSpec:
+    """The routed experts of the checkpoint in `model_path`, from config.json and file headers.
+
+    ModelRefused, in one line, for a model that cannot be served.
+    """
+    config = read_json(model_path / "config.json")
+    architecture, family = _family(model_path, config)
+    layers = tuple(family.layers(config))
+    num_experts = _positive(model_path, config, family.experts_keys)
+    if not layers:
+        raise ModelRefused(_dense(model_path, architecture))
+    _check_quantization(model_path, config)
+    tensors = read_tensor_index(model_path)
+    layout = find_layout(architecture, layers[0], tensors, model_path)
+    return ExpertSpec(
+        architecture=architecture,
+        model_path=model_path,
+        layers=layers,
+        num_experts=num_experts,
+        top_k=_positive(model_path, config, family.top_k_keys),
+        hidden_size=_positive(model_path, config, ("hidden_size",)),
+        intermediate_size=_positive(model_path, config, family.intermediate_keys),
+        weight_format=_weight_format(tensors, layout.probe(layers[0])),
+        activation=family.activation(config),
+        has_bias=family.has_bias,
+    )
+
+
+def find_layout(
+    architecture: str, layer: int, tensors: Mapping[str, TensorInfo], model_path: Path
+) -> Layout:
+    """The layout whose first tensor the checkpoint has in `layer`."""
+    layouts = FAMILIES[architecture].layouts
+    for layout in layouts:
+        if layout.probe(layer) in tensors:
+            return layout
+    known = " or ".join(layout.probe(layer) for layout in layouts)
+    raise ModelRefused(
+        f"{model_path} has no tensor {known}: not a complete {architecture} checkpoint"
+    )
+
+
+def _family(model_path: Path, config: Config) -> tuple[str, Family]:
+    architecture = (config.get("architectures") or ["none"])[0]
+    family = FAMILIES.get(architecture)
+    if not any(config.get(key) for key in EXPERT_COUNT_KEYS):
+        raise ModelRefused(_dense(model_path, architecture))
+    if family is not None:
+        return architecture, family
+    raise ModelRefused(
+        f"{model_path}: architecture {architecture} is not supported; "
+        f"supported are {', '.join(sorted(FAMILIES))}"
+    )
+
+
+def _dense(model_path: Path, architecture: str) -> str:
+    return (
+        f"{model_path}: {architecture} has no routed experts; "
+        "serve a dense model with plain vLLM instead"
+    )
+
+
+def _positive(model_path: Path, config: Config, keys: tuple[str, ...]) -> int:
+    key = next((key for key in keys if key in config), keys[0])
+    value = config.get(key)
+    if not isinstance(value, int) or value <= 0:
+        raise ModelRefused(f"{model_path}/config.json: {key} is {value!r}, not a positive number")
+    return value
+
+
+def _check_quantization(model_path: Path, config: Config) -> None:
+    quantization = config.get("quantization_config") or {}
+    method = quantization.get("quant_method")
+    if method not in QUANT_METHODS:
+        raise ModelRefused(
+            f"{model_path}: quantization {method} is not supported; "
+            "supported are bf16, fp8 in 128x128 blocks and mxfp4"
+        )
+    block = quantization.get("weight_block_size")
+    if method == "fp8" and block != [128, 128]:
+        raise ModelRefused(
+            f"{model_path}: fp8 with weight_block_size {block} is not supported; "
+            "it must be [128, 128]"
+        )
+
+
+def _weight_format(tensors: Mapping[str, TensorInfo], name: str) -> WeightFormat:
+    found = tensors[name]
+    if found.dtype not in FORMAT_OF_DTYPE:
+        raise ModelRefused(
+            f"{name} in {found.file} has dtype {found.dtype}; "
+            "supported are BF16, F8_E4M3 (fp8) and I8 or U8 (mxfp4)"
+        )
+    return FORMAT_OF_DTYPE[found.dtype]

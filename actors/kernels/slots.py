@@ -1,0 +1,104 @@
+"""Which experts a kernel holds, layer by layer, and how they are replaced while it serves.
+
+A layer's weights are one immutable `LayerSlots`. `SlotStore.load` builds the next one beside it and
+publishes it with a single assignment; a call that began earlier keeps the one it took, and its
+memory goes when that call returns. So a load needs up to one layer's bytes on top for as long as it
+lasts, and no call waits for it.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from actors.experts.checkpoint import ExpertTensors
+from actors.kernels.base import ExpertsMissing
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSlots:
+    """Weights of one layer.
+
+    experts: logical ids; slot s holds experts[s].
+    stacked: every tensor has the slot as dimension 0.
+    slot_of: int32 [E], slot of each logical expert, -1 where it is not held.
+    """
+
+    layer: int
+    experts: tuple[int, ...]
+    stacked: ExpertTensors
+    slot_of: torch.Tensor
+
+    def slots(self, experts: torch.Tensor) -> torch.Tensor:
+        """int32 [A] slots of logical `experts` [A]; ExpertsMissing if one is not held.
+
+        Native kernels read whatever memory a wrong slot points at, so every call is checked; that
+        takes 4 microseconds.
+        """
+        low, high = torch.aminmax(experts)
+        if int(low) >= 0 and int(high) < self.slot_of.shape[0]:
+            slots = self.slot_of.index_select(0, experts)
+            if int(slots.min()) >= 0:
+                return slots
+        missing = sorted(set(experts.tolist()) - set(self.experts))
+        raise ExpertsMissing(f"layer {self.layer} does not hold experts {missing}")
+
+
+class SlotStore:
+    """Slots of all layers of one kernel.
+
+    read: native tensors of (layer, expert); called only for experts a layer does not hold yet.
+    pack: native tensors to the kernel's own form, of the same shape for every expert.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        read: Callable[[int, int], ExpertTensors],
+        pack: Callable[[ExpertTensors], ExpertTensors],
+    ) -> None:
+        self._num_experts = num_experts
+        self._read = read
+        self._pack = pack
+        self._layers: dict[int, LayerSlots] = {}
+        self._loading = threading.Lock()
+
+    def load(self, layer: int, experts: list[int]) -> None:
+        """See `ExpertKernel.load`. An empty list frees the layer. If reading raises, the layer is
+        as it was before."""
+        with self._loading:
+            old = self._layers.get(layer)
+            if not experts:
+                self._layers.pop(layer, None)
+            elif old is None or old.experts != tuple(experts):
+                self._layers[layer] = self._build(layer, experts, old)
+
+    def _build(self, layer: int, experts: list[int], old: LayerSlots | None) -> LayerSlots:
+        stacked: ExpertTensors | None = None
+        slot_of = torch.full((self._num_experts,), -1, dtype=torch.int32)
+        for slot, expert in enumerate(experts):
+            one = self._expert(layer, expert, old)
+            if stacked is None:
+                stacked = one.map(lambda tensor: tensor.new_empty((len(experts), *tensor.shape)))
+            for target, source in zip(stacked.tensors(), one.tensors(), strict=True):
+                target[slot].copy_(source)
+            slot_of[expert] = slot
+        assert stacked is not None
+        return LayerSlots(layer, tuple(experts), stacked, slot_of)
+
+    def _expert(self, layer: int, expert: int, old: LayerSlots | None) -> ExpertTensors:
+        if old is None or expert not in old.experts:
+            return self._pack(self._read(layer, expert))
+        slot = old.experts.index(expert)
+        return old.stacked.map(lambda tensor: tensor[slot])
+
+    def layer(self, layer: int) -> LayerSlots:
+        """The slots of a layer as of now; ExpertsMissing if it holds none."""
+        held = self._layers.get(layer)
+        if held is None:
+            raise ExpertsMissing(f"layer {layer} holds no experts")
+        return held
+
+    def resident_bytes(self) -> int:
+        return sum(held.stacked.nbytes for held in list(self._layers.values()))
