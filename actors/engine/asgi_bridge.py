@@ -1,0 +1,157 @@
+"""Calls an ASGI application in-process: one `HttpRequest` in, a stream of replies out.
+
+The application runs as a task of its own; what it sends is collected in an `_Exchange`. The stream
+takes everything collected since its last item as *one* item, so a reader that is slower than the
+application gets fewer, larger items instead of a growing queue of small ones: each item costs a
+message between two processes.
+
+Closing the stream early (or cancelling its reader) is the client's disconnect: the application
+receives `http.disconnect`, has `DISCONNECT_GRACE_S` to end by itself, and is cancelled after that.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import Any
+
+from actors.engine.messages import Headers, HttpRequest, ResponseStart
+
+Message = MutableMapping[str, Any]
+AsgiApp = Callable[
+    [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
+    Awaitable[None],
+]
+
+MAX_PENDING_BYTES = 1 << 20
+"""The application waits once this much of the body is not read yet."""
+
+DISCONNECT_GRACE_S = 5.0
+"""How long an application may take to notice `http.disconnect` before it is cancelled."""
+
+# Below 2.4, Starlette watches `receive` for the disconnect while it streams; from 2.4 on it would
+# notice only at its next `send`, and an engine would compute that token for nobody.
+_ASGI_VERSION = {"version": "3.0", "spec_version": "2.3"}
+
+
+class _Exchange:
+    """What one request and its response have got to: both sides wait on `_changed`."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        self._body: bytes | None = request.body
+        self._status: int | None = None
+        self._headers: Headers = ()
+        self._pending = bytearray()
+        self._complete = False
+        self._disconnected = False
+        self._changed = asyncio.Condition()
+
+    async def receive(self) -> Message:
+        """ASGI `receive`: the whole body at once, then nothing until the client leaves."""
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._disconnected or self._complete)
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """ASGI `send`; waits while the reader is `MAX_PENDING_BYTES` behind."""
+        async with self._changed:
+            if message["type"] == "http.response.start":
+                self._status = message["status"]
+                self._headers = tuple((bytes(k), bytes(v)) for k, v in message.get("headers", ()))
+                return
+            await self._changed.wait_for(
+                lambda: self._disconnected or len(self._pending) < MAX_PENDING_BYTES
+            )
+            self._pending += message.get("body", b"")
+            self._complete = not message.get("more_body", False)
+            self._changed.notify_all()
+
+    async def take(self) -> tuple[bytes, bool]:
+        """Everything sent since the last call, at least one byte unless the response is over.
+
+        Returns: (bytes, whether the response is over).
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._pending or self._complete)
+            chunk = bytes(self._pending)
+            self._pending.clear()
+            self._changed.notify_all()
+            return chunk, self._complete
+
+    async def end(self) -> None:
+        """The application returned, whether or not it completed the response."""
+        async with self._changed:
+            self._complete = True
+            self._changed.notify_all()
+
+    async def disconnect(self) -> None:
+        """The client left."""
+        async with self._changed:
+            self._disconnected = True
+            self._changed.notify_all()
+
+    def start(self, body: bytes) -> ResponseStart:
+        assert self._status is not None
+        return ResponseStart(self._status, self._headers, body)
+
+    @property
+    def started(self) -> bool:
+        return self._status is not None
+
+
+async def call(app: AsgiApp, request: HttpRequest) -> AsyncIterator[ResponseStart | bytes]:
+    """Run `app` on `request`: yields a `ResponseStart`, then chunks of the body.
+
+    An exception of the application is raised here if the response has not started; after that the
+    stream just ends, as a connection would.
+    """
+    exchange = _Exchange(request)
+    task = asyncio.create_task(_run(app, request, exchange))
+    try:
+        chunk, complete = await exchange.take()
+        if not exchange.started:
+            await task
+            raise RuntimeError(f"no response to {request.method} {request.path}")
+        yield exchange.start(chunk)
+        while not complete:
+            chunk, complete = await exchange.take()
+            if chunk:
+                yield chunk
+    finally:
+        await exchange.disconnect()
+        await _finish(task)
+
+
+async def _run(app: AsgiApp, request: HttpRequest, exchange: _Exchange) -> None:
+    try:
+        await app(_scope(request), exchange.receive, exchange.send)
+    finally:
+        await exchange.end()
+
+
+async def _finish(task: asyncio.Task[None]) -> None:
+    done, _ = await asyncio.wait({task}, timeout=DISCONNECT_GRACE_S)
+    if not done:
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await task
+
+
+def _scope(request: HttpRequest) -> Message:
+    return {
+        "type": "http",
+        "asgi": _ASGI_VERSION,
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": "http",
+        "path": request.path,
+        "raw_path": request.path.encode(),
+        "query_string": request.query_string,
+        "root_path": "",
+        "headers": list(request.headers),
+        "client": None,
+        "server": None,
+        "state": {},
+    }

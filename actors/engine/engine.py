@@ -1,0 +1,212 @@
+"""One vLLM engine that answers HTTP requests without opening a port.
+
+`Engine` is made into an actor by the cluster module. It builds vLLM's own `AsyncLLM` and vLLM's own
+OpenAI application, so that protocol, validation and error bodies are vLLM's, and feeds the
+application requests that arrive as actor calls (`asgi_bridge`).
+
+Invariants: a request is served only while the engine is ready; a draining engine takes none and
+finishes what it has; no process that vLLM started survives `stop`, nor the actor's death.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import platform
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from actors.engine import asgi_bridge
+from actors.engine.config import DROPPED_ENVIRONMENT, EngineConfig
+from actors.engine.fate_sharing import PARENT_VARIABLE
+from actors.engine.flags import parse_flags
+from actors.engine.lifecycle import EngineState, check_transition
+from actors.engine.messages import EngineReply, HttpRequest, Refusal
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
+
+DRAIN_POLL_S = 0.05
+CHILD_EXIT_TIMEOUT_S = 10.0
+"""How long vLLM's processes may take to end after their shutdown before they are killed."""
+
+_EXTENSION = "actors.engine.worker_extension.ParameterReport"
+
+
+class Engine:
+    """vLLM behind actor calls. Every method is a coroutine of the actor's one event loop."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._state = EngineState.STARTING
+        self._detail = "not started"
+        self._in_flight = 0
+        self._llm: AsyncLLM | None = None
+        self._app: Any = None
+        self._parameter_bytes: int | None = None
+        self._max_running = 0
+        self._cleanup = contextlib.AsyncExitStack()
+        # vLLM's processes are tied to the life of the thread that starts them (`fate_sharing`),
+        # so this thread must live as long as they do.
+        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm-loader")
+
+    async def start(self) -> None:
+        """Load the model; returns when the engine serves.
+
+        Raises `InvalidFlagError` for a flag that vLLM refuses, and vLLM's own errors otherwise;
+        the engine is dead after either.
+        """
+        self._move(EngineState.LOADING, f"loading {self._config.model}")
+        began_s = time.monotonic()
+        try:
+            await self._load()
+        except BaseException as error:
+            self._move(EngineState.DEAD, f"did not start: {str(error).strip().splitlines()[-1:]}")
+            await self._release()
+            raise
+        self._move(EngineState.READY, f"loaded in {time.monotonic() - began_s:.1f} s")
+
+    async def handle(self, request: HttpRequest) -> AsyncIterator[EngineReply]:
+        """Answer one HTTP request: a `ResponseStart` and body chunks, or one `Refusal`.
+
+        Closing the stream aborts the request in vLLM.
+        """
+        self._notice_death()
+        if self._state is not EngineState.READY:
+            yield Refusal(f"engine {self._config.engine_id} is {self._state}: {self._detail}")
+            return
+        self._in_flight += 1
+        try:
+            async with contextlib.aclosing(asgi_bridge.call(self._app, request)) as replies:
+                async for reply in replies:
+                    yield reply
+        finally:
+            self._in_flight -= 1
+
+    async def status(self) -> dict[str, Any]:
+        """What the engine is doing, in terms of the mesh's `ComponentStatus` and a few more."""
+        self._notice_death()
+        return {
+            "id": self._config.engine_id,
+            "node": platform.node(),
+            "pid": os.getpid(),
+            "state": str(self._state),
+            "detail": self._detail,
+            "memory_bytes": self._parameter_bytes,
+            "served_model_name": self._config.served_model_name,
+            "in_flight": self._in_flight,
+            "max_running": self._max_running,
+        }
+
+    async def check_health(self) -> None:
+        """Raise `RuntimeError` unless the engine serves or drains."""
+        self._notice_death()
+        if self._state not in {EngineState.READY, EngineState.DRAINING}:
+            raise RuntimeError(f"engine is {self._state}: {self._detail}")
+
+    async def drain(self, timeout_s: float) -> int:
+        """Refuse new requests and wait for the running ones.
+
+        Returns the number of requests that are still running after `timeout_s`.
+        """
+        if self._state is EngineState.READY:
+            self._move(EngineState.DRAINING, "finishing its requests")
+        deadline_s = time.monotonic() + timeout_s
+        while self._in_flight and time.monotonic() < deadline_s:
+            await asyncio.sleep(DRAIN_POLL_S)
+        return self._in_flight
+
+    async def stop(self) -> None:
+        """Abort what runs and end vLLM's processes; calling it again does nothing."""
+        if self._state is not EngineState.DEAD:
+            self._move(EngineState.DEAD, "stopped")
+        await self._release()
+
+    async def _load(self) -> None:
+        self._set_environment()
+        loop = asyncio.get_running_loop()
+        args, self._llm = await loop.run_in_executor(self._loader, self._build_llm)
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+
+        tasks = await self._llm.get_supported_tasks()
+        app = build_app(args, tasks, self._llm.model_config)
+        await init_app_state(self._llm, app.state, args, tasks)
+        # vLLM tells its HTTP server to exit when the engine core dies; here `status` tells.
+        app.state.server = SimpleNamespace(should_exit=False)
+        await self._cleanup.enter_async_context(app.router.lifespan_context(app))
+        if args.worker_extension_cls == _EXTENSION:
+            shares = await self._llm.collective_rpc("expertmesh_parameter_bytes")
+            self._parameter_bytes = sum(shares)
+        self._max_running = self._llm.vllm_config.scheduler_config.max_num_seqs
+        self._app = app
+
+    def _set_environment(self) -> None:
+        for name in DROPPED_ENVIRONMENT:
+            os.environ.pop(name, None)
+        os.environ.update(self._config.variables())
+        os.environ[PARENT_VARIABLE] = str(os.getpid())
+
+    def _build_llm(self) -> tuple["Namespace", "AsyncLLM"]:
+        """Runs in the loader thread: takes as long as the model takes to load."""
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        flags = {
+            "disable_fastapi_docs": True,
+            # Compiling for a CPU takes longer than most models take to load.
+            "enforce_eager": current_platform.is_cpu(),
+            "worker_extension_cls": _EXTENSION,
+            **self._config.flags,
+        }
+        args = parse_flags(self._config.model, self._config.served_model_name, flags)
+        context = UsageContext.OPENAI_API_SERVER
+        engine_args = AsyncEngineArgs.from_cli_args(args)
+        llm = AsyncLLM.from_vllm_config(
+            vllm_config=engine_args.create_engine_config(usage_context=context),
+            usage_context=context,
+            enable_log_requests=engine_args.enable_log_requests,
+            aggregate_engine_logging=engine_args.aggregate_engine_logging,
+            disable_log_stats=engine_args.disable_log_stats,
+        )
+        return args, llm
+
+    async def _release(self) -> None:
+        self._app = None
+        children = psutil.Process().children(recursive=True)
+        await self._cleanup.aclose()
+        if self._llm is not None:
+            llm, self._llm = self._llm, None
+            await asyncio.get_running_loop().run_in_executor(self._loader, llm.shutdown)
+        await asyncio.to_thread(_end_processes, children)
+        self._loader.shutdown(wait=False)
+
+    def _notice_death(self) -> None:
+        if self._llm is not None and self._llm.errored and self._state is not EngineState.DEAD:
+            self._move(EngineState.DEAD, "vLLM's engine core died")
+
+    def _move(self, state: EngineState, detail: str) -> None:
+        check_transition(self._state, state)
+        logger.info("engine %s: %s -> %s: %s", self._config.engine_id, self._state, state, detail)
+        self._state, self._detail = state, detail
+
+
+def _end_processes(processes: list[psutil.Process]) -> None:
+    """Wait for the processes, which were told to end, and kill those that do not."""
+    _, alive = psutil.wait_procs(processes, timeout=CHILD_EXIT_TIMEOUT_S)
+    for process in alive:
+        logger.warning("process %d of vLLM did not end and is killed", process.pid)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=CHILD_EXIT_TIMEOUT_S)

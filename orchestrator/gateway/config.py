@@ -1,0 +1,25 @@
+"""Configuration of the gateway."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class GatewayConfig(BaseModel):
+    """Where the gateway listens and what it lets through."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_name: str = Field(min_length=1)
+    """Value of the `model_name` label of the gateway's metrics."""
+    host: str = "127.0.0.1"
+    """Address to listen on. There is no TLS: put a proxy in front before opening this up."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    max_queued_requests: int = Field(default=256, ge=0)
+    """Requests that may wait on top of those the ready engines run at once; more get 429."""
+    max_body_bytes: int = Field(default=16 << 20, ge=1)
+    """Largest request body; a larger one gets 413."""
+    retry_after_s: int = Field(default=1, ge=1)
+    """`Retry-After` of a 429 or 503."""
+    poll_interval_s: float = Field(default=0.5, gt=0)
+    """How often the gateway asks the controller which engines there are."""
+    metrics_timeout_s: float = Field(default=5.0, gt=0)
+    """An engine that takes longer to tell its metrics is left out of that scrape."""

@@ -1,0 +1,36 @@
+"""Answers of the gateway itself, in the shape of OpenAI's errors."""
+
+import json
+from http import HTTPStatus
+
+from starlette.responses import JSONResponse
+
+ERROR_TYPES = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
+    HTTPStatus.METHOD_NOT_ALLOWED: "invalid_request_error",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "invalid_request_error",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+    HTTPStatus.SERVICE_UNAVAILABLE: "service_unavailable_error",
+}
+
+
+def error_body(status: HTTPStatus, message: str, code: str | None = None) -> dict[str, object]:
+    """`{"error": {...}}` as OpenAI's clients read it."""
+    kind = ERROR_TYPES.get(status, "server_error")
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def error_response(
+    status: HTTPStatus, message: str, code: str | None = None, retry_after_s: int | None = None
+) -> JSONResponse:
+    headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(error_body(status, message, code), status_code=status, headers=headers)
+
+
+def error_event(message: str, code: str) -> bytes:
+    """A server-sent event that ends a stream; OpenAI's clients raise it as an `APIError`."""
+    body = error_body(HTTPStatus.INTERNAL_SERVER_ERROR, message, code)
+    return b"data: " + json.dumps(body).encode() + b"\n\n"

@@ -1,0 +1,142 @@
+"""Carries one request to an engine and its answer back to the client.
+
+Nothing reaches the client before the first bytes of the body exist, so until then a lost engine
+costs nothing: the request goes to another one. Answers that are not event streams are kept until
+they are whole, for the same reason. Once a stream has begun it cannot move; if its engine is lost
+it ends with an error event.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from actors.engine.messages import EngineReply, Headers, HttpRequest, Refusal, ResponseStart
+from orchestrator.gateway.engine_pool import EnginePool, PooledEngine
+from orchestrator.gateway.errors import error_event, error_response
+from orchestrator.gateway.mesh import EngineLostError
+from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.routes import RETURNED_HEADERS
+
+logger = logging.getLogger(__name__)
+
+
+class ForwardedResponse(Response):
+    """A Starlette response that an engine writes.
+
+    It runs until the answer is complete or the client is gone; then it stops the engine.
+    """
+
+    def __init__(
+        self, request: HttpRequest, pool: EnginePool, metrics: GatewayMetrics, retry_after_s: int
+    ) -> None:
+        super().__init__()
+        self._request = request
+        self._pool = pool
+        self._metrics = metrics
+        self._retry_after_s = retry_after_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = asyncio.create_task(self._answer(scope, receive, send))
+        watch = asyncio.create_task(_client_gone(receive))
+        try:
+            done, _ = await asyncio.wait({answer, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if answer in done:
+                await answer
+            else:
+                self._metrics.count_disconnect()
+        finally:
+            await _cancel(watch)
+            await _cancel(answer)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        tried: set[str] = set()
+        reason = "no engine is ready"
+        while engine := self._pool.choose(tried):
+            if tried:
+                self._metrics.count_retry()
+            tried.add(engine.info.actor_name)
+            with self._pool.lease(engine):
+                try:
+                    refusal = await self._try(engine, send)
+                except EngineLostError as error:
+                    refusal = f"engine {engine.info.id}: {error}"
+            if refusal is None:
+                return
+            self._pool.drop(engine)
+            reason = refusal
+            logger.warning("%s %s: %s", self._request.method, self._request.path, reason)
+        response = error_response(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"nothing can serve this now: {reason}",
+            "no_engine_ready",
+            self._retry_after_s,
+        )
+        await response(scope, receive, send)
+
+    async def _try(self, engine: PooledEngine, send: Send) -> str | None:
+        """Answer from `engine`; returns why it could not, if nothing was sent.
+
+        Raises `EngineLostError` if the engine was lost and nothing was sent.
+        """
+        async with contextlib.aclosing(engine.client.handle(self._request)) as replies:
+            first = await anext(replies, None)
+            if isinstance(first, Refusal):
+                return first.reason
+            if not isinstance(first, ResponseStart):
+                raise EngineLostError("it gave no answer")
+            if _is_event_stream(first.headers):
+                await self._stream(first, replies, send)
+                return None
+            body = first.body + b"".join([chunk async for chunk in replies])
+            headers = [*_returned(first.headers), (b"content-length", str(len(body)).encode())]
+            await send(_start(first.status, headers))
+            await send(_body(body, more=False))
+        return None
+
+    async def _stream(
+        self, first: ResponseStart, replies: AsyncIterator[EngineReply], send: Send
+    ) -> None:
+        await send(_start(first.status, _returned(first.headers)))
+        await send(_body(first.body, more=True))
+        try:
+            async for chunk in replies:
+                assert isinstance(chunk, bytes)
+                await send(_body(chunk, more=True))
+        except EngineLostError as error:
+            logger.warning("a stream of %s was cut: %s", self._request.path, error)
+            self._metrics.count_cut_stream()
+            message = "the engine was lost while it generated; send the request again"
+            await send(_body(error_event(message, "engine_lost"), more=True))
+        await send(_body(b"", more=False))
+
+
+def _is_event_stream(headers: Headers) -> bool:
+    return any(k == b"content-type" and v.startswith(b"text/event-stream") for k, v in headers)
+
+
+def _returned(headers: Headers) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in headers if name in RETURNED_HEADERS]
+
+
+def _start(status: int, headers: list[tuple[bytes, bytes]]) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+def _body(body: bytes, more: bool) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+async def _client_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await task

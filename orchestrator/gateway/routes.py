@@ -1,0 +1,24 @@
+"""Which of vLLM's routes are reachable through the gateway.
+
+vLLM's application has many more (LoRA loading, profiling, scaling, sleeping, ...), and each version
+adds some: so this is a list of what is let through, and everything else is 404.
+"""
+
+INFERENCE_ROUTES: dict[str, frozenset[str]] = {
+    "/v1/models": frozenset({"GET"}),
+    "/v1/chat/completions": frozenset({"POST"}),
+    "/v1/completions": frozenset({"POST"}),
+    "/v1/responses": frozenset({"POST"}),
+    "/tokenize": frozenset({"POST"}),
+    "/detokenize": frozenset({"POST"}),
+    "/version": frozenset({"GET"}),
+}
+"""Path -> methods that are handed to an engine."""
+
+FORWARDED_HEADERS = frozenset(
+    {b"content-type", b"accept", b"x-request-id", b"traceparent", b"tracestate"}
+)
+"""Request headers that an engine gets to see; in particular never `authorization`."""
+
+RETURNED_HEADERS = frozenset({b"content-type", b"cache-control", b"x-request-id", b"retry-after"})
+"""Response headers of an engine that the client gets to see."""
