@@ -27,5 +27,6 @@ def _ready(address: Address) -> Address:
     if address.host == THIS_NODE:
         import ray
 
-        return Address(ray.util.get_node_ip_address(), address.port)
+        host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return Address(str(host), address.port)
     return address

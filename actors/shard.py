@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from actors.device import free_memory_bytes
 from actors.experts.families import read_expert_spec
 from actors.experts.spec import ExpertSpec
 from actors.kernels.base import ExpertKernel
-from actors.kernels.calibration import measure_speed
-from actors.kernels.choice import choose_kernel
+from actors.kernels.choose import choose_kernel
 from actors.listening import ready_to_listen
 from actors.process import limit_threads, start_logging
 from actors.shard_server import ShardServer
@@ -72,7 +72,7 @@ class ExpertShard:
             ModelRefused: the checkpoint has no routed experts this shard can compute.
         """
         self._spec = read_expert_spec(Path(self._config.model_path))
-        self._kernel = choose_kernel(self._spec, self._config.device)
+        self._kernel = choose_kernel(self._spec, torch.device(self._config.device))
         self._server = ShardServer(
             self._spec,
             self._kernel,
@@ -120,11 +120,12 @@ class ExpertShard:
         self._slots, self._state, self._detail = len(slots), "ready", self._kernel.describe()
         return self._kernel.resident_bytes()
 
-    def measure(self) -> dict[str, float]:
-        """Time the kernel on this device at the model's real shapes."""
+    def measure(self) -> float:
+        """Relative speed of this device: assignments per second at the model's real shapes."""
         assert self._spec is not None
-        speed = measure_speed(self._spec, self._config.device)
-        return {"constant_s": speed.constant_s, "per_token_s": speed.per_token_s}
+        from actors.kernels.calibration import measure_speed
+
+        return measure_speed(self._spec, torch.device(self._config.device)).tokens_per_s
 
     def load_counts(self) -> np.ndarray:
         """int64 [L, E]: assignments computed since the start, per (layer, expert)."""

@@ -15,13 +15,14 @@ from actors.router import RouterConfig
 from actors.shard import ShardConfig
 from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import MeshConfig
+from orchestrator.run_dir import RunDir
 
 CONTROLLER = "controller"
 CONTROL_CONCURRENCY = 4
 """Control calls a shard or router answers at once: its status while it loads, for example."""
 
 
-def start_controller(config: MeshConfig, run_dir: str, secret: bytes) -> ActorHandle:
+def start_controller(config: MeshConfig, run_dir: RunDir, secret: bytes) -> ActorHandle:
     """The controller, detached: it outlives the process that started it in a shared cluster.
 
     Raises:
@@ -29,7 +30,7 @@ def start_controller(config: MeshConfig, run_dir: str, secret: bytes) -> ActorHa
     """
     from orchestrator.controller import Controller
 
-    return (
+    return _handle(
         ray.remote(Controller)
         .options(name=CONTROLLER, lifetime="detached", num_cpus=0, max_concurrency=64)
         .remote(config, run_dir, secret)
@@ -102,7 +103,7 @@ def _start(
 ) -> ActorHandle:
     # Ray knows GPU and NPU by options of their own; everything else is a custom resource.
     resources = dict(resources or {})
-    return (
+    return _handle(
         ray.remote(actor_class)
         .options(
             name=name,
@@ -115,6 +116,12 @@ def _start(
         )
         .remote(*arguments)
     )
+
+
+def _handle(actor: Any) -> ActorHandle:
+    """Ray types what `remote` returns as the class itself."""
+    assert isinstance(actor, ActorHandle)
+    return actor
 
 
 def kill(handle: ActorHandle) -> None:

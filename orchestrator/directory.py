@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from actors.dispatch.mesh_view import MeshView, view_to_json
 from actors.wire.address import Address
@@ -56,9 +57,7 @@ class Directory:
                 server = await asyncio.start_server(
                     self._welcome_remote, address.host, address.port
                 )
-                self.addresses.append(
-                    Address(address.host, server.sockets[0].getsockname()[1])
-                )
+                self.addresses.append(Address(address.host, server.sockets[0].getsockname()[1]))
             self._servers.append(server)
 
     @property
@@ -68,9 +67,7 @@ class Directory:
     async def publish(self, view: MeshView) -> int:
         """Send `view` to all subscribers, present and future. Returns its revision."""
         self._revision += 1
-        self._message = encode_message(
-            {"revision": self._revision, "view": view_to_json(view)}
-        )
+        self._message = encode_message({"revision": self._revision, "view": view_to_json(view)})
         for writer in self._writers.values():
             writer.write(self._message)
         return self._revision
@@ -135,9 +132,7 @@ class Directory:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
-    async def _challenge(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _challenge(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Server side of the handshake in `actors.wire.handshake`."""
         server_nonce = secrets.token_bytes(NONCE_BYTES)
         writer.write(GREETING + server_nonce)
@@ -149,6 +144,6 @@ class Directory:
         writer.write(proof(self._secret, b"server", server_nonce, client_nonce))
 
 
-async def _receive(reader: asyncio.StreamReader) -> dict[str, object]:
+async def _receive(reader: asyncio.StreamReader) -> dict[str, Any]:
     length = decode_length(await reader.readexactly(LENGTH.size))
     return decode_message(await reader.readexactly(length))

@@ -53,6 +53,8 @@ class MeshStatus(BaseModel):
 
     mesh: str
     model: str
+    address: str = ""
+    """What another vLLM process sets as EXPERTMESH_ADDRESS to use these experts."""
     ready: bool
     reason: str
     """Why it is ready or not, in one line."""

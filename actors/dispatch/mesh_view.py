@@ -4,7 +4,7 @@ The controller's directory sends it as JSON; this module reads and writes that t
 does not fit, naming the field.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,10 @@ class MeshView:
     epoch: PlanEpoch
     shards: tuple[Peer, ...]
     routers: tuple[Peer, ...] = field(default=())
+
+    def with_routers(self, routers: tuple[Peer, ...]) -> "MeshView":
+        """The same mesh with other routers."""
+        return replace(self, routers=routers)
 
     @property
     def speed(self) -> np.ndarray:

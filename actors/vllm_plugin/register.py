@@ -10,10 +10,13 @@ Inert unless asked for by environment, so installing ExpertMesh changes nothing 
 import logging
 import os
 
+from actors.engine.fate_sharing import share_fate
+
 log = logging.getLogger("vllm.expertmesh")
 
 V4_ON_CPU_VARIABLE = "EXPERTMESH_V4_ON_CPU"
-PARENT_VARIABLE = "EXPERTMESH_ENGINE_PARENT"
+# Spelled out here, not imported: a vLLM without a mesh should not pay for importing ours.
+ADDRESS_VARIABLE = "EXPERTMESH_ADDRESS"
 
 _registered = False
 
@@ -24,13 +27,8 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    from actors.dispatch.subscription import ADDRESS_VARIABLE
-
     address = os.environ.get(ADDRESS_VARIABLE)
-    if os.environ.get(PARENT_VARIABLE):
-        from actors.engine.fate_sharing import die_with_parent
-
-        die_with_parent()
+    share_fate()
     if address or os.environ.get(V4_ON_CPU_VARIABLE) == "1":
         from actors.vllm_plugin.deepseek_v4_cpu import install
 
