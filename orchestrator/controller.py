@@ -287,6 +287,8 @@ class Controller:
                     SECRET_VARIABLE: self._secret.decode(),
                     # Threads are ours to place: shards share the cores.
                     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                    # Its sockets belong into our folder, which goes when the mesh goes.
+                    "VLLM_RPC_BASE_PATH": str(self._run_dir.path),
                 },
             )
             handle = cluster.start_engine(config, settings.threads, ENGINE_CONCURRENCY)

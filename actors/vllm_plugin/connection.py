@@ -7,9 +7,7 @@ import logging
 import os
 
 from actors.dispatch.backend import ExpertBackend
-from actors.dispatch.dispatcher import Dispatcher
 from actors.dispatch.mesh_view import MeshView
-from actors.dispatch.router_client import RouterClient
 from actors.dispatch.subscription import SECRET_VARIABLE, Subscription
 
 log = logging.getLogger("vllm.expertmesh")
@@ -45,6 +43,11 @@ def backend() -> ExpertBackend:
     """What computes routed experts for this process, in the mesh's router mode."""
     global _backend  # noqa: PLW0603 - one mesh per process
     if _backend is None:
+        # Late, because these import numba: vLLM's kernel overrides, applied while a worker starts,
+        # look into every loaded module and stumble over llvmlite's wrappers.
+        from actors.dispatch.dispatcher import Dispatcher
+        from actors.dispatch.router_client import RouterClient
+
         view = connect_mesh()
         assert _views is not None
         secret = os.environ.get(SECRET_VARIABLE, "").encode()
