@@ -54,3 +54,11 @@ def backend() -> ExpertBackend:
         kind = RouterClient if view.router_mode == "actor" else Dispatcher
         _backend = kind(_views, secret)
     return _backend
+
+
+def reset_backend() -> None:
+    """Forget the backend, so that the next layer opens one for the mesh's router mode of then."""
+    global _backend  # noqa: PLW0603 - one mesh per process
+    if _backend is not None:
+        _backend.close()
+        _backend = None

@@ -1,0 +1,147 @@
+"""Generate with one vLLM engine and record what a comparison needs; run as a process of its own.
+
+  python -m benchmarks.harness.generate REQUEST.json ANSWER.json
+
+REQUEST: {"model", "prompts" (token ids), "max_tokens", "threads", "flags",
+  "forced": token ids, or null for the run's own prompts with their answers,
+  "meshes": null, or [{"name", "shards": [{"speed", "memory_bytes", "threads"}], "mode", "tcp"}]}
+ANSWER: {"runs": {name: Run}, "parameter_bytes"}; without meshes the one run is "monolithic".
+
+With meshes the engine is made expert-less once and then generates with each mesh in turn. `forced`
+sequences are scored token by token (teacher forcing).
+"""
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.process import thread_environment
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "HF_HUB_OFFLINE": "1",
+    "EXPERTMESH_V4_ON_CPU": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """tokens: greedy continuation of each prompt; gaps: top-1 minus top-2 logprob at each of them;
+    forced: logprob of each token but the first of each forced sequence."""
+
+    tokens: list[list[int]]
+    gaps: list[list[float]]
+    forced: list[list[float]]
+
+
+def generate(llm: "LLM", request: dict[str, Any]) -> Run:
+    from vllm import SamplingParams
+
+    greedy = SamplingParams(
+        max_tokens=request["max_tokens"], temperature=0.0, ignore_eos=True, logprobs=2
+    )
+    prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
+    outputs = [output.outputs[0] for output in llm.generate(prompts, greedy, use_tqdm=False)]
+    tokens = [list(output.token_ids) for output in outputs]
+    own = [ids + more for ids, more in zip(request["prompts"], tokens, strict=True)]
+    return Run(
+        tokens,
+        [[_gap(step) for step in output.logprobs or []] for output in outputs],
+        _score(llm, request.get("forced") or own),
+    )
+
+
+def _gap(step: Any) -> float:
+    first, second = sorted((entry.logprob for entry in step.values()), reverse=True)[:2]
+    return float(first - second)
+
+
+def _score(llm: "LLM", sequences: list[list[int]]) -> list[list[float]]:
+    from vllm import SamplingParams
+
+    only_prompt = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1)
+    outputs = llm.generate(
+        [{"prompt_token_ids": ids} for ids in sequences], only_prompt, use_tqdm=False
+    )
+    return [
+        [
+            float(step[token].logprob)
+            for token, step in zip(ids[1:], (output.prompt_logprobs or [])[1:], strict=True)
+        ]
+        for ids, output in zip(sequences, outputs, strict=True)
+    ]
+
+
+def load_engine(request: dict[str, Any]) -> "LLM":
+    from vllm import LLM
+
+    return LLM(
+        model=request["model"],
+        dtype="bfloat16",
+        enforce_eager=True,
+        max_model_len=512,
+        enable_prefix_caching=False,
+        worker_extension_cls="actors.engine.worker_extension.ParameterReport",
+        **request.get("flags", {}),
+    )
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Serve one request in this process; see the module's text."""
+    os.environ.update(ENVIRONMENT | thread_environment(request.get("threads", 1)))
+    meshes = request.get("meshes")
+    if not meshes:
+        llm = load_engine(request)
+        runs = {"monolithic": generate(llm, request)}
+    else:
+        llm, runs = _run_meshes(request, meshes)
+    (parameter_bytes,) = llm.collective_rpc("expertmesh_parameter_bytes")
+    return {
+        "runs": {name: asdict(run) for name, run in runs.items()},
+        "parameter_bytes": parameter_bytes,
+    }
+
+
+def _run_meshes(
+    request: dict[str, Any], meshes: list[dict[str, Any]]
+) -> "tuple[LLM, dict[str, Run]]":
+    from benchmarks.harness.local_mesh import LocalMesh, ShardShape
+
+    llm: LLM | None = None
+    runs = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="xm") as folder,
+        LocalMesh(Path(request["model"]), Path(folder)) as mesh,
+    ):
+        os.environ["EXPERTMESH_ADDRESS"] = mesh.address
+        os.environ["EXPERTMESH_SECRET"] = "local mesh"
+        for shape in meshes:
+            shards = [ShardShape(**shard) for shard in shape["shards"]]
+            mesh.serve(shards, shape.get("mode", "embedded"), shape.get("tcp", False))
+            if llm is None:
+                llm = load_engine(request)
+            else:
+                from actors.vllm_plugin.connection import reset_backend
+
+                reset_backend()  # the router mode may have changed
+            runs[shape["name"]] = generate(llm, request)
+    assert llm is not None
+    return llm, runs
+
+
+if __name__ == "__main__":
+    asked, answered = map(Path, sys.argv[1:])
+    answered.write_text(json.dumps(answer(json.loads(asked.read_text()))))
+    sys.stdout.flush()
+    os._exit(0)  # vLLM's atexit hooks take seconds and have nothing to save
