@@ -6,18 +6,23 @@ first divergence is allowed only where the two best tokens were nearly equal (a 
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from actors.dispatch.subscription import ADDRESS_VARIABLE, SECRET_VARIABLE
+from benchmarks.harness.local_mesh import SECRET, LocalMesh, ShardShape
+
 NEAR_TIE = 0.05
 """Largest top-2 logprob gap at which another choice counts as a tie."""
-TIMEOUT_S = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,44 +46,80 @@ class Comparison:
         return self.worst_gap < NEAR_TIE
 
 
-def run_engine(request: dict[str, Any]) -> dict[str, Any]:
-    """`benchmarks.harness.generate` in a process of its own.
+@dataclass(frozen=True, slots=True)
+class MeshShape:
+    """One mesh to compare: its shards, router mode, and whether shards are reached over TCP."""
+
+    name: str
+    shards: tuple[ShardShape, ...]
+    mode: str = "embedded"
+    tcp: bool = False
+
+
+def run_engine(
+    request: dict[str, Any], address: str | None, runs: dict[str, Callable[[], object]]
+) -> dict[str, Any]:
+    """`benchmarks.harness.generate` in a process of its own; runs: what to do before each run.
 
     Raises:
-        RuntimeError: it failed; with the end of what it printed.
+        RuntimeError: it failed; with the end of what it said.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        asked, answered = Path(folder) / "request.json", Path(folder) / "answer.json"
-        asked.write_text(json.dumps(request))
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.harness.generate", str(asked), str(answered)],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-        if done.returncode or not answered.exists():
-            raise RuntimeError(f"engine failed:\n{(done.stdout + done.stderr)[-6000:]}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        asked, answered, said = folder / "request.json", folder / "answer.json", folder / "log"
+        asked.write_text(json.dumps(request | {"address": address, "runs": list(runs)}))
+        variables = {}
+        if address:
+            variables = {ADDRESS_VARIABLE: address, SECRET_VARIABLE: SECRET.decode()}
+        with (
+            said.open("w") as log,
+            subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.harness.generate", str(asked), str(answered)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ | variables,
+            ) as process,
+        ):
+            assert process.stdin is not None
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("serve "):
+                    runs[line.removeprefix("serve ").strip()]()
+                    process.stdin.write("go\n")
+                    process.stdin.flush()
+        if process.returncode or not answered.exists():
+            raise RuntimeError(f"the engine failed:\n{said.read_text()[-6000:]}")
         result: dict[str, Any] = json.loads(answered.read_text())
         return result
 
 
 def compare(
-    request: dict[str, Any], meshes: list[dict[str, Any]]
+    request: dict[str, Any], meshes: Sequence[MeshShape]
 ) -> tuple[list[Comparison], dict[str, int]]:
-    """Monolithic vLLM once, then each mesh. Returns comparisons and parameter bytes of both."""
-    whole = run_engine(request)
+    """Monolithic vLLM once, then each mesh. Returns comparisons and parameter bytes of both.
+
+    request: model, prompts, max_tokens, threads and flags of `benchmarks.harness.generate`.
+    """
+    whole = run_engine(request, None, {"monolithic": lambda: None})
     reference = whole["runs"]["monolithic"]
-    sequences = [
+    forced = [
         prompt + tokens
         for prompt, tokens in zip(request["prompts"], reference["tokens"], strict=True)
     ]
-    remote = run_engine(request | {"forced": sequences, "meshes": meshes})
+    with (
+        tempfile.TemporaryDirectory(prefix="xm") as folder,
+        LocalMesh(Path(request["model"]), Path(folder)) as mesh,
+    ):
+        remote = run_engine(
+            request | {"forced": forced},
+            mesh.address,
+            {m.name: partial(mesh.serve, m.shards, m.mode, m.tcp) for m in meshes},
+        )
     comparisons = [compare_runs(name, reference, run) for name, run in remote["runs"].items()]
-    return comparisons, {
-        "monolithic": whole["parameter_bytes"],
-        "mesh": remote["parameter_bytes"],
-    }
+    sizes = {"monolithic": whole["parameter_bytes"], "mesh": remote["parameter_bytes"]}
+    return comparisons, sizes
 
 
 def compare_runs(name: str, reference: dict[str, Any], run: dict[str, Any]) -> Comparison:

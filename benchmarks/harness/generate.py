@@ -4,17 +4,16 @@
 
 REQUEST: {"model", "prompts" (token ids), "max_tokens", "threads", "flags",
   "forced": token ids, or null for the run's own prompts with their answers,
-  "meshes": null, or [{"name", "shards": [{"speed", "memory_bytes", "threads"}], "mode", "tcp"}]}
-ANSWER: {"runs": {name: Run}, "parameter_bytes"}; without meshes the one run is "monolithic".
+  "address": EXPERTMESH_ADDRESS or null, "runs": names}
+ANSWER: {"runs": {name: Run}, "parameter_bytes"}
 
-With meshes the engine is made expert-less once and then generates with each mesh in turn. `forced`
-sequences are scored token by token (teacher forcing).
+Before each run it prints "serve NAME" and waits for a line on stdin: whoever started it changes the
+mesh in between. The engine stays. `forced` sequences are scored token by token (teacher forcing).
 """
 
 import json
 import os
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,44 +99,21 @@ def load_engine(request: dict[str, Any]) -> "LLM":
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Serve one request in this process; see the module's text."""
     os.environ.update(ENVIRONMENT | thread_environment(request.get("threads", 1)))
-    meshes = request.get("meshes")
-    if not meshes:
-        llm = load_engine(request)
-        runs = {"monolithic": generate(llm, request)}
-    else:
-        llm, runs = _run_meshes(request, meshes)
-    (parameter_bytes,) = llm.collective_rpc("expertmesh_parameter_bytes")
-    return {
-        "runs": {name: asdict(run) for name, run in runs.items()},
-        "parameter_bytes": parameter_bytes,
-    }
-
-
-def _run_meshes(
-    request: dict[str, Any], meshes: list[dict[str, Any]]
-) -> "tuple[LLM, dict[str, Run]]":
-    from benchmarks.harness.local_mesh import LocalMesh, ShardShape
-
     llm: LLM | None = None
     runs = {}
-    with (
-        tempfile.TemporaryDirectory(prefix="xm") as folder,
-        LocalMesh(Path(request["model"]), Path(folder)) as mesh,
-    ):
-        os.environ["EXPERTMESH_ADDRESS"] = mesh.address
-        os.environ["EXPERTMESH_SECRET"] = "local mesh"
-        for shape in meshes:
-            shards = [ShardShape(**shard) for shard in shape["shards"]]
-            mesh.serve(shards, shape.get("mode", "embedded"), shape.get("tcp", False))
-            if llm is None:
-                llm = load_engine(request)
-            else:
-                from actors.vllm_plugin.connection import reset_backend
+    for name in request["runs"]:
+        print(f"serve {name}", flush=True)
+        sys.stdin.readline()
+        if llm is None:
+            llm = load_engine(request)
+        elif request.get("address"):
+            from actors.vllm_plugin.connection import reset_backend
 
-                reset_backend()  # the router mode may have changed
-            runs[shape["name"]] = generate(llm, request)
+            reset_backend()  # the router mode may have changed
+        runs[name] = asdict(generate(llm, request))
     assert llm is not None
-    return llm, runs
+    (parameter_bytes,) = llm.collective_rpc("expertmesh_parameter_bytes")
+    return {"runs": runs, "parameter_bytes": parameter_bytes}
 
 
 if __name__ == "__main__":
