@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from actors.experts.check import check_source
 from actors.experts.families import find_layout
 from actors.experts.headers import read_tensor_index
 from actors.experts.layouts import Kind, Part, Source
-from actors.experts.refusal import ModelRefused
 from actors.experts.spec import ExpertSpec, WeightFormat
 
 
@@ -76,16 +76,14 @@ class ExpertReader:
         self, spec: ExpertSpec, open_file: Callable[[Path], Any] = open_safetensors
     ) -> None:
         self._spec = spec
-        self._tensors = read_tensor_index(spec.model_path)
-        self._layout = find_layout(
-            spec.architecture, spec.layers[0], self._tensors, spec.model_path
-        )
+        self._index = read_tensor_index(spec.model_path)
+        self._layout = find_layout(spec.architecture, spec.layers[0], self._index)
         self._open_file = open_file
         self._files: dict[Path, Any] = {}
 
     def read(self, layer: int, expert: int) -> ExpertTensors:
         """Tensors of `expert` (logical id) of model layer `layer`. They may alias the mapped file:
-        copy what is to be kept. ModelRefused if the checkpoint lacks one."""
+        copy what is to be kept. ModelRefused if one is missing or not as the spec says."""
         read = {
             (source.part, source.kind): self._canonical(source, self._fetch(source))
             for source in self._layout.sources(self._spec, layer, expert)
@@ -104,9 +102,8 @@ class ExpertReader:
         return (Part.DOWN, kind) in read
 
     def _fetch(self, source: Source) -> torch.Tensor:
-        info = self._tensors.get(source.name)
-        if info is None:
-            raise ModelRefused(f"{self._spec.model_path} has no tensor {source.name}")
+        check_source(self._index, source)
+        info = self._index.find(source.name)
         file = self._files.get(info.file)
         if file is None:
             file = self._files[info.file] = self._open_file(info.file)

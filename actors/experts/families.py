@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.experts.headers import TensorInfo, read_json, read_tensor_index
+from actors.experts.headers import TensorIndex, read_json, read_tensor_index
 from actors.experts.layouts import Layout, Part
 from actors.experts.refusal import ModelRefused
 from actors.experts.spec import Activation, ExpertSpec, GateActivation, WeightFormat
@@ -23,7 +23,13 @@ W123 = ((Part.GATE, "w1"), (Part.UP, "w3"), (Part.DOWN, "w2"))
 FUSED = ((Part.GATE_UP, "gate_up_proj"), (Part.DOWN, "down_proj"))
 
 MLP_PROJ = Layout("model.layers.{layer}.mlp.experts", PROJ, scale_suffix=".weight_scale_inv")
-MLP_FUSED = Layout("model.layers.{layer}.mlp.experts", FUSED, fused=True, weight_suffix="")
+MLP_FUSED = Layout(
+    "model.layers.{layer}.mlp.experts",
+    FUSED,
+    fused=True,
+    weight_suffix="",
+    scale_suffix="_scale_inv",
+)
 
 
 def _every_layer(config: Config) -> list[int]:
@@ -166,8 +172,8 @@ def read_expert_spec(model_path: Path) -> ExpertSpec:
     if not layers:
         raise ModelRefused(_dense(model_path, architecture))
     _check_quantization(model_path, config)
-    tensors = read_tensor_index(model_path)
-    layout = find_layout(architecture, layers[0], tensors, model_path)
+    index = read_tensor_index(model_path)
+    layout = find_layout(architecture, layers[0], index)
     return ExpertSpec(
         architecture=architecture,
         model_path=model_path,
@@ -176,23 +182,21 @@ def read_expert_spec(model_path: Path) -> ExpertSpec:
         top_k=_positive(model_path, config, family.top_k_keys),
         hidden_size=_positive(model_path, config, ("hidden_size",)),
         intermediate_size=_positive(model_path, config, family.intermediate_keys),
-        weight_format=_weight_format(tensors, layout.probe(layers[0])),
+        weight_format=_weight_format(index, layout.probe(layers[0])),
         activation=family.activation(config),
         has_bias=family.has_bias,
     )
 
 
-def find_layout(
-    architecture: str, layer: int, tensors: Mapping[str, TensorInfo], model_path: Path
-) -> Layout:
-    """The layout whose first tensor the checkpoint has in `layer`."""
+def find_layout(architecture: str, layer: int, index: TensorIndex) -> Layout:
+    """The layout whose probe tensor the checkpoint has in `layer`."""
     layouts = FAMILIES[architecture].layouts
     for layout in layouts:
-        if layout.probe(layer) in tensors:
+        if layout.probe(layer) in index:
             return layout
     known = " or ".join(layout.probe(layer) for layout in layouts)
     raise ModelRefused(
-        f"{model_path} has no tensor {known}: not a complete {architecture} checkpoint"
+        f"{index.model_path} has no tensor {known}: not a complete {architecture} checkpoint"
     )
 
 
@@ -240,8 +244,8 @@ def _check_quantization(model_path: Path, config: Config) -> None:
         )
 
 
-def _weight_format(tensors: Mapping[str, TensorInfo], name: str) -> WeightFormat:
-    found = tensors[name]
+def _weight_format(index: TensorIndex, name: str) -> WeightFormat:
+    found = index.find(name)
     if found.dtype not in FORMAT_OF_DTYPE:
         raise ModelRefused(
             f"{name} in {found.file} has dtype {found.dtype}; "

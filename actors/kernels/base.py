@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 
-class ExpertsMissing(LookupError):
+class ExpertsMissing(LookupError):  # noqa: N818  what happened, not a bug
     """A call names experts this kernel does not hold; the message says which."""
 
 

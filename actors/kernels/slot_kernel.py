@@ -6,19 +6,29 @@ a common number of experts with weight 0 (bf16, 32 experts, 1-7 of them per row)
 Spreading and summing take below 2 % of the call.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
-from actors.experts.checkpoint import ExpertReader, ExpertTensors
-from actors.experts.spec import ExpertSpec
+from actors.experts.checkpoint import ExpertTensors
+from actors.experts.spec import ExpertSpec, WeightFormat
 from actors.kernels.slots import SlotStore
 
 
 class ExpertOperator(Protocol):
     """What differs between kernels: the form weights are kept in, and the operator over them."""
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device:
+        """Where weights are kept and computed."""
+        ...
+
+    @property
+    def weight_format(self) -> WeightFormat:
+        """What weights are kept in."""
+        ...
 
     def pack(self, expert: ExpertTensors) -> ExpertTensors:
         """Native tensors of one expert in the operator's form, on `device`; does not alias them."""
@@ -39,11 +49,22 @@ class ExpertOperator(Protocol):
 
 
 class SlotKernel:
-    """See `ExpertKernel`."""
+    """See `ExpertKernel`.
 
-    def __init__(self, spec: ExpertSpec, operator: ExpertOperator) -> None:
+    read: native tensors of (layer, expert), as `ExpertReader.read`.
+    bytes_per_expert: what a slot takes here; `spec.bytes_per_expert` unless weights are converted.
+    """
+
+    def __init__(
+        self,
+        spec: ExpertSpec,
+        operator: ExpertOperator,
+        read: Callable[[int, int], ExpertTensors],
+    ) -> None:
         self._operator = operator
-        self._store = SlotStore(spec.num_experts, ExpertReader(spec).read, operator.pack)
+        kept = dataclasses.replace(spec, weight_format=operator.weight_format)
+        self.bytes_per_expert = kept.bytes_per_expert
+        self._store = SlotStore(spec.num_experts, read, operator.pack)
 
     def load(self, layer: int, experts: list[int]) -> None:
         self._store.load(layer, experts)

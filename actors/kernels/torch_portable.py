@@ -1,0 +1,56 @@
+"""Experts on any torch device, in plain torch operators.
+
+Weights stay in their native format on the device; each call dequantises the experts it uses, one at
+a time. Slow beside a native kernel, but exact: it is the fallback and what native ones are tested
+against.
+
+Rounding: on a CPU everything is fp32. On other devices GEMMs take and return bf16 (fp32 inside):
+FP8 weights, gate and up, the activated product and the output before its routing weight are
+rounded to bf16; the activation itself is fp32.
+"""
+
+import torch
+
+from actors.experts.checkpoint import ExpertTensors
+from actors.experts.spec import ExpertSpec
+from actors.kernels.dequantise import dequantise, dequantise_gate_up
+from actors.kernels.grouped import run_grouped
+
+
+class TorchPortable:
+    """See `ExpertOperator`."""
+
+    def __init__(self, spec: ExpertSpec, device: torch.device) -> None:
+        self.device = device
+        self.weight_format = spec.weight_format
+        self._activation = spec.activation
+        self._dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+
+    def pack(self, expert: ExpertTensors) -> ExpertTensors:
+        return expert.map(lambda tensor: tensor.to(self.device))
+
+    def run(
+        self, held: ExpertTensors, rows: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        def gate_up(slot: int, x: torch.Tensor) -> torch.Tensor:
+            expert = held.map(lambda tensor: tensor[slot])
+            return self._linear(x, dequantise_gate_up(expert, self._dtype), expert.w13_bias)
+
+        def down(slot: int, x: torch.Tensor) -> torch.Tensor:
+            expert = held.map(lambda tensor: tensor[slot])
+            weight = dequantise(expert.w2, expert.w2_scale, self._dtype)
+            return self._linear(x, weight, expert.w2_bias)
+
+        rows = rows.to(self._dtype)
+        return run_grouped(
+            rows, slots, weights, gate_up=gate_up, down=down, activation=self._activation
+        )
+
+    def _linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        bias = None if bias is None else bias.to(self._dtype)
+        return torch.nn.functional.linear(x, weight, bias)
+
+    def describe(self) -> str:
+        return f"{self.weight_format.value} experts in plain torch on {self.device}"

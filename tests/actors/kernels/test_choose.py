@@ -1,0 +1,183 @@
+"""Which kernel each model gets on each CPU, and what it holds."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from actors.experts.families import read_expert_spec
+from actors.experts.spec import Activation, WeightFormat
+from actors.kernels.choose import choose_kernel, choose_operator
+from actors.kernels.native_ops import CpuFeatures, load_cpu_ops
+from tests.actors.experts.tiny import Shape, cases, write
+from tests.actors.kernels.building import (
+    CLAMPED,
+    FEATURES,
+    GPT_OSS,
+    SILU,
+    make_batch,
+    make_experts,
+    make_kernel,
+    make_spec,
+    needs_bf16_cpu,
+    needs_vllm_ops,
+)
+from tests.actors.kernels.reference import reference
+
+CPU = torch.device("cpu")
+BF16, FP8, MXFP4 = WeightFormat.BF16, WeightFormat.FP8_BLOCK128, WeightFormat.MXFP4
+
+ZEN5 = CpuFeatures(avx2=True, avx512=True, avx512_bf16=True, amx_tile=False)
+SAPPHIRE_RAPIDS = CpuFeatures(avx2=True, avx512=True, avx512_bf16=True, amx_tile=True)
+SKYLAKE_X = CpuFeatures(avx2=True, avx512=True, avx512_bf16=False, amx_tile=False)
+HASWELL = CpuFeatures(avx2=True, avx512=False, avx512_bf16=False, amx_tile=False)
+OLD = CpuFeatures(avx2=False, avx512=False, avx512_bf16=False, amx_tile=False)
+
+
+@needs_vllm_ops
+@pytest.mark.parametrize(
+    ("features", "weight_format", "activation", "description"),
+    [
+        (ZEN5, BF16, SILU, "bf16 experts on vLLM's fused CPU kernel"),
+        (ZEN5, BF16, CLAMPED, "bf16 experts on vLLM's fused CPU kernel, exact clamp at 10"),
+        (ZEN5, MXFP4, CLAMPED, "mxfp4 experts on vLLM's fused CPU kernel, exact clamp at 10"),
+        (ZEN5, MXFP4, GPT_OSS, "mxfp4 experts on vLLM's fused CPU kernel, exact clamp at 7"),
+        (ZEN5, FP8, SILU, "fp8 experts on vLLM's fused CPU kernel"),
+        (ZEN5, FP8, CLAMPED, "fp8 experts on vLLM's CPU GEMM, one by one, exact clamp at 10"),
+        (ZEN5, MXFP4, Activation(limit=1e6), "mxfp4 experts in plain torch on cpu"),
+        (SAPPHIRE_RAPIDS, BF16, SILU, "bf16 experts on vLLM's grouped CPU kernel (amx)"),
+        (SAPPHIRE_RAPIDS, BF16, CLAMPED, "bf16 experts on vLLM's fused CPU kernel"),
+        (SKYLAKE_X, BF16, SILU, "bf16 experts on vLLM's grouped CPU kernel (vec)"),
+        (SKYLAKE_X, BF16, GPT_OSS, "bf16 experts on vLLM's grouped CPU kernel (vec)"),
+        (SKYLAKE_X, BF16, CLAMPED, "bf16 experts in plain torch on cpu"),
+        (
+            HASWELL,
+            FP8,
+            SILU,
+            "bf16 experts on vLLM's grouped CPU kernel (vec), converted from fp8 at load",
+        ),
+        (HASWELL, MXFP4, CLAMPED, "mxfp4 experts in plain torch on cpu"),
+        (OLD, MXFP4, SILU, "mxfp4 experts in plain torch on cpu"),
+    ],
+)
+def test_cpu_choices(features, weight_format, activation, description):
+    spec = make_spec(weight_format, activation)
+    assert choose_operator(spec, CPU, features).describe().startswith(description)
+
+
+@needs_bf16_cpu
+@pytest.mark.parametrize(("hidden", "inter"), [(64, 48), (48, 64)])
+def test_sizes_the_native_kernels_cannot_take(hidden, inter):
+    spec = make_spec(BF16, SILU, hidden, inter)
+    assert choose_operator(spec, CPU).describe() == "bf16 experts in plain torch on cpu"
+
+
+@needs_vllm_ops
+def test_conversion_is_said_aloud(caplog):
+    with caplog.at_level(logging.WARNING):
+        choose_operator(make_spec(MXFP4, hidden=256, inter=128), CPU, HASWELL)
+    assert "no mxfp4 kernel for this model on this CPU: experts become bf16, 3.8 times" in (
+        caplog.text
+    )
+
+
+def test_other_devices_get_plain_torch():
+    operator = choose_operator(make_spec(MXFP4), torch.device("meta"))
+    assert operator.describe() == "mxfp4 experts in plain torch on meta"
+
+
+@needs_bf16_cpu
+@pytest.mark.parametrize(
+    ("weight_format", "activation"),
+    [
+        (BF16, SILU),
+        (BF16, CLAMPED),
+        (BF16, GPT_OSS),
+        (FP8, SILU),
+        (FP8, CLAMPED),
+        (MXFP4, SILU),
+        (MXFP4, CLAMPED),
+        (MXFP4, GPT_OSS),
+    ],
+)
+def test_memory_is_what_the_spec_says(weight_format, activation):
+    spec = make_spec(weight_format, activation, hidden=256, inter=128)
+    kernel = make_kernel(spec, choose_operator(spec, CPU, FEATURES), make_experts(spec))
+    kernel.load(0, [0, 1, 2, 3])
+    assert kernel.bytes_per_expert == spec.bytes_per_expert
+    assert kernel.resident_bytes() == pytest.approx(4 * spec.bytes_per_expert, rel=0.03)
+
+
+@needs_vllm_ops
+def test_converted_experts_count_what_they_take():
+    spec = make_spec(MXFP4, hidden=256, inter=128)
+    kernel = make_kernel(spec, choose_operator(spec, CPU, HASWELL), make_experts(spec))
+    kernel.load(0, [0, 1])
+    assert kernel.resident_bytes() == 2 * kernel.bytes_per_expert == 2 * 2 * 3 * 256 * 128
+
+
+SHAPE = Shape(hidden=128, inter=64)
+CASES = cases(SHAPE)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_from_checkpoint_to_result(case, tmp_path):
+    truth = case.truth(SHAPE)
+    write(tmp_path, case.config, case.tensors(truth))
+    spec = read_expert_spec(tmp_path)
+    kernel = choose_kernel(spec, CPU)
+    layer = spec.layers[-1]
+    kernel.load(layer, [2, 0, 3])
+    batch = make_batch(5, 128, [(0, 0), (0, 3), (1, 2), (2, 3), (4, 2), (4, 0)], scale=20)
+    experts = {number: truth[layer, number] for number in range(4)}
+    expected, norms = reference(experts, spec.activation, batch)
+    assert ((kernel.compute(layer, *batch) - expected).norm(dim=1) <= 0.02 * norms).all()
+
+
+def test_missing_libraries_are_named():
+    assert load_cpu_ops(OLD) == "this CPU has neither AVX2 nor AVX-512"
+
+
+OLD_CPU_PROGRAM = """
+import pathlib, torch
+from actors.experts.spec import Activation, ExpertSpec, WeightFormat
+from actors.kernels.calibration import random_expert
+from actors.kernels.choose import choose_operator
+from actors.kernels.native_ops import CpuFeatures
+from actors.kernels.slot_kernel import SlotKernel
+from actors.kernels.torch_portable import TorchPortable
+
+torch.manual_seed(0)
+spec = ExpertSpec("TestForCausalLM", pathlib.Path("nowhere"), (0,), 2, 1, 128, 64,
+                  WeightFormat.MXFP4, Activation())
+experts = [random_expert(spec), random_expert(spec)]
+features = CpuFeatures(avx2=True, avx512=False, avx512_bf16=False, amx_tile=False)
+cpu = torch.device("cpu")
+batch = (torch.randn(3, 128).bfloat16(), torch.tensor([0, 1, 2, 2], dtype=torch.int32),
+         torch.tensor([0, 1, 1, 0], dtype=torch.int32), torch.rand(4))
+sums = []
+for operator in (choose_operator(spec, cpu, features), TorchPortable(spec, cpu)):
+    kernel = SlotKernel(spec, operator, lambda layer, expert: experts[expert])
+    kernel.load(0, [0, 1])
+    sums.append(kernel.compute(0, *batch))
+    print(kernel.describe())
+assert (sums[0] - sums[1]).norm() <= 0.01 * sums[1].norm()
+"""
+
+
+@needs_vllm_ops
+@pytest.mark.skipif(not FEATURES.avx2, reason="needs a CPU with AVX2")
+def test_the_avx2_library_computes_in_a_process_of_its_own():
+    """One process can load one of vLLM's libraries, and this one has the widest."""
+    run = subprocess.run(
+        [sys.executable, "-c", OLD_CPU_PROGRAM],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[3],
+    )
+    assert run.returncode == 0, run.stderr
+    assert "grouped CPU kernel (vec), converted from mxfp4 at load" in run.stdout
