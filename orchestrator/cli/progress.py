@@ -19,7 +19,8 @@ PLAIN_UPDATE_INTERVAL_S = 5.0
 class Progress:
     """One step at a time: `step`, any number of `update`, `done`. Safe to call from any thread.
 
-    Writes to stdout: stderr is for errors and logs. A new `step` ends the one before; leaving the `with` block ends whatever is shown.
+    Writes to stdout: stderr is for errors and logs. A new `step` ends the one before; leaving the
+    `with` block ends whatever is shown.
     """
 
     def __init__(

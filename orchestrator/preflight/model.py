@@ -13,9 +13,9 @@ from orchestrator.config.serving import ModelConfig
 from orchestrator.preflight.finding import Finding, Level
 
 ENGINE_OVERHEAD_BYTES = 3 * 2**29
-"""Python, torch and vLLM in one engine, without weights and KV cache (measured: 1.3 GiB)."""
+"""Rough room for Python, torch and vLLM in one engine, besides its KV cache."""
 PROCESS_OVERHEAD_BYTES = 3 * 2**27
-"""A shard, the gateway or the controller, without weights."""
+"""Rough room for a shard without its weights, for the gateway, and for the controller."""
 
 
 def check_model_files(model: ModelConfig) -> Finding:
