@@ -145,6 +145,10 @@ def test_endpoint_from_the_command_line_wins(tmp_path: Path) -> None:
             "use at most 63 lower case letters, digits and inner hyphens",
         ),
         (
+            "model: {path: m}\npools: {a: {vendor: cpu, speed: 1}, b: {vendor: cpu}}\n",
+            ":2: pools: speed is given for some pools only: give it for b too",
+        ),
+        (
             SMALL + "engines:\n  vllm: {api-key: x}\n",
             ":4: engines.vllm: api_key is set by the mesh: "
             "use the environment variable EXPERTMESH_API_KEYS",

@@ -23,7 +23,7 @@ SPEC = ExpertSpec(
     weight_format=WeightFormat.MXFP4,
     activation=Activation(),
 )
-PAIRS, EACH = 256, 52_224
+EACH = 52_224
 GIB = 2**30
 
 
@@ -49,24 +49,30 @@ def test_model_files(tmp_path: Path) -> None:
 
 
 def test_experts_that_just_fit() -> None:
-    pools = {"a": pool(100 * EACH), "b": pool(78 * EACH + 5, shards=2)}
+    pools = {"a": pool(4 * 26 * EACH), "b": pool(4 * 19 * EACH + 5, shards=2)}
     assert model.check_expert_memory(pools, SPEC, 0).ok
 
 
-def test_one_slot_short() -> None:
-    pools = {"a": pool(100 * EACH), "b": pool(78 * EACH - 1, shards=2)}
+def test_one_byte_short() -> None:
+    pools = {"a": pool(4 * 26 * EACH), "b": pool(4 * 19 * EACH - 1, shards=2)}
     finding = model.check_expert_memory(pools, SPEC, 100 * GIB)
     assert not finding.ok
     assert finding.message == (
-        "the model has 256 experts of 51.0 KiB (12.8 MiB), but the pools' shards hold 254"
+        "the model has 64 experts of 51.0 KiB in each of 4 layers (12.8 MiB), "
+        "but the pools' shards hold 62 a layer"
     )
     assert "pools.*.memory" in finding.fix
 
 
+def test_one_shard_holds_an_expert_once() -> None:
+    assert not model.check_expert_memory({"a": pool(0), "b": pool(0)}, SPEC, GIB).ok
+    assert "hold 64 a layer" in model.check_expert_memory({"a": pool(GIB)}, SPEC, 0).message
+
+
 def test_shards_on_cpus_without_a_limit_share_the_host() -> None:
-    pools = {"a": pool(None), "b": pool(56 * EACH)}
-    assert model.check_expert_memory(pools, SPEC, 200 * EACH).ok
-    assert not model.check_expert_memory(pools, SPEC, 200 * EACH - 1).ok
+    pools = {"a": pool(None, shards=2), "b": pool(4 * 14 * EACH)}
+    assert model.check_expert_memory(pools, SPEC, 4 * 50 * EACH).ok
+    assert not model.check_expert_memory(pools, SPEC, 4 * 50 * EACH - 1).ok
 
 
 def test_devices_without_a_limit_are_measured_later() -> None:
