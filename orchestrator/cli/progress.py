@@ -2,9 +2,12 @@
 
 import json
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -116,6 +119,15 @@ def endpoint_url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def own_command() -> str:
+    """How to call this program again: its name, with the path where the shell needs it."""
+    name, called = "expertmesh", sys.argv[0]
+    if Path(called).name != name:
+        return name
+    found = shutil.which(name)
+    return name if found and Path(found).samefile(called) else shlex.quote(called)
+
+
 def next_steps(url: str, model: str, needs_key: bool) -> list[str]:
     """What to try on a mesh that has just become ready: lines for `Progress.ready`."""
     body = json.dumps({"model": model, "prompt": "Once upon a time", "max_tokens": 48})
@@ -125,7 +137,7 @@ def next_steps(url: str, model: str, needs_key: bool) -> list[str]:
         "  Try it:",
         f"    curl {url}/v1/completions -H 'Content-Type: application/json'{key} \\",
         f"      -d {shlex.quote(body)}",
-        f"  Look inside:   expertmesh status --url {url}",
+        f"  Look inside:   {own_command()} status --url {url}",
         "  Stop it:       Ctrl-C",
         "",
     ]

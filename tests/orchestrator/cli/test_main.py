@@ -114,7 +114,7 @@ def test_doctor_reports_every_check_and_fails(tmp_path: Path) -> None:
     assert findings["model"]["fix"]
     table = expertmesh("doctor", str(config))
     assert table.returncode == 2
-    assert "1 to put right" in table.stdout
+    assert "1 to put right first" in table.stdout
 
 
 def test_doctor_counts_a_broken_config_as_a_finding(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ import io
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from orchestrator.cli.progress import Progress, endpoint_url, next_steps
+from orchestrator.cli.progress import Progress, endpoint_url, next_steps, own_command
 
 
 class Clock:
@@ -106,3 +107,16 @@ def test_next_steps_hold_a_curl_that_can_be_pasted(needs_key: bool) -> None:
     assert json.loads(words[-1])["model"] == "it's a model"
     assert any("Bearer" in word for word in words) is needs_key
     assert any("expertmesh status --url http://x:1" in line for line in lines)
+
+
+def test_own_command_can_be_called_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "expertmesh"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    monkeypatch.setattr("sys.argv", [str(script), "serve"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert own_command() == "expertmesh"
+    monkeypatch.setenv("PATH", "")
+    assert own_command() == str(script)
+    monkeypatch.setattr("sys.argv", ["/x/cli/__main__.py"])
+    assert own_command() == "expertmesh"
