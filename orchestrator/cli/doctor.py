@@ -56,6 +56,5 @@ def _plain(text: str) -> str:
 def summary(findings: list[Finding]) -> str:
     failures = sum(not finding.ok for finding in findings)
     warnings = sum(finding.level is Level.WARNING for finding in findings)
-    if failures:
-        return f"{failures} to put right before a mesh can start, {warnings} warnings."
-    return f"Ready to serve, {warnings} warnings." if warnings else "Ready to serve."
+    verdict = f"{failures} to put right first" if failures else "Ready to serve"
+    return f"{verdict}; warnings: {warnings}." if warnings else f"{verdict}."

@@ -2,9 +2,12 @@
 
 import json
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -19,7 +22,8 @@ PLAIN_UPDATE_INTERVAL_S = 5.0
 class Progress:
     """One step at a time: `step`, any number of `update`, `done`. Safe to call from any thread.
 
-    Writes to stdout: stderr is for errors and logs. A new `step` ends the one before; leaving the `with` block ends whatever is shown.
+    Writes to stdout: stderr is for errors and logs. A new `step` ends the one before; leaving the
+    `with` block ends whatever is shown.
     """
 
     def __init__(
@@ -115,6 +119,15 @@ def endpoint_url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def own_command() -> str:
+    """How to call this program again: its name, with the path where the shell needs it."""
+    name, called = "expertmesh", sys.argv[0]
+    if Path(called).name != name:
+        return name
+    found = shutil.which(name)
+    return name if found and Path(found).samefile(called) else shlex.quote(called)
+
+
 def next_steps(url: str, model: str, needs_key: bool) -> list[str]:
     """What to try on a mesh that has just become ready: lines for `Progress.ready`."""
     body = json.dumps({"model": model, "prompt": "Once upon a time", "max_tokens": 48})
@@ -124,7 +137,7 @@ def next_steps(url: str, model: str, needs_key: bool) -> list[str]:
         "  Try it:",
         f"    curl {url}/v1/completions -H 'Content-Type: application/json'{key} \\",
         f"      -d {shlex.quote(body)}",
-        f"  Look inside:   expertmesh status --url {url}",
+        f"  Look inside:   {own_command()} status --url {url}",
         "  Stop it:       Ctrl-C",
         "",
     ]

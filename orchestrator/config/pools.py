@@ -24,7 +24,8 @@ class PoolConfig(Section):
     """Memory of each shard for expert weights, in bytes or such as `8MiB`; unset: what the device
     has free."""
     speed: PositiveFloat | None = None
-    """Speed relative to the other pools, which the plan counts on; unset: measured at start."""
+    """Speed relative to the other pools, which the plan counts on, given for all pools or for none;
+    unset: measured at start."""
     emulated: bool = False
     """Vendor, memory and speed are emulated on this hardware: each shard keeps to `memory` and is
     slowed to `speed` (at most 1.0, which is full speed). Shown as *emulated* everywhere."""
@@ -44,6 +45,14 @@ class PoolConfig(Section):
         if self.emulated and self.speed is not None and self.speed > 1.0:
             raise ValueError(f"an emulated speed is at most 1.0 (full speed), got {self.speed:g}")
         return self
+
+
+def check_speeds(pools: dict[str, PoolConfig]) -> dict[str, PoolConfig]:
+    """Speeds are relative to each other, so a measured one cannot stand beside a given one."""
+    without = [name for name, pool in pools.items() if pool.speed is None]
+    if 0 < len(without) < len(pools):
+        raise ValueError(f"speed is given for some pools only: give it for {without[0]} too")
+    return pools
 
 
 def _check_slots(value: object) -> object:

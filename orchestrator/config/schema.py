@@ -8,10 +8,10 @@ Secrets are not in here: see `secrets.py`.
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from orchestrator.config.fields import ConfigPath, DnsName, Seconds, Section
-from orchestrator.config.pools import PlacementConfig, PoolConfig
+from orchestrator.config.pools import PlacementConfig, PoolConfig, check_speeds
 from orchestrator.config.serving import EnginesConfig, GatewayConfig, ModelConfig, RouterConfig
 
 
@@ -77,7 +77,7 @@ class MeshConfig(Section):
     model: ModelConfig
     engines: EnginesConfig = EnginesConfig()
     router: RouterConfig = RouterConfig()
-    pools: Annotated[dict[DnsName, PoolConfig], Field(min_length=1)]
+    pools: Annotated[dict[DnsName, PoolConfig], Field(min_length=1), AfterValidator(check_speeds)]
     placement: PlacementConfig = PlacementConfig()
     gateway: GatewayConfig = GatewayConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -86,7 +86,8 @@ class GatewayConfig(Section):
     """Address to listen on; `0.0.0.0` opens it to the network (then set API keys)."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """TCP port; 0 takes a free one."""
-    max_queued_requests: Count = 256
-    """Requests accepted and not yet answered; one more gets status 429 with Retry-After."""
+    max_queued_requests: Annotated[int, Field(ge=0)] = 256
+    """Requests that may wait on top of those the engines run at once; one more gets status 429
+    with Retry-After."""
     max_request_body: Annotated[ByteSize, Field(gt=0)] = 16 * 2**20
     """Largest request body, in bytes or such as `16MiB`; a larger one gets status 413."""

@@ -13,9 +13,9 @@ from orchestrator.config.serving import ModelConfig
 from orchestrator.preflight.finding import Finding, Level
 
 ENGINE_OVERHEAD_BYTES = 3 * 2**29
-"""Python, torch and vLLM in one engine, without weights and KV cache (measured: 1.3 GiB)."""
+"""Rough room for Python, torch and vLLM in one engine, besides its KV cache."""
 PROCESS_OVERHEAD_BYTES = 3 * 2**27
-"""A shard, the gateway or the controller, without weights."""
+"""Rough room for a shard without its weights, for the gateway, and for the controller."""
 
 
 def check_model_files(model: ModelConfig) -> Finding:
@@ -33,32 +33,35 @@ def check_model_files(model: ModelConfig) -> Finding:
 
 
 def check_expert_memory(pools: dict[str, PoolConfig], spec: ExpertSpec, free_bytes: int) -> Finding:
-    """Every (layer, expert) needs a slot in some shard.
+    """Every (layer, expert) needs a slot in some shard; shards give each layer the same number.
 
     free_bytes: what the host has; shards on CPUs that name no `memory` share it.
     """
-    name = "expert memory"
-    pairs = len(spec.layers) * spec.num_experts
-    each = spec.bytes_per_expert
-    needed = f"{pairs} experts of {format_bytes(each)} ({format_bytes(pairs * each)})"
-    unknown = any(pool.memory is None and pool.device != "cpu" for pool in pools.values())
-    if unknown:
-        return Finding(name, Level.OK, f"{needed}; shards will measure what their devices have")
-    open_ended = any(pool.memory is None for pool in pools.values())
-    slots = sum(
-        pool.shards * min(pool.memory // each, pairs)
+    name, layers, each = "expert memory", len(spec.layers), spec.bytes_per_expert
+    total = format_bytes(layers * spec.num_experts * each)
+    needed = f"{spec.num_experts} experts of {format_bytes(each)} in each of {layers} layers"
+    if any(pool.memory is None and pool.device != "cpu" for pool in pools.values()):
+        return Finding(
+            name, Level.OK, f"{needed} ({total}); shards will measure what their devices have"
+        )
+    sharing = sum(pool.shards for pool in pools.values() if pool.memory is None)
+    held = sum(
+        pool.shards * min(_bytes_of(pool, free_bytes, sharing) // each // layers, spec.num_experts)
         for pool in pools.values()
-        if pool.memory is not None
     )
-    slots += free_bytes // each if open_ended else 0
-    if slots >= pairs:
-        return Finding(name, Level.OK, f"{needed}; the pools hold {slots}")
+    if held >= spec.num_experts:
+        return Finding(name, Level.OK, f"{needed} ({total}); the pools hold {held} a layer")
     return Finding(
         name,
         Level.FAILURE,
-        f"the model has {needed}, but the pools' shards hold {slots}",
+        f"the model has {needed} ({total}), but the pools' shards hold {held} a layer",
         "raise pools.*.memory, or add shards",
     )
+
+
+def _bytes_of(pool: PoolConfig, free_bytes: int, sharing: int) -> int:
+    """Memory of one shard of `pool`; `sharing` shards without a limit divide `free_bytes`."""
+    return free_bytes // sharing if pool.memory is None else pool.memory
 
 
 def check_host_memory(config: MeshConfig, spec: ExpertSpec, free_bytes: int) -> Finding:

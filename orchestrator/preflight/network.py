@@ -47,13 +47,16 @@ def _listener(port: int) -> str:
     except psutil.Error:
         return " by another process"
     for connection in connections:
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
-            if connection.pid is None:
-                return " by a process of another user"
-            try:
-                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
-            except psutil.Error:
-                return f" by pid {connection.pid}"
+        if connection.status != psutil.CONN_LISTEN or not connection.laddr:
+            continue
+        if connection.laddr.port != port:
+            continue
+        if connection.pid is None:
+            return " by a process of another user"
+        try:
+            return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+        except psutil.Error:
+            return f" by pid {connection.pid}"
     return ""
 
 
