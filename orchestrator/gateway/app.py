@@ -144,7 +144,7 @@ def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) 
         Route("/metrics", gateway.metrics),
         Route("/api/v1/status", gateway.status),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         lifespan=lifespan,
         middleware=[
@@ -153,6 +153,8 @@ def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) 
         ],
         exception_handlers={HTTPException: _http_error, Exception: _internal_error},
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 def _unhealthy(reason: str) -> Response:
