@@ -38,7 +38,8 @@ def deploy_gateway(
     Success means that the gateway answers HTTP; engines need not be ready yet. After a failure
     nothing is left of it.
 
-    Raises `RuntimeError` if it cannot listen where the config says.
+    Raises `RuntimeError` if it cannot listen where the config says, be it that the port is taken or
+    that Serve runs on this cluster already and listens elsewhere.
     """
     from ray import serve
     from ray.exceptions import RayError
@@ -62,6 +63,7 @@ def deploy_gateway(
             http_options=HTTPOptions(host=config.host, port=config.port),
             logging_config=quiet,
         )
+        _check_address(config)
         app = deployment.bind(config, mesh, key_digests)
         serve.run(app, name=APP_NAME, route_prefix="/", logging_config=quiet)
     except RayError as error:
@@ -71,14 +73,33 @@ def deploy_gateway(
 
 
 def remove_gateway() -> None:
-    """Let running requests finish, then stop the gateway and Serve; nothing if there is none."""
+    """Let running requests finish, then stop the gateway; nothing if there is none.
+
+    Serve stops too, unless others use it.
+    """
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
-    # Deleted first: shutting Serve down stops the proxy, and with it the answers under way.
     with contextlib.suppress(RayServeException):
+        # Deleted first: shutting Serve down stops the proxy, and with it the answers under way.
         serve.delete(APP_NAME, _blocking=True)
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        if not serve.status().applications:
+            serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _check_address(config: GatewayConfig) -> None:
+    """A Serve that runs already keeps its address, whatever `serve.start` is told."""
+    # Serve tells its address nowhere else.
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    assert client is not None
+    actual = client.http_config
+    if (actual.host, actual.port) != (config.host, config.port):
+        raise RuntimeError(
+            f"Ray Serve runs on this cluster already and listens on {actual.host}:{actual.port}: "
+            f"give the gateway that address instead of {config.host}:{config.port}"
+        )
 
 
 def _cause(error: "RayError") -> str:
