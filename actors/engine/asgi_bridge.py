@@ -11,7 +11,7 @@ receives `http.disconnect`, has `DISCONNECT_GRACE_S` to end by itself, and is ca
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from actors.engine.messages import Headers, HttpRequest, ResponseStart
@@ -101,7 +101,7 @@ class _Exchange:
         return self._status is not None
 
 
-async def call(app: AsgiApp, request: HttpRequest) -> AsyncIterator[ResponseStart | bytes]:
+async def call(app: AsgiApp, request: HttpRequest) -> AsyncGenerator[ResponseStart | bytes, None]:
     """Run `app` on `request`: yields a `ResponseStart`, then chunks of the body.
 
     An exception of the application is raised here if the response has not started; after that the

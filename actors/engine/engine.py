@@ -11,11 +11,14 @@ finishes what it has; no process that vLLM started survives `stop`, nor the acto
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import os
 import platform
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from multiprocessing.process import BaseProcess
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +29,7 @@ from actors.engine.config import DROPPED_ENVIRONMENT, EngineConfig
 from actors.engine.fate_sharing import PARENT_VARIABLE
 from actors.engine.flags import parse_flags
 from actors.engine.lifecycle import EngineState, check_transition
-from actors.engine.messages import EngineReply, HttpRequest, Refusal
+from actors.engine.messages import EngineReply, HttpRequest, Refusal, ResponseStart
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -69,25 +72,31 @@ class Engine:
         began_s = time.monotonic()
         try:
             await self._load()
+            self._move(EngineState.READY, f"loaded in {time.monotonic() - began_s:.1f} s")
         except BaseException as error:
-            self._move(EngineState.DEAD, f"did not start: {str(error).strip().splitlines()[-1:]}")
+            if self._state is not EngineState.DEAD:
+                self._move(EngineState.DEAD, f"did not start: {_last_line(error)}")
             await self._release()
             raise
-        self._move(EngineState.READY, f"loaded in {time.monotonic() - began_s:.1f} s")
 
-    async def handle(self, request: HttpRequest) -> AsyncIterator[EngineReply]:
+    async def handle(self, request: HttpRequest) -> AsyncGenerator[EngineReply, None]:
         """Answer one HTTP request: a `ResponseStart` and body chunks, or one `Refusal`.
 
-        Closing the stream aborts the request in vLLM.
+        A draining engine still answers GET, so that its metrics are seen to the end. Closing the
+        stream aborts the request in vLLM.
         """
         self._notice_death()
-        if self._state is not EngineState.READY:
-            yield Refusal(f"engine {self._config.engine_id} is {self._state}: {self._detail}")
+        readable = self._state is EngineState.DRAINING and request.method == "GET"
+        if self._state is not EngineState.READY and not readable:
+            yield self._refusal()
             return
         self._in_flight += 1
         try:
             async with contextlib.aclosing(asgi_bridge.call(self._app, request)) as replies:
                 async for reply in replies:
+                    if isinstance(reply, ResponseStart) and self._failed_by_death(reply):
+                        yield self._refusal()
+                        return
                     yield reply
         finally:
             self._in_flight -= 1
@@ -126,7 +135,10 @@ class Engine:
         return self._in_flight
 
     async def stop(self) -> None:
-        """Abort what runs and end vLLM's processes; calling it again does nothing."""
+        """Abort what runs and end vLLM's processes; calling it again does nothing.
+
+        An engine that is still loading stops too: its `start` raises.
+        """
         if self._state is not EngineState.DEAD:
             self._move(EngineState.DEAD, "stopped")
         await self._release()
@@ -134,20 +146,20 @@ class Engine:
     async def _load(self) -> None:
         self._set_environment()
         loop = asyncio.get_running_loop()
-        args, self._llm = await loop.run_in_executor(self._loader, self._build_llm)
+        args, llm = await loop.run_in_executor(self._loader, self._build_llm)
+        self._llm = llm
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
 
-        tasks = await self._llm.get_supported_tasks()
-        app = build_app(args, tasks, self._llm.model_config)
-        await init_app_state(self._llm, app.state, args, tasks)
+        tasks = await llm.get_supported_tasks()
+        app = build_app(args, tasks, llm.model_config)
+        await init_app_state(llm, app.state, args, tasks)
         # vLLM tells its HTTP server to exit when the engine core dies; here `status` tells.
         app.state.server = SimpleNamespace(should_exit=False)
         await self._cleanup.enter_async_context(app.router.lifespan_context(app))
         if args.worker_extension_cls == _EXTENSION:
-            shares = await self._llm.collective_rpc("expertmesh_parameter_bytes")
-            self._parameter_bytes = sum(shares)
-        self._max_running = self._llm.vllm_config.scheduler_config.max_num_seqs
+            self._parameter_bytes = sum(await llm.collective_rpc("expertmesh_parameter_bytes"))
+        self._max_running = llm.vllm_config.scheduler_config.max_num_seqs
         self._app = app
 
     def _set_environment(self) -> None:
@@ -184,11 +196,11 @@ class Engine:
 
     async def _release(self) -> None:
         self._app = None
-        children = psutil.Process().children(recursive=True)
+        children = _process_trees(multiprocessing.active_children())
         await self._cleanup.aclose()
         if self._llm is not None:
             llm, self._llm = self._llm, None
-            await asyncio.get_running_loop().run_in_executor(self._loader, llm.shutdown)
+            await asyncio.to_thread(llm.shutdown)
         await asyncio.to_thread(_end_processes, children)
         self._loader.shutdown(wait=False)
 
@@ -196,14 +208,40 @@ class Engine:
         if self._llm is not None and self._llm.errored and self._state is not EngineState.DEAD:
             self._move(EngineState.DEAD, "vLLM's engine core died")
 
+    def _failed_by_death(self, reply: ResponseStart) -> bool:
+        """Whether the request failed because the engine core died, not because of itself."""
+        self._notice_death()
+        return reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR and self._state is EngineState.DEAD
+
+    def _refusal(self) -> Refusal:
+        return Refusal(f"engine {self._config.engine_id} is {self._state}: {self._detail}")
+
     def _move(self, state: EngineState, detail: str) -> None:
         check_transition(self._state, state)
         logger.info("engine %s: %s -> %s: %s", self._config.engine_id, self._state, state, detail)
         self._state, self._detail = state, detail
 
 
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def _process_trees(roots: list[BaseProcess]) -> list[psutil.Process]:
+    """The processes and everything they started."""
+    trees: list[psutil.Process] = []
+    for root in roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(root.pid)
+            trees += [process, *process.children(recursive=True)]
+    return trees
+
+
 def _end_processes(processes: list[psutil.Process]) -> None:
-    """Wait for the processes, which were told to end, and kill those that do not."""
+    """Ask the processes to end, and kill those that do not."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
     _, alive = psutil.wait_procs(processes, timeout=CHILD_EXIT_TIMEOUT_S)
     for process in alive:
         logger.warning("process %d of vLLM did not end and is killed", process.pid)

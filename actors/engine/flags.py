@@ -51,7 +51,8 @@ def make_parser() -> "FlexibleArgumentParser":
         def error(self, message: str) -> NoReturn:
             raise InvalidFlagError(f"vLLM refuses its flags: {message}")
 
-    return make_arg_parser(RaisingParser(prog="vllm serve"))
+    parser: FlexibleArgumentParser = make_arg_parser(RaisingParser(prog="vllm serve"))  # type: ignore[no-untyped-call]
+    return parser
 
 
 def parse_flags(model: str, served_model_name: str, flags: Mapping[str, Any]) -> Namespace:
@@ -66,7 +67,7 @@ def parse_flags(model: str, served_model_name: str, flags: Mapping[str, Any]) ->
     for name, value in flags.items():
         argv += spell_flag(parser, name, value)
     try:
-        args = parser.parse_args(argv)
+        args: Namespace = parser.parse_args(argv)
         validate_parsed_serve_args(args)
     except (ArgumentError, TypeError, ValueError) as error:
         if isinstance(error, InvalidFlagError):

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
@@ -18,10 +17,11 @@ from actors.engine.messages import HttpRequest, ResponseStart
 from orchestrator.gateway.auth import KeyCheck
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.engine_pool import EnginePool, PooledEngine
-from orchestrator.gateway.errors import error_response
+from orchestrator.gateway.errors import error_response, unavailable
 from orchestrator.gateway.forward import ForwardedResponse
-from orchestrator.gateway.mesh import EngineLostError, Mesh, MeshLostError
+from orchestrator.gateway.mesh import EngineError, Mesh, MeshLostError
 from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.observation import Observation
 from orchestrator.gateway.routes import FORWARDED_HEADERS, INFERENCE_ROUTES
 
 logger = logging.getLogger(__name__)
@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 class Gateway:
     """Handlers of the routes, around one pool of engines."""
 
-    def __init__(self, config: GatewayConfig, mesh: Mesh) -> None:
+    def __init__(self, config: GatewayConfig, mesh: Mesh, metrics: GatewayMetrics) -> None:
         self._config = config
         self._mesh = mesh
+        self._metrics = metrics
         self._pool = EnginePool(mesh)
-        self._metrics = GatewayMetrics(config.model_name)
 
     async def infer(self, request: Request) -> Response:
         """Hand the request to an engine."""
@@ -42,7 +42,7 @@ class Gateway:
         if not self._pool.ready:
             await self._pool.refresh()
         if not self._pool.ready:
-            return self._unavailable("no engine is ready")
+            return unavailable("no engine is ready", self._config.retry_after_s)
         limit = self._pool.max_running + self._config.max_queued_requests
         if request.method == "POST" and self._pool.in_flight >= limit:
             message = f"{self._pool.in_flight} requests are running or waiting; try again later"
@@ -58,20 +58,21 @@ class Gateway:
         """200 if a completion would succeed now."""
         await self._pool.refresh()
         mesh = self._pool.mesh_status
-        if mesh is None:
-            return self._unhealthy("the controller does not answer")
+        silence_s = self._pool.controller_silence_s
+        if mesh is None or silence_s > self._config.controller_grace_s:
+            return _unhealthy(f"the controller has been silent for {silence_s:.0f} s")
         if not mesh.ready:
-            return self._unhealthy(mesh.reason)
+            return _unhealthy(mesh.reason)
         if not self._pool.ready:
-            return self._unhealthy("no engine is ready")
+            return _unhealthy("no engine is ready")
         return JSONResponse({"status": "ok", "reason": mesh.reason})
 
     async def metrics(self, _: Request) -> Response:
         """Metrics of the gateway and of all engines."""
         engines = self._pool.engines
         pages = await asyncio.gather(*(self._engine_page(engine) for engine in engines))
-        texts = {e.info.id: p for e, p in zip(engines, pages, strict=True) if p is not None}
-        page = self._metrics.page(self._pool.in_flight, len(self._pool.ready), texts)
+        known = {e.info.id: p for e, p in zip(engines, pages, strict=True) if p is not None}
+        page = self._metrics.page(self._pool.in_flight, len(self._pool.ready), known)
         return Response(page, media_type="text/plain; version=0.0.4")
 
     async def status(self, _: Request) -> Response:
@@ -79,7 +80,7 @@ class Gateway:
         try:
             mesh = await self._mesh.status()
         except MeshLostError as error:
-            return self._unavailable(str(error))
+            return unavailable(str(error), self._config.retry_after_s)
         return Response(mesh.model_dump_json(), media_type="application/json")
 
     async def poll(self) -> None:
@@ -92,40 +93,39 @@ class Gateway:
             await asyncio.sleep(self._config.poll_interval_s)
 
     async def _read_body(self, request: Request) -> bytes:
+        """Raises `HTTPException` (413) for a body that is too large, without reading all of it."""
         limit = self._config.max_body_bytes
+        announced = request.headers.get("content-length", "0")
+        too_large = announced.isdecimal() and int(announced) > limit
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                message = f"the request body is larger than {limit} bytes"
-                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
+        if not too_large:
+            async for chunk in request.stream():
+                body += chunk
+                too_large = len(body) > limit
+                if too_large:
+                    break
+        if too_large:
+            message = f"the request body is larger than {limit} bytes"
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
         return bytes(body)
 
     async def _engine_page(self, engine: PooledEngine) -> str | None:
         try:
             async with asyncio.timeout(self._config.metrics_timeout_s):
                 replies = engine.client.handle(HttpRequest("GET", "/metrics"))
-                parts = [reply async for reply in replies]
-        except (EngineLostError, TimeoutError) as error:
+                first, *rest = [reply async for reply in replies]
+        except (EngineError, TimeoutError, ValueError) as error:
             logger.warning("no metrics from engine %s: %r", engine.info.id, error)
             return None
-        if not parts or not isinstance(parts[0], ResponseStart):
+        if not isinstance(first, ResponseStart) or first.status != HTTPStatus.OK:
             return None
-        return (parts[0].body + b"".join(p for p in parts[1:] if isinstance(p, bytes))).decode()
-
-    def _unavailable(self, reason: str) -> Response:
-        message = f"nothing can serve this now: {reason}"
-        return error_response(
-            HTTPStatus.SERVICE_UNAVAILABLE, message, "unavailable", self._config.retry_after_s
-        )
-
-    def _unhealthy(self, reason: str) -> Response:
-        return JSONResponse({"status": "unavailable", "reason": reason}, status_code=503)
+        return (first.body + b"".join(r for r in rest if isinstance(r, bytes))).decode()
 
 
 def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) -> Starlette:
-    """The ASGI application. `key_digests`: see `ApiKeySettings`; empty lets everybody in."""
-    gateway = Gateway(config, mesh)
+    """The ASGI application; without digests of API keys (`auth.digest`) everybody may use it."""
+    metrics = GatewayMetrics(config.model_name)
+    gateway = Gateway(config, mesh, metrics)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -144,12 +144,22 @@ def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) 
         Route("/metrics", gateway.metrics),
         Route("/api/v1/status", gateway.status),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(KeyCheck, digests=key_digests)],
-        exception_handlers={HTTPException: _http_error},
+        middleware=[
+            Middleware(Observation, metrics=metrics),
+            Middleware(KeyCheck, digests=key_digests),
+        ],
+        exception_handlers={HTTPException: _http_error, Exception: _internal_error},
     )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _unhealthy(reason: str) -> Response:
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    return JSONResponse({"status": "unavailable", "reason": reason}, status_code=status)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -161,3 +171,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         message = f"{request.url.path} does not take {request.method}"
     return error_response(status, message)
+
+
+async def _internal_error(_: Request, error: Exception) -> Response:
+    message = f"the gateway failed: {type(error).__name__}"
+    return error_response(HTTPStatus.INTERNAL_SERVER_ERROR, message)

@@ -19,7 +19,11 @@ class GatewayConfig(BaseModel):
     """Largest request body; a larger one gets 413."""
     retry_after_s: int = Field(default=1, ge=1)
     """`Retry-After` of a 429 or 503."""
+    drain_timeout_s: float = Field(default=20.0, ge=0)
+    """How long `remove_gateway` waits for running requests."""
     poll_interval_s: float = Field(default=0.5, gt=0)
     """How often the gateway asks the controller which engines there are."""
+    controller_grace_s: float = Field(default=30.0, ge=0)
+    """How long a silent controller's last word counts for `/health`; requests are served anyway."""
     metrics_timeout_s: float = Field(default=5.0, gt=0)
     """An engine that takes longer to tell its metrics is left out of that scrape."""

@@ -1,7 +1,8 @@
 """Starts and stops the gateway on Ray Serve."""
 
+import contextlib
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
@@ -9,9 +10,11 @@ from orchestrator.gateway.app import build_app
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.mesh import Mesh
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from ray.exceptions import RayError
 
 APP_NAME = "expertmesh"
+
 MAX_ONGOING_REQUESTS = 100_000
 """Serve must never hold a request back: the gateway itself answers 429."""
 
@@ -22,7 +25,7 @@ class GatewayDeployment:
     def __init__(self, config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) -> None:
         self._arguments = (config, mesh, key_digests)
 
-    def __serve_build_asgi_app__(self) -> Starlette:  # noqa: N807, PLW3201
+    def __serve_build_asgi_app__(self) -> Starlette:
         return build_app(*self._arguments)
 
 
@@ -31,33 +34,74 @@ def deploy_gateway(
 ) -> str:
     """Start Serve and the gateway on the connected Ray cluster; returns the base URL.
 
-    Returns once the gateway answers HTTP, which is before an engine has to be ready.
+    `key_digests` are those of the API keys (`auth.digest`); without any, no key is asked for.
+    Success means that the gateway answers HTTP; engines need not be ready yet. After a failure
+    nothing is left of it.
+
+    Raises `RuntimeError` if it cannot listen where the config says, be it that the port is taken or
+    that Serve runs on this cluster already and listens elsewhere.
     """
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.config import HTTPOptions, ProxyLocation
     from ray.serve.schema import LoggingConfig
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=config.host, port=config.port),
+    deployment = serve.deployment(
+        name="gateway",
+        num_replicas=1,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        graceful_shutdown_timeout_s=config.drain_timeout_s,
+        ray_actor_options={"num_cpus": 0},
         logging_config=quiet,
-    )
-    options: dict[str, Any] = {
-        "name": "gateway",
-        "num_replicas": 1,
-        "max_ongoing_requests": MAX_ONGOING_REQUESTS,
-        "ray_actor_options": {"num_cpus": 0},
-        "logging_config": quiet,
-    }
-    deployment = serve.deployment(serve.ingress()(GatewayDeployment), **options)
-    app = deployment.bind(config, mesh, key_digests)
-    serve.run(app, name=APP_NAME, route_prefix="/", logging_config=quiet)
-    return f"http://{config.host}:{config.port}"
+    )(serve.ingress()(GatewayDeployment))
+    url = f"http://{config.host}:{config.port}"
+    try:
+        serve.start(
+            proxy_location=ProxyLocation.HeadOnly,
+            http_options=HTTPOptions(host=config.host, port=config.port),
+            logging_config=quiet,
+        )
+        _check_address(config)
+        app = deployment.bind(config, mesh, key_digests)
+        serve.run(app, name=APP_NAME, route_prefix="/", logging_config=quiet)
+    except RayError as error:
+        remove_gateway()
+        raise RuntimeError(f"the gateway cannot listen on {url}: {_cause(error)}") from error
+    return url
 
 
 def remove_gateway() -> None:
-    """Stop the gateway and Serve; does nothing if there is none."""
-    from ray import serve
+    """Let running requests finish, then stop the gateway; nothing if there is none.
 
-    serve.shutdown()
+    Serve stops too, unless others use it.
+    """
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    with contextlib.suppress(RayServeException):
+        # Deleted first: shutting Serve down stops the proxy, and with it the answers under way.
+        serve.delete(APP_NAME, _blocking=True)
+        if not serve.status().applications:
+            serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _check_address(config: GatewayConfig) -> None:
+    """A Serve that runs already keeps its address, whatever `serve.start` is told."""
+    # Serve tells its address nowhere else.
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    assert client is not None
+    actual = client.http_config
+    if (actual.host, actual.port) != (config.host, config.port):
+        raise RuntimeError(
+            f"Ray Serve runs on this cluster already and listens on {actual.host}:{actual.port}: "
+            f"give the gateway that address instead of {config.host}:{config.port}"
+        )
+
+
+def _cause(error: "RayError") -> str:
+    """The last line of the actor's traceback."""
+    return str(error).strip().splitlines()[-1]

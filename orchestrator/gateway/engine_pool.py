@@ -10,7 +10,8 @@ not depend on the control plane being up.
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,8 +27,11 @@ from orchestrator.status import ComponentState, MeshStatus
 
 logger = logging.getLogger(__name__)
 
-STATUS_TIMEOUT_S = 2.0
-"""An engine that is slower to tell its state keeps the one it had."""
+CONTROLLER_TIMEOUT_S = 2.0
+"""A controller that takes longer to answer counts as silent."""
+
+ENGINE_TIMEOUT_S = 2.0
+"""An engine that takes longer to tell its state keeps the one it had."""
 
 
 @dataclass(slots=True)
@@ -45,14 +49,16 @@ class PooledEngine:
 
 
 class EnginePool:
-    """Engines by actor name, with the requests that this gateway has in flight on each."""
+    """The engines, with the requests that this gateway has in flight on each."""
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, clock: Callable[[], float] = time.monotonic) -> None:
         self._mesh = mesh
+        self._clock = clock
         self._engines: dict[str, PooledEngine] = {}
-        self._refresh_lock = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
+        self._heard_s = clock()
         self.mesh_status: MeshStatus | None = None
-        """Last word of the controller; None before the first or while it is silent."""
+        """What the controller said last; None before it first spoke."""
 
     @property
     def engines(self) -> list[PooledEngine]:
@@ -71,6 +77,11 @@ class EnginePool:
         """Sequences that the ready engines compute at once."""
         return sum(engine.status.max_running for engine in self.ready)
 
+    @property
+    def controller_silence_s(self) -> float:
+        """Time since the controller last spoke, or since this pool was made."""
+        return self._clock() - self._heard_s
+
     def choose(self, excluded: Collection[str] = ()) -> PooledEngine | None:
         """The ready engine, not named in `excluded`, with the fewest requests in flight."""
         candidates = [e for e in self.ready if e.info.actor_name not in excluded]
@@ -86,31 +97,44 @@ class EnginePool:
             engine.in_flight -= 1
 
     def drop(self, engine: PooledEngine) -> None:
-        """Stop choosing an engine that was lost or refused, until it answers as ready again."""
+        """Choose an engine no more that was lost or refused, until it answers as ready again."""
         if self._engines.get(engine.info.actor_name) is engine:
             del self._engines[engine.info.actor_name]
 
     async def refresh(self) -> None:
-        """Ask the controller for the engines, and each engine for its state."""
-        async with self._refresh_lock:
-            try:
-                self.mesh_status = await self._mesh.status()
-                infos = await self._mesh.engines()
-            except MeshLostError as error:
-                if self.mesh_status is not None:
-                    logger.warning("serving with the engines known so far: %s", error)
-                self.mesh_status = None
-                infos = [engine.info for engine in self.engines]
-            found = await asyncio.gather(*(self._ask(info) for info in infos))
-            self._engines = {e.info.actor_name: e for e in found if e is not None}
+        """Ask the controller for the engines, and each engine for its state.
 
-    async def _ask(self, info: EngineInfo) -> PooledEngine | None:
+        Callers that come while it is being asked share the answer.
+        """
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._refresh())
+        # Shielded: one caller that leaves must not take the answer from the others.
+        await asyncio.shield(self._refreshing)
+
+    async def _refresh(self) -> None:
+        infos = await self._ask_controller()
+        found = await asyncio.gather(*(self._ask_engine(info) for info in infos))
+        self._engines = {e.info.actor_name: e for e in found if e is not None}
+
+    async def _ask_controller(self) -> list[EngineInfo]:
+        try:
+            async with asyncio.timeout(CONTROLLER_TIMEOUT_S):
+                status = await self._mesh.status()
+                infos = await self._mesh.engines()
+        except (MeshLostError, TimeoutError) as error:
+            logger.warning("serving with the engines known so far: %r", error)
+            return [engine.info for engine in self.engines]
+        self.mesh_status, self._heard_s = status, self._clock()
+        return infos
+
+    async def _ask_engine(self, info: EngineInfo) -> PooledEngine | None:
         known = self._engines.get(info.actor_name)
         try:
-            client = known.client if known else self._mesh.connect(info)
-            async with asyncio.timeout(STATUS_TIMEOUT_S):
+            async with asyncio.timeout(ENGINE_TIMEOUT_S):
+                client = known.client if known else await self._mesh.connect(info)
                 status = await client.status()
-        except EngineLostError:
+        except EngineLostError as error:
+            logger.info("engine %s is left out: %s", info.id, error)
             return None
         except TimeoutError:
             return known

@@ -13,6 +13,7 @@ ERROR_TYPES = {
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
     HTTPStatus.SERVICE_UNAVAILABLE: "service_unavailable_error",
 }
+"""OpenAI's error types; every other status is a `server_error`."""
 
 
 def error_body(status: HTTPStatus, message: str, code: str | None = None) -> dict[str, object]:
@@ -24,10 +25,18 @@ def error_body(status: HTTPStatus, message: str, code: str | None = None) -> dic
 def error_response(
     status: HTTPStatus, message: str, code: str | None = None, retry_after_s: int | None = None
 ) -> JSONResponse:
+    """A whole answer; `retry_after_s` becomes its `Retry-After`."""
     headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
     if status is HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error_body(status, message, code), status_code=status, headers=headers)
+
+
+def unavailable(reason: str, retry_after_s: int) -> JSONResponse:
+    """503: the request is fine, but nothing can serve it now."""
+    message = f"nothing can serve this now: {reason}"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    return error_response(status, message, "unavailable", retry_after_s)
 
 
 def error_event(message: str, code: str) -> bytes:

@@ -17,8 +17,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from actors.engine.messages import EngineReply, Headers, HttpRequest, Refusal, ResponseStart
 from orchestrator.gateway.engine_pool import EnginePool, PooledEngine
-from orchestrator.gateway.errors import error_event, error_response
-from orchestrator.gateway.mesh import EngineLostError
+from orchestrator.gateway.errors import error_event, error_response, unavailable
+from orchestrator.gateway.mesh import EngineError, EngineFailedError, EngineLostError
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.routes import RETURNED_HEADERS
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 class ForwardedResponse(Response):
     """A Starlette response that an engine writes.
 
-    It runs until the answer is complete or the client is gone; then it stops the engine.
+    It runs until the answer is complete or the client is gone; then the engine is told to stop.
     """
 
     def __init__(
@@ -47,8 +47,6 @@ class ForwardedResponse(Response):
             done, _ = await asyncio.wait({answer, watch}, return_when=asyncio.FIRST_COMPLETED)
             if answer in done:
                 await answer
-            else:
-                self._metrics.count_disconnect()
         finally:
             await _cancel(watch)
             await _cancel(answer)
@@ -60,43 +58,36 @@ class ForwardedResponse(Response):
             if tried:
                 self._metrics.count_retry()
             tried.add(engine.info.actor_name)
-            with self._pool.lease(engine):
-                try:
-                    refusal = await self._try(engine, send)
-                except EngineLostError as error:
-                    refusal = f"engine {engine.info.id}: {error}"
-            if refusal is None:
+            try:
+                with self._pool.lease(engine):
+                    await self._try(engine, send)
                 return
-            self._pool.drop(engine)
-            reason = refusal
-            logger.warning("%s %s: %s", self._request.method, self._request.path, reason)
-        response = error_response(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            f"nothing can serve this now: {reason}",
-            "no_engine_ready",
-            self._retry_after_s,
-        )
-        await response(scope, receive, send)
+            except EngineFailedError as error:
+                await error_response(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))(
+                    scope, receive, send
+                )
+                return
+            except EngineLostError as error:
+                reason = f"engine {engine.info.id}: {error}"
+                logger.warning("%s %s: %s", self._request.method, self._request.path, reason)
+                self._pool.drop(engine)
+        await unavailable(reason, self._retry_after_s)(scope, receive, send)
 
-    async def _try(self, engine: PooledEngine, send: Send) -> str | None:
-        """Answer from `engine`; returns why it could not, if nothing was sent.
-
-        Raises `EngineLostError` if the engine was lost and nothing was sent.
-        """
+    async def _try(self, engine: PooledEngine, send: Send) -> None:
+        """Answer from `engine`; raises `EngineError` if it could not and nothing was sent."""
         async with contextlib.aclosing(engine.client.handle(self._request)) as replies:
             first = await anext(replies, None)
             if isinstance(first, Refusal):
-                return first.reason
+                raise EngineLostError(first.reason)
             if not isinstance(first, ResponseStart):
                 raise EngineLostError("it gave no answer")
             if _is_event_stream(first.headers):
                 await self._stream(first, replies, send)
-                return None
-            body = first.body + b"".join([chunk async for chunk in replies])
+                return
+            body = first.body + b"".join([_chunk(reply) async for reply in replies])
             headers = [*_returned(first.headers), (b"content-length", str(len(body)).encode())]
             await send(_start(first.status, headers))
             await send(_body(body, more=False))
-        return None
 
     async def _stream(
         self, first: ResponseStart, replies: AsyncIterator[EngineReply], send: Send
@@ -104,15 +95,19 @@ class ForwardedResponse(Response):
         await send(_start(first.status, _returned(first.headers)))
         await send(_body(first.body, more=True))
         try:
-            async for chunk in replies:
-                assert isinstance(chunk, bytes)
-                await send(_body(chunk, more=True))
-        except EngineLostError as error:
+            async for reply in replies:
+                await send(_body(_chunk(reply), more=True))
+        except EngineError as error:
             logger.warning("a stream of %s was cut: %s", self._request.path, error)
             self._metrics.count_cut_stream()
             message = "the engine was lost while it generated; send the request again"
             await send(_body(error_event(message, "engine_lost"), more=True))
         await send(_body(b"", more=False))
+
+
+def _chunk(reply: EngineReply) -> bytes:
+    assert isinstance(reply, bytes)
+    return reply
 
 
 def _is_event_stream(headers: Headers) -> bool:
@@ -138,5 +133,5 @@ async def _client_gone(receive: Receive) -> None:
 
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        await task
+    # What it raised was raised to the caller already, or nobody is left to hear it.
+    await asyncio.gather(task, return_exceptions=True)

@@ -3,7 +3,7 @@
 `RayMesh` (`ray_mesh`) is the real one; tests bring fakes.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,12 +11,20 @@ from actors.engine.messages import EngineReply, HttpRequest
 from orchestrator.status import ComponentState, MeshStatus
 
 
-class EngineLostError(Exception):
-    """The engine died, or cannot be reached; what it had not answered is lost."""
-
-
 class MeshLostError(Exception):
     """The controller does not answer."""
+
+
+class EngineError(Exception):
+    """The engine did not finish its answer."""
+
+
+class EngineLostError(EngineError):
+    """The engine died, or cannot be reached. Another engine may do better."""
+
+
+class EngineFailedError(EngineError):
+    """The engine failed on this request, and would again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +48,10 @@ class EngineStatus:
 class EngineClient(Protocol):
     """A connection to one engine."""
 
-    def handle(self, request: HttpRequest) -> AsyncIterator[EngineReply]:
+    def handle(self, request: HttpRequest) -> AsyncGenerator[EngineReply, None]:
         """Stream of replies (`actors.engine.messages`); closing it aborts the request.
 
-        Raises `EngineLostError` at the point where the engine was lost.
+        Raises an `EngineError` at the point to which the answer got.
         """
         ...
 
@@ -63,6 +71,6 @@ class Mesh(Protocol):
         """Raises `MeshLostError`."""
         ...
 
-    def connect(self, engine: EngineInfo) -> EngineClient:
+    async def connect(self, engine: EngineInfo) -> EngineClient:
         """Raises `EngineLostError` if there is no such actor."""
         ...

@@ -1,13 +1,13 @@
 """The mesh over Ray: controller and engines are named actors."""
 
-import contextlib
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from actors.engine.messages import EngineReply, HttpRequest
 from orchestrator.gateway.mesh import (
     EngineClient,
+    EngineFailedError,
     EngineInfo,
     EngineLostError,
     EngineStatus,
@@ -16,16 +16,17 @@ from orchestrator.gateway.mesh import (
 from orchestrator.status import ComponentState, MeshStatus
 
 
-@dataclass(frozen=True)
 class RayMesh:
-    """Names by which the gateway finds the mesh. Small and serializable: no handle inside.
+    """Finds the mesh by the names of its actors.
 
     The controller actor has `status() -> dict` in the shape of `MeshStatus`, and
     `engines() -> list[dict]` with `id`, `state` and `actor_name`.
     """
 
-    controller_name: str
-    namespace: str
+    def __init__(self, controller_name: str, namespace: str) -> None:
+        self._controller_name = controller_name
+        self._namespace = namespace
+        self._controller: Any = None
 
     async def status(self) -> MeshStatus:
         return MeshStatus.model_validate(await self._ask("status"))
@@ -36,24 +37,30 @@ class RayMesh:
             for e in await self._ask("engines")
         ]
 
-    def connect(self, engine: EngineInfo) -> EngineClient:
-        import ray
-
+    async def connect(self, engine: EngineInfo) -> EngineClient:
         try:
-            return RayEngineClient(ray.get_actor(engine.actor_name, namespace=self.namespace))
+            return RayEngineClient(await self._find(engine.actor_name))
         except ValueError as error:
-            raise EngineLostError(f"no engine actor {engine.actor_name}") from error
+            raise EngineLostError(f"there is no actor {engine.actor_name}") from error
 
     async def _ask(self, method: str) -> Any:
-        import ray
         from ray.exceptions import RayError
 
         try:
-            # Looked up anew each time: a restarted controller has the same name.
-            controller = ray.get_actor(self.controller_name, namespace=self.namespace)
-            return await getattr(controller, method).remote()
+            if self._controller is None:
+                self._controller = await self._find(self._controller_name)
+            return await getattr(self._controller, method).remote()
         except (ValueError, RayError) as error:
-            raise MeshLostError(f"controller {self.controller_name} does not answer") from error
+            # Looked up anew next time: its successor has the same name.
+            self._controller = None
+            message = f"the controller {self._controller_name} does not answer"
+            raise MeshLostError(message) from error
+
+    async def _find(self, actor_name: str) -> Any:
+        import ray
+
+        # Asks Ray's head node, and waits for it: not in the loop that carries the tokens.
+        return await asyncio.to_thread(ray.get_actor, actor_name, namespace=self._namespace)
 
 
 class RayEngineClient:
@@ -62,23 +69,25 @@ class RayEngineClient:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    async def handle(self, request: HttpRequest) -> AsyncIterator[EngineReply]:
+    async def handle(self, request: HttpRequest) -> AsyncGenerator[EngineReply, None]:
         import ray
-        from ray.exceptions import RayActorError
+        from ray.exceptions import RayActorError, RayError
 
         stream = self._actor.handle.options(num_returns="streaming").remote(request)
-        finished = False
+        running = True
         try:
             async for item in stream:
                 yield await item
-            finished = True
+            running = False
         except RayActorError as error:
-            finished = True
+            running = False
             raise EngineLostError("the engine died") from error
+        except RayError as error:
+            running = False
+            raise EngineFailedError(f"the engine failed: {type(error).__name__}") from error
         finally:
-            if not finished:
-                with contextlib.suppress(RayActorError):
-                    ray.cancel(stream)
+            if running:
+                ray.cancel(stream)
 
     async def status(self) -> EngineStatus:
         from ray.exceptions import RayError

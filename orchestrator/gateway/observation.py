@@ -1,0 +1,55 @@
+"""ASGI middleware that counts and times the answers of the inference routes."""
+
+import time
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.routes import INFERENCE_ROUTES
+
+CLIENT_LEFT = 499
+"""Code of a request whose client left before the answer was complete (nginx's number)."""
+
+
+class Observation:
+    """Counts each answer once, when it is complete or given up."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: GatewayMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] not in INFERENCE_ROUTES:
+            await self._app(scope, receive, send)
+            return
+        began_s = self._clock()
+        first_byte_s: float | None = None
+        code = CLIENT_LEFT
+        complete = False
+
+        async def observe(message: Message) -> None:
+            nonlocal first_byte_s, code, complete
+            await send(message)
+            if message["type"] == "http.response.start":
+                code = message["status"]
+                return
+            if first_byte_s is None and message.get("body"):
+                first_byte_s = self._clock() - began_s
+            complete = not message.get("more_body", False)
+
+        try:
+            await self._app(scope, receive, observe)
+        finally:
+            self._metrics.count_answer(
+                scope["path"],
+                code if complete else CLIENT_LEFT,
+                self._clock() - began_s,
+                first_byte_s,
+            )

@@ -1,0 +1,169 @@
+"""The gateway on Ray Serve, in front of engine actors that are fakes."""
+
+import os
+import signal
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+
+from orchestrator.gateway.auth import digest
+from orchestrator.gateway.config import GatewayConfig
+from orchestrator.gateway.deploy import deploy_gateway, remove_gateway
+from orchestrator.gateway.ray_mesh import RayMesh
+from tests.orchestrator.gateway.ray_fakes import (
+    CONTROLLER,
+    NAMESPACE,
+    FakeController,
+    FakeEngine,
+    free_port,
+    private_ray,
+    start_actor,
+)
+
+pytestmark = pytest.mark.ray
+
+PATH = "/v1/completions"
+KEY = {"authorization": "Bearer key"}
+MESH = RayMesh(CONTROLLER, NAMESPACE)
+NOTICE_TIMEOUT_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def steady():
+    with private_ray():
+        controller = start_actor(FakeController, CONTROLLER, ["steady", "mortal"])
+        yield start_actor(FakeEngine, "steady", "steady")
+        del controller
+
+
+@pytest.fixture(scope="module")
+def client(steady):
+    assert running_on(steady) == 0
+    config = GatewayConfig(model_name="tiny", port=free_port())
+    url = deploy_gateway(config, MESH, frozenset({digest("key")}))
+    with httpx.Client(base_url=url, headers=KEY, timeout=30) as client:
+        assert client.get("/health").status_code == 200
+        yield client
+    remove_gateway()
+
+
+def wait_until(condition):
+    deadline_s = time.monotonic() + NOTICE_TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def running_on(engine):
+    import ray
+
+    return ray.get(engine.running.remote())
+
+
+@pytest.fixture
+def mortal(client):
+    """A second engine, idle and therefore known to be ready; it may be killed."""
+    import ray
+
+    engine = start_actor(FakeEngine, "mortal", "mortal")
+    pid = ray.get(engine.status.remote())["pid"]
+    wait_until(lambda: 'engines_ready{model_name="tiny"} 2.0' in client.get("/metrics").text)
+    yield pid
+    ray.kill(engine)
+
+
+def test_answers_and_keys(client):
+    assert client.post(PATH, json={}).json() == {"from": "steady"}
+    assert client.post(PATH, json={}, headers={"authorization": "Bearer no"}).status_code == 401
+    assert client.get("/v1/load_lora_adapter").status_code == 404
+    assert client.get("/api/v1/status").json()["epoch"] == 1
+
+
+def test_events_arrive_while_they_are_made(client):
+    body = {"stream": True, "n": 5, "interval_s": 0.2}
+    times_s = []
+    with client.stream("POST", PATH, json=body) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        for _ in response.iter_raw():
+            times_s.append(time.monotonic())
+    assert len(times_s) == 6
+    assert times_s[-1] - times_s[0] > 0.8
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_stops_the_engine(client, steady, stream):
+    body = {"stream": stream, "n": 10, "interval_s": 60}
+    reader = threading.Thread(target=leave_early, args=(str(client.base_url), body))
+    reader.start()
+    wait_until(lambda: running_on(steady) == 1)
+    reader.join()
+    wait_until(lambda: running_on(steady) == 0)
+
+
+def leave_early(url, body):
+    try:
+        httpx.post(url + PATH, json=body, headers=KEY, timeout=1.0)
+    except httpx.TimeoutException:
+        return
+    raise AssertionError("the engine answered")
+
+
+def test_requests_move_to_another_engine_when_theirs_is_killed(client, mortal):
+    answers = []
+
+    def ask():
+        answers.append(client.post(PATH, json={"interval_s": 1.0}))
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    time.sleep(0.5)
+    os.kill(mortal, signal.SIGKILL)
+    for asker in askers:
+        asker.join()
+    assert [answer.json() for answer in answers] == [{"from": "steady"}] * 4
+    assert 'retries_total{model_name="tiny"} 2.0' in client.get("/metrics").text
+
+
+def test_a_stream_ends_in_an_error_when_its_engine_is_killed(client, mortal):
+    body = {"stream": True, "n": 1000, "interval_s": 0.05}
+    with client.stream("POST", PATH, json=body) as elsewhere:
+        events = elsewhere.iter_lines()  # held: httpx closes a stream whose iterator is gone
+        assert next(events) == "data: steady"
+        with client.stream("POST", PATH, json=body) as response:
+            lines = response.iter_lines()
+            assert next(lines) == "data: mortal"
+            os.kill(mortal, signal.SIGKILL)
+            rest = [line for line in lines if line]
+    assert '"code": "engine_lost"' in rest[-1]
+
+
+def test_a_second_address_on_the_same_cluster_is_refused(client):
+    config = GatewayConfig(model_name="tiny", port=free_port())
+    with pytest.raises(RuntimeError, match=rf"listens on 127\.0\.0\.1:{client.base_url.port}"):
+        deploy_gateway(config, MESH)
+    assert client.get("/health").status_code == 200
+
+
+def test_removal_lets_requests_finish_and_a_taken_port_is_named(client):
+    answers = []
+    body = {"stream": True, "n": 10, "interval_s": 0.1}
+    reader = threading.Thread(target=lambda: answers.append(client.post(PATH, json=body).text))
+    reader.start()
+    time.sleep(0.5)
+    remove_gateway()
+    reader.join()
+    assert answers[0].endswith("data: 9\n\n")
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = GatewayConfig(model_name="tiny", port=taken.getsockname()[1])
+        with pytest.raises(
+            RuntimeError, match=rf"cannot listen on http://127\.0\.0\.1:{config.port}"
+        ):
+            deploy_gateway(config, MESH)
+    remove_gateway()

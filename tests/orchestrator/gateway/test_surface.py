@@ -1,0 +1,165 @@
+"""What the gateway lets in: routes, keys, health, metrics and status."""
+
+import asyncio
+
+import pytest
+
+from orchestrator.gateway.app import build_app
+from orchestrator.gateway.auth import digest
+from orchestrator.gateway.config import GatewayConfig
+from orchestrator.gateway.metrics import merge_pages
+from orchestrator.gateway.routes import INFERENCE_ROUTES
+from orchestrator.status import ComponentState
+from tests.orchestrator.gateway.fakes import FakeEngine, FakeMesh, call
+
+CONFIG = GatewayConfig(model_name="tiny")
+PAGE = """\
+# HELP vllm:tokens_total Tokens.
+# TYPE vllm:tokens_total counter
+vllm:tokens_total{model_name="tiny"} 3.0
+# HELP vllm:latency_seconds Latency.
+# TYPE vllm:latency_seconds histogram
+vllm:latency_seconds_bucket{le="1.0"} 2.0
+vllm:latency_seconds_bucket{le="+Inf"} 3.0
+vllm:latency_seconds_count 3.0
+vllm:latency_seconds_sum 4.5
+"""
+
+
+def get(mesh, path, *, method="GET", keys=(), config=CONFIG, headers=None):
+    app = build_app(config, mesh, frozenset(map(digest, keys)))
+    return asyncio.run(call(app, method, path, headers=headers))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/collective_rpc",
+        "/reset_prefix_cache",
+        "/sleep",
+        "/scale_elastic_ep",
+        "/start_profile",
+        "/server_info",
+        "/invocations",
+        "/openapi.json",
+        "/docs",
+        "/v1/completions/",
+    ],
+)
+def test_only_listed_routes_reach_an_engine(path):
+    for method in ("GET", "POST"):
+        engine = FakeEngine()
+        answer = get(FakeMesh({"a": engine}), path, method=method)
+        assert (answer.status, engine.requests) == (404, [])
+        assert answer.json()["error"]["message"] == f"there is no {path} here"
+
+
+def test_every_listed_route_reaches_an_engine():
+    for path, methods in INFERENCE_ROUTES.items():
+        for method in methods:
+            engine = FakeEngine()
+            assert get(FakeMesh({"a": engine}), path, method=method).status == 200
+            assert [request.path for request in engine.requests] == [path]
+
+
+def test_a_wrong_method_is_named():
+    answer = get(FakeMesh({}), "/v1/completions")
+    assert answer.status == 405
+    assert answer.json()["error"]["message"] == "/v1/completions does not take GET"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"authorization": "Bearer wrong"}, 401),
+        ({"authorization": "Bearer "}, 401),
+        ({"authorization": "Basic key-b"}, 401),
+        ({"authorization": "Bearer key-b"}, 200),
+        ({"authorization": "bearer key-a"}, 200),
+    ],
+)
+def test_keys_guard_everything_but_health(headers, status):
+    for path in ("/v1/models", "/metrics", "/api/v1/status"):
+        mesh = FakeMesh({"a": FakeEngine()})
+        answer = get(mesh, path, keys=("key-a", "key-b"), headers=headers)
+        assert answer.status == status
+        if status == 401:
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert get(FakeMesh({"a": FakeEngine()}), "/health", keys=("key-a",)).status == 200
+
+
+def test_an_unknown_path_needs_a_key_too():
+    assert get(FakeMesh({}), "/nothing", keys=("key",)).status == 401
+
+
+def test_health_is_200_when_a_completion_would_succeed():
+    answer = get(FakeMesh({"a": FakeEngine()}), "/health")
+    assert (answer.status, answer.json()["status"]) == (200, "ok")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "reason"),
+    [
+        (FakeMesh({"a": FakeEngine()}, ready=False, reason="2 experts missing"), "2 experts"),
+        (FakeMesh({}), "no engine is ready"),
+        (FakeMesh({"a": FakeEngine(state=ComponentState.LOADING)}), "no engine is ready"),
+        (FakeMesh({"a": FakeEngine(lost=True)}), "no engine is ready"),
+        (FakeMesh({"a": FakeEngine()}, silent=True), "controller has been silent"),
+    ],
+)
+def test_health_says_why_not(mesh, reason):
+    answer = get(mesh, "/health")
+    assert answer.status == 503
+    assert reason in answer.json()["reason"]
+
+
+@pytest.mark.parametrize(("grace_s", "status"), [(60.0, 200), (0.0, 503)])
+def test_a_silent_controller_does_not_stop_the_serving(grace_s, status):
+    async def main():
+        mesh = FakeMesh({"a": FakeEngine()})
+        config = CONFIG.model_copy(update={"controller_grace_s": grace_s})
+        app = build_app(config, mesh, frozenset())
+        await call(app, "GET", "/health")
+        mesh.silent = True
+        health = await call(app, "GET", "/health")
+        return health, await call(app, "POST", "/v1/completions")
+
+    health, completion = asyncio.run(main())
+    assert (health.status, completion.status) == (status, 200)
+
+
+def test_status_is_the_controllers_word():
+    answer = get(FakeMesh({}), "/api/v1/status")
+    assert (answer.status, answer.json()["epoch"]) == (200, 1)
+    assert get(FakeMesh({}, silent=True), "/api/v1/status").status == 503
+
+
+def test_metrics_of_all_engines_are_on_one_page():
+    async def main():
+        engines = {
+            "a": FakeEngine(metrics_page=PAGE),
+            "b": FakeEngine(metrics_page=PAGE.replace("3.0", "7.0")),
+            "c": FakeEngine(metrics_page="this is no page {"),
+        }
+        app = build_app(CONFIG, FakeMesh(engines), frozenset())
+        await call(app, "POST", "/v1/completions")
+        return (await call(app, "GET", "/metrics")).body.decode()
+
+    page = asyncio.run(main())
+    assert 'vllm:tokens_total{engine_id="a",model_name="tiny"} 3.0' in page
+    assert 'vllm:tokens_total{engine_id="b",model_name="tiny"} 7.0' in page
+    assert 'vllm:latency_seconds_bucket{engine_id="b",le="+Inf"} 7.0' in page
+    assert page.count("# TYPE vllm:tokens_total counter") == 1
+    assert 'expertmesh_gateway_engines_ready{model_name="tiny"} 3.0' in page
+    path = 'code="200",model_name="tiny",path="/v1/completions"'
+    assert f"expertmesh_gateway_requests_total{{{path}}} 1.0" in page
+
+
+def test_merged_pages_can_be_merged_again():
+    once = merge_pages({"a": PAGE}).decode()
+    assert 'engine_id="b"' in merge_pages({"b": once}).decode()
+    assert merge_pages({}) == b""
