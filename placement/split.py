@@ -1,4 +1,4 @@
-# ruff: noqa: PLR0917 - kernels take their scratch arrays as arguments
+
 """Splits the tokens of every expert over its replicas so that the slowest device is fastest.
 
 Algorithm: exact water-filling of one replicated expert at a time (fill the least utilised of its

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 
-class ExpertsMissing(LookupError):  # noqa: N818  what happened, not a bug
+class ExpertsMissing(LookupError):
     """A call names experts this kernel does not hold; the message says which."""
 
 
