@@ -1,90 +1,114 @@
-"""What every benchmark prints and writes: the machine, a table, and targets met or not."""
+"""What every benchmark shares: the machine's description, tables, targets and their JSON file."""
 
 import argparse
 import json
-import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import psutil
+
+SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A claim: `value` should be at least (">=") or at most ("<=") `goal`, in `unit`."""
+    """value against goal; direction: "max" where the value must not pass the goal, else "min"."""
 
     name: str
     value: float
     goal: float
-    direction: Literal[">=", "<="]
+    direction: str
     unit: str
 
     @property
     def met(self) -> bool:
-        return self.value >= self.goal if self.direction == ">=" else self.value <= self.goal
+        return self.value <= self.goal if self.direction == "max" else self.value >= self.goal
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Arguments all benchmarks take: `--json FILE` and `--quick`."""
-    arguments = argparse.ArgumentParser(description=description)
-    arguments.add_argument("--json", type=Path, metavar="FILE", help="write runs and targets")
-    arguments.add_argument("--quick", action="store_true", help="a smaller run, under a minute")
-    return arguments
+@dataclass(frozen=True, slots=True)
+class Report:
+    """runs: one flat dict per measured case; notes: how it was measured, for people."""
+
+    benchmark: str
+    runs: list[dict[str, Any]]
+    targets: list[Target]
+    notes: Sequence[str] = ()
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    import psutil
-
-    cpu = platform.processor() or platform.machine()
+    """What the numbers were measured on."""
+    name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
+        lines = info.read_text().splitlines()
+        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
     return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_1min": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
+        "cpu": name,
+        "cores": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
         "kernel": platform.release(),
+        "load_average": round(psutil.getloadavg()[0], 1),
     }
 
 
-def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console(width=max(Console().width, 110)).print(table)
-
-
-def finish(
-    options: argparse.Namespace, runs: Sequence[dict[str, Any]], targets: Sequence[Target]
+def run_benchmark(
+    description: str,
+    measure: Callable[[argparse.Namespace], Report],
+    options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> None:
-    """Show the targets, and write everything to `--json`."""
-    show_table(
-        "Targets",
-        ("target", "value", "goal", "met"),
-        [
-            (
-                t.name,
-                f"{t.value:.4g} {t.unit}",
-                f"{t.direction} {t.goal:g}",
-                "yes" if t.met else "NO",
-            )
-            for t in targets
-        ],
+    """Main function of a benchmark: `--quick` and `--json` besides its own options."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    if options.json:
-        content = {
-            "machine": machine(),
-            "runs": list(runs),
-            "targets": [asdict(target) | {"met": target.met} for target in targets],
+    parser.add_argument("--quick", action="store_true", help="few cases, under a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write runs and targets here")
+    options(parser)
+    arguments = parser.parse_args()
+    where = machine()
+    report = measure(arguments)
+    print_report(report, where)
+    if arguments.json:
+        data = {
+            "schema": SCHEMA,
+            "benchmark": report.benchmark,
+            "machine": where,
+            "quick": arguments.quick,
+            "notes": list(report.notes),
+            "runs": report.runs,
+            "targets": [asdict(target) | {"met": target.met} for target in report.targets],
         }
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def print_report(report: Report, where: dict[str, Any]) -> None:
+    print(f"\n{report.benchmark} on {where['cores']} cores of {where['cpu']}, "
+          f"Linux {where['kernel']}, load average {where['load_average']}")  # fmt: skip
+    for note in report.notes:
+        print(f"  {note}")
+    print_table(report.runs)
+    print_table([
+        {"target": t.name, "value": f"{t.value:.4g} {t.unit}",
+         "goal": f"{'<=' if t.direction == 'max' else '>='} {t.goal:g} {t.unit}",
+         "met": "yes" if t.met else "NO"}
+        for t in report.targets
+    ])  # fmt: skip
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Aligned columns; one table for each run of rows with the same keys."""
+    while rows:
+        keys = list(rows[0])
+        same = next((i for i, row in enumerate(rows) if list(row) != keys), len(rows))
+        cells = [keys] + [[_text(row[key]) for key in keys] for row in rows[:same]]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(keys))]
+        print()
+        for line in cells:
+            print("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
+        rows = rows[same:]
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
