@@ -22,6 +22,8 @@ def private_ray() -> Iterator[None]:
     import ray
 
     os.environ.pop("RAY_ADDRESS", None)
+    # Ray's default of 15 starves its workers beside any other load.
+    os.environ.update({"RAY_worker_niceness": "0"})
     # Short: the paths of Ray's Unix sockets may have 107 characters at most.
     directory = tempfile.mkdtemp(prefix="em", dir="/tmp")
     ray.init(

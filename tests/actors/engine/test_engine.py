@@ -1,0 +1,85 @@
+"""The engine actor by itself: what it refuses, and how it ends when vLLM dies under it."""
+
+import json
+
+import psutil
+import pytest
+
+from actors.engine.config import EngineConfig
+from actors.engine.messages import HttpRequest, Refusal, ResponseStart
+from tests.checkpoints.make import make_checkpoint
+from tests.orchestrator.gateway.ray_fakes import private_ray, start_actor
+
+pytestmark = [pytest.mark.vllm, pytest.mark.ray]
+
+BODY = {"model": "tiny", "prompt": "The quick brown fox", "max_tokens": 4}
+HEADERS = ((b"content-type", b"application/json"),)
+REQUEST = HttpRequest("POST", "/v1/completions", b"", HEADERS, json.dumps(BODY).encode())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(make_checkpoint("qwen3_moe", tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session():
+    with private_ray():
+        yield
+
+
+def start_engine(name, model, **flags):
+    from actors.engine.engine import Engine
+
+    config = EngineConfig(engine_id=name, model=model, served_model_name="tiny", flags=flags)
+    return start_actor(Engine, name, config)
+
+
+def handle(engine, request=REQUEST):
+    import ray
+
+    return [
+        ray.get(reply) for reply in engine.handle.options(num_returns="streaming").remote(request)
+    ]
+
+
+def test_a_flag_vllm_does_not_have_ends_the_engine_in_one_line(model):
+    import ray
+
+    engine = start_engine("misled", model, max_model_length=512)
+    with pytest.raises(ValueError, match=r"no flag `max_model_length`.*`max_model_len`"):
+        ray.get(engine.start.remote())
+    status = ray.get(engine.status.remote())
+    assert status["state"] == "dead"
+    assert "did you mean `max_model_len`?" in status["detail"]
+    (refusal,) = handle(engine)
+    assert isinstance(refusal, Refusal)
+    assert "engine misled is dead" in refusal.reason
+    ray.kill(engine)
+
+
+def test_an_engine_whose_core_dies_refuses_and_cleans_up(model):
+    import ray
+
+    engine = start_engine("mortal", model, max_model_len=512, max_num_seqs=4)
+    ray.get(engine.start.remote())
+    ray.get(engine.check_health.remote())
+    (answer,) = handle(engine)
+    assert isinstance(answer, ResponseStart)
+    assert json.loads(answer.body)["usage"]["completion_tokens"] == 4
+
+    actor = psutil.Process(ray.get(engine.status.remote())["pid"])
+    (core,) = [p for p in actor.children() if "EngineCore" in p.name()]
+    family = [core, *core.children(recursive=True)]
+    core.kill()
+
+    (refusal,) = handle(engine)
+    assert isinstance(refusal, Refusal)
+    assert ray.get(engine.status.remote())["state"] == "dead"
+    with pytest.raises(RuntimeError, match="engine core died"):
+        ray.get(engine.check_health.remote())
+
+    ray.get(engine.stop.remote())
+    ray.get(engine.stop.remote())
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []

@@ -1,0 +1,247 @@
+"""The real thing: OpenAI's own client, the gateway on Serve, and a vLLM engine actor.
+
+One engine serves all tests of this module, in the order they stand here; the last ones drain and
+kill it.
+"""
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from actors.engine.config import EngineConfig
+from orchestrator.gateway.config import GatewayConfig
+from orchestrator.gateway.deploy import deploy_gateway, remove_gateway
+from orchestrator.gateway.ray_mesh import RayMesh
+from tests.checkpoints.make import make_checkpoint
+from tests.orchestrator.gateway.ray_fakes import (
+    CONTROLLER,
+    NAMESPACE,
+    FakeController,
+    free_port,
+    private_ray,
+    start_actor,
+)
+
+pytestmark = [pytest.mark.vllm, pytest.mark.ray]
+
+MODEL = "tiny"
+ENGINE = "engine-0"
+PROMPT = "The quick brown fox"
+MAX_MODEL_LEN = 1024
+NOTICE_TIMEOUT_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    import ray
+
+    from actors.engine.engine import Engine
+
+    config = EngineConfig(
+        engine_id=ENGINE,
+        model=str(make_checkpoint("qwen3_moe", tmp_path_factory.mktemp("model"))),
+        served_model_name=MODEL,
+        flags={"max_model_len": MAX_MODEL_LEN, "max_num_seqs": 8},
+    )
+    with private_ray():
+        controller = start_actor(FakeController, CONTROLLER, [ENGINE])
+        engine = start_actor(Engine, ENGINE, config)
+        ray.get(engine.start.remote())
+        yield engine
+        del controller
+
+
+@pytest.fixture(scope="module")
+def url(engine):
+    assert engine is not None
+    yield deploy_gateway(
+        GatewayConfig(model_name=MODEL, port=free_port()), RayMesh(CONTROLLER, NAMESPACE)
+    )
+    remove_gateway()
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def complete(client, **arguments):
+    return client.completions.create(
+        model=MODEL, **({"prompt": PROMPT, "max_tokens": 16, "temperature": 0} | arguments)
+    )
+
+
+def chat(client, **arguments):
+    messages = [{"role": "user", "content": PROMPT}]
+    return client.chat.completions.create(
+        model=MODEL, messages=messages, max_tokens=16, temperature=0, **arguments
+    )
+
+
+def metric(url, name):
+    """Value of one series of the engine."""
+    lines = httpx.get(url + "/metrics").text.splitlines()
+    (line,) = [line for line in lines if line.startswith(name + "{")]
+    assert f'engine_id="{ENGINE}"' in line
+    return float(line.split()[-1])
+
+
+def wait_until(condition):
+    deadline_s = time.monotonic() + NOTICE_TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+def test_models_and_health(client, url):
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert httpx.get(url + "/health").status_code == 200
+
+
+def test_completion_counts_its_tokens(client):
+    answer = complete(client)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 16
+    assert answer.usage.prompt_tokens == len(PROMPT)  # one token per byte
+    assert complete(client).choices[0].text == answer.choices[0].text
+
+
+def test_streams_say_the_same_as_whole_answers(client):
+    whole = complete(client).choices[0].text
+    chunks = list(complete(client, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == whole
+    assert chunks[-1].usage.completion_tokens == 16
+
+    whole = chat(client).choices[0].message.content
+    deltas = [chunk.choices[0].delta for chunk in chat(client, stream=True)]
+    assert deltas[0].role == "assistant"
+    assert "".join(delta.content or "" for delta in deltas) == whole
+
+
+def test_logprobs(client):
+    logprobs = complete(client, logprobs=3).choices[0].logprobs
+    assert len(logprobs.token_logprobs) == 16
+    assert all(len(top) >= 3 for top in logprobs.top_logprobs)
+    assert all(value <= 0 for value in logprobs.token_logprobs)
+
+    content = chat(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    assert [len(token.top_logprobs) for token in content] == [2] * 16
+
+
+def test_stop(client):
+    text = complete(client).choices[0].text
+    stop = next(c for c in text[1:] if c.isascii())
+    stopped = complete(client, stop=[stop]).choices[0]
+    assert (stopped.finish_reason, stopped.text) == ("stop", text[: text.index(stop)])
+
+
+def test_several_choices_and_seeds(client):
+    first, second = complete(client, n=2, temperature=1, seed=1).choices
+    assert (first.index, second.index) == (0, 1)
+    assert first.text != second.text
+
+    def sample(seed):
+        return complete(client, temperature=1, seed=seed).choices[0].text
+
+    assert sample(7) == sample(7)
+    assert sample(7) != sample(8)
+
+
+def test_malformed_requests_get_vllms_own_words(client, url):
+    with pytest.raises(openai.BadRequestError, match="max_tokens must be at least 1, got -4"):
+        complete(client, max_tokens=-4)
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        complete(client, prompt="x" * (MAX_MODEL_LEN + 1))
+    with pytest.raises(openai.NotFoundError, match="`other` does not exist"):
+        client.completions.create(model="other", prompt="x")
+    broken = httpx.post(
+        url + "/v1/completions", content=b"{", headers={"content-type": "application/json"}
+    )
+    assert broken.status_code == 400
+    assert broken.json()["error"]["message"]
+
+
+def test_requests_at_once(client):
+    expected = complete(client).choices[0].text
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: complete(client), range(24)))
+    assert [answer.choices[0].text for answer in answers] == [expected] * 24
+
+
+def test_tokenize_and_detokenize(url):
+    tokens = httpx.post(url + "/tokenize", json={"model": MODEL, "prompt": PROMPT}).json()["tokens"]
+    back = httpx.post(url + "/detokenize", json={"model": MODEL, "tokens": tokens}).json()
+    assert back["prompt"] == PROMPT
+
+
+def test_a_client_that_leaves_aborts_the_generation(client, url):
+    before = metric(url, "vllm:generation_tokens_total")
+    stream = complete(client, max_tokens=1000, stream=True, extra_body={"ignore_eos": True})
+    next(iter(stream))
+    stream.close()
+    wait_until(lambda: metric(url, "vllm:num_requests_running") == 0)
+    assert metric(url, "vllm:generation_tokens_total") - before < 900
+
+
+def test_a_client_that_gives_up_waiting_aborts_too(client, url):
+    before = metric(url, "vllm:generation_tokens_total")
+    with pytest.raises(openai.APITimeoutError):
+        complete(
+            client,
+            max_tokens=1000,
+            n=4,
+            temperature=1,
+            timeout=0.5,
+            extra_body={"ignore_eos": True},
+        )
+    wait_until(lambda: metric(url, "vllm:num_requests_running") == 0)
+    assert metric(url, "vllm:generation_tokens_total") - before < 4 * 900
+
+
+def test_the_engine_tells_its_state(engine):
+    import ray
+
+    status = ray.get(engine.status.remote())
+    assert (status["id"], status["state"], status["in_flight"]) == (ENGINE, "ready", 0)
+    assert status["max_running"] == 8
+    assert status["memory_bytes"] > 100_000
+    assert psutil.pid_exists(status["pid"])
+
+
+def test_a_draining_engine_finishes_and_takes_no_more(client, url, engine):
+    import ray
+
+    stream = complete(client, max_tokens=1000, stream=True, extra_body={"ignore_eos": True})
+    events = iter(stream)
+    next(events)
+    assert ray.get(engine.drain.remote(0.1)) == 1
+    assert ray.get(engine.status.remote())["state"] == "draining"
+    with pytest.raises(openai.InternalServerError, match="nothing can serve this now"):
+        complete(client)
+    assert httpx.get(url + "/health").status_code == 503
+    assert len(list(events)) > 10
+    stream.close()
+    assert ray.get(engine.drain.remote(10.0)) == 0
+
+
+def test_a_killed_engine_leaves_no_process(url, engine):
+    import ray
+
+    pid = ray.get(engine.status.remote())["pid"]
+    family = psutil.Process(pid).children(recursive=True)
+    assert any("EngineCore" in process.name() for process in family)
+
+    os.kill(pid, signal.SIGKILL)
+
+    _, alive = psutil.wait_procs(family, timeout=NOTICE_TIMEOUT_S)
+    assert alive == []
+    answer = httpx.post(url + "/v1/completions", json={"model": MODEL, "prompt": PROMPT})
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "unavailable"
