@@ -30,7 +30,7 @@ def register() -> None:
     address = os.environ.get(ADDRESS_VARIABLE)
     share_fate()
     if address or os.environ.get(V4_ON_CPU_VARIABLE) == "1":
-        from actors.vllm_plugin.deepseek_v4_cpu import install
+        from actors.vllm_plugin.deepseek_v4_cpu.install import install
 
         for fix in install():
             log.info("DeepSeek-V4 on CPU: %s", fix)
