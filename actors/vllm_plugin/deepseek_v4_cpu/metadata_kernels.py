@@ -10,7 +10,7 @@ its outputs in place. Common shapes: R requests, T tokens; `query_start_loc` [R 
 Unused arguments of the originals (strides, launch sizes) start with an underscore.
 """
 
-# ruff: noqa: PLR0917  (the kernels' signatures are vLLM's)
+
 
 from typing import Never
 

@@ -1,0 +1,72 @@
+"""Every supported architecture and format, served by shards, against monolithic vLLM.
+
+Random weights have near-ties at every other token and in every router, so equality of tokens is not
+promised here (`benchmarks/correctness.py` shows it for the trained demo model). What is promised: the
+probabilities agree, most prompts agree to the last token, and how a mesh is cut changes nothing.
+"""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks.correctness import DEMO
+from benchmarks.harness.equality import Comparison, MeshShape, compare
+from benchmarks.harness.local_mesh import ShardShape
+from tests.checkpoints.make import make_checkpoint
+
+pytestmark = pytest.mark.vllm
+
+PROMPTS, TOKENS = 8, 16
+MEAN_DELTA = 0.02
+EQUAL = PROMPTS // 2
+
+MESHES = (
+    MeshShape("1 shard", (ShardShape(),)),
+    MeshShape("2 shards, router", (ShardShape(), ShardShape()), "actor"),
+    MeshShape("4 unequal shards, replicas", tuple(map(ShardShape, (1.0, 0.7, 0.5, 0.35)))),
+    MeshShape("2 shards, TCP", (ShardShape(), ShardShape()), tcp=True),
+)
+
+
+def compare_with_whole(model: Path) -> tuple[list[Comparison], dict[str, int]]:
+    chosen = random.Random(0)
+    prompts = [
+        [chosen.randrange(10, 250) for _ in range(chosen.randrange(5, 20))] for _ in range(PROMPTS)
+    ]
+    request = {
+        "model": str(model),
+        "prompts": prompts,
+        "max_tokens": TOKENS,
+        "flags": {"max_num_seqs": PROMPTS, "max_num_batched_tokens": 512},
+    }
+    return compare(request, MESHES)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "qwen3_moe",
+        "mixtral",
+        "deepseek_v3",
+        "deepseek_v4_bf16",
+        "deepseek_v4_fp8",
+        "deepseek_v4_mxfp4",
+        "gpt_oss",
+    ],
+)
+def test_mesh_is_the_same_model(kind: str, tmp_path: Path) -> None:
+    comparisons, sizes = compare_with_whole(make_checkpoint(kind, tmp_path / kind))
+    for comparison in comparisons:
+        assert comparison.mean_delta <= MEAN_DELTA, comparison
+        assert comparison.equal >= EQUAL, comparison
+    # The engine holds no routed experts: it is smaller by about all of them.
+    assert sizes["mesh"] < sizes["monolithic"]
+
+
+def test_demo_model_is_equal_to_the_last_token() -> None:
+    comparisons, sizes = compare_with_whole(DEMO / "checkpoint")
+    for comparison in comparisons:
+        assert comparison.only_near_ties, comparison
+        assert comparison.mean_delta <= 0.01, comparison
+    assert sizes["mesh"] < sizes["monolithic"]
