@@ -17,6 +17,7 @@ from actors.dispatch.mesh_view import MeshView, Peer
 from actors.dispatch.subscription import ADDRESS_VARIABLE, SECRET_VARIABLE
 from actors.engine.config import EngineConfig
 from actors.experts.families import read_expert_spec
+from actors.experts.fingerprint import fingerprint
 from actors.experts.spec import ExpertSpec
 from actors.listening import ready_to_listen
 from actors.process import start_logging
@@ -220,6 +221,7 @@ class Controller:
             MeshView(
                 self._config.mesh.name,
                 str(self._config.model.path),
+                fingerprint(self._config.model.path),
                 self._config.router.mode,
                 self._config.router.call_deadline_s,
                 self._config.router.expert_wait_s,

@@ -40,10 +40,14 @@ class Peer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeshView:
-    """One snapshot. `shards[i]` is shard i of the epoch."""
+    """One snapshot. `shards[i]` is shard i of the epoch.
+
+    fingerprint: of the checkpoint the shards hold (`actors.experts.fingerprint`).
+    """
 
     mesh: str
     model_path: str
+    fingerprint: str
     router_mode: str
     call_deadline_s: float
     expert_wait_s: float
@@ -84,6 +88,7 @@ def view_to_json(view: MeshView) -> dict[str, Any]:
         "schema": SCHEMA,
         "mesh": view.mesh,
         "model_path": view.model_path,
+        "fingerprint": view.fingerprint,
         "router_mode": view.router_mode,
         "call_deadline_s": view.call_deadline_s,
         "expert_wait_s": view.expert_wait_s,
@@ -119,6 +124,7 @@ def view_from_json(data: dict[str, Any]) -> MeshView:
         view = MeshView(
             data["mesh"],
             data["model_path"],
+            data["fingerprint"],
             data["router_mode"],
             float(data["call_deadline_s"]),
             float(data["expert_wait_s"]),

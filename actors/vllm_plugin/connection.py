@@ -5,10 +5,12 @@ One backend per process: vLLM runs the layers of a model one after the other in 
 
 import logging
 import os
+from pathlib import Path
 
 from actors.dispatch.backend import ExpertBackend
 from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.subscription import SECRET_VARIABLE, Subscription
+from actors.experts.fingerprint import fingerprint
 
 log = logging.getLogger("vllm.expertmesh")
 
@@ -37,6 +39,22 @@ def connect_mesh() -> MeshView:
             view.router_mode,
         )
     return _views.current()
+
+
+def check_model(model: str) -> None:
+    """Make sure this engine loads the checkpoint the mesh's shards hold.
+
+    A model that is no local folder has no fingerprint yet and is taken at its word.
+
+    Raises:
+        ValueError: it is another checkpoint.
+    """
+    path, view = Path(model), connect_mesh()
+    if path.is_dir() and fingerprint(path) != view.fingerprint:
+        raise ValueError(
+            f"mesh {view.mesh!r} holds the experts of {view.model_path}, but this engine loads "
+            f"another checkpoint, {model}: load the same one, or unset EXPERTMESH_ADDRESS"
+        )
 
 
 def backend() -> ExpertBackend:

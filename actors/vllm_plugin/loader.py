@@ -10,8 +10,11 @@ from collections.abc import Generator
 
 import torch
 from safetensors import safe_open
+from vllm.config import ModelConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+from actors.vllm_plugin.connection import check_model
 
 log = logging.getLogger("vllm.expertmesh")
 
@@ -28,6 +31,10 @@ def is_routed_expert(tensor_name: str) -> bool:
 
 class ExpertlessLoader(DefaultModelLoader):
     """Reads every tensor but those of routed experts."""
+
+    def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
+        check_model(model_config.model)
+        super().load_weights(model, model_config)
 
     def _get_weights_iterator(
         self, source: DefaultModelLoader.Source

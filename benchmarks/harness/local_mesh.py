@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from actors.dispatch.mesh_view import MeshView, Peer
 from actors.experts.families import read_expert_spec
+from actors.experts.fingerprint import fingerprint
 from actors.process import thread_environment
 from actors.shard import ShardConfig
 from actors.wire.address import Address, parse_address
@@ -108,7 +109,7 @@ class LocalMesh:
         for _, orders in self._processes:
             _answer(orders)
         self._view = MeshView(
-            "local", str(self._model_path), mode, 30.0, 30.0, plan.epoch,
+            "local", str(self._model_path), fingerprint(self._model_path), mode, 30.0, 30.0, plan.epoch,
             tuple(
                 Peer(f"s{n}", "elsewhere" if tcp else info["node"], _addresses(info), shape.speed)
                 for n, (info, shape) in enumerate(zip(infos, shards, strict=True))

@@ -116,7 +116,7 @@ def view(
         )
 
     return MeshView(
-        "test", "/nowhere", mode, deadline_s, wait_s, plan,
+        "test", "/nowhere", "fake", mode, deadline_s, wait_s, plan,
         peers("shard", addresses), peers("router", routers),
     )  # fmt: skip
 

@@ -10,8 +10,6 @@ its outputs in place. Common shapes: R requests, T tokens; `query_start_loc` [R 
 Unused arguments of the originals (strides, launch sizes) start with an underscore.
 """
 
-
-
 from typing import Never
 
 import torch
