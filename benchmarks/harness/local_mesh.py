@@ -109,7 +109,8 @@ class LocalMesh:
         for _, orders in self._processes:
             _answer(orders)
         self._view = MeshView(
-            "local", str(self._model_path), fingerprint(self._model_path), mode, 30.0, 30.0, plan.epoch,
+            "local", str(self._model_path), fingerprint(self._model_path),
+            mode, 30.0, 30.0, plan.epoch,
             tuple(
                 Peer(f"s{n}", "elsewhere" if tcp else info["node"], _addresses(info), shape.speed)
                 for n, (info, shape) in enumerate(zip(infos, shards, strict=True))

@@ -1,8 +1,8 @@
 """Every supported architecture and format, served by shards, against monolithic vLLM.
 
-Random weights have near-ties at every other token and in every router, so equality of tokens is not
-promised here (`benchmarks/correctness.py` shows it for the trained demo model). What is promised: the
-probabilities agree, most prompts agree to the last token, and how a mesh is cut changes nothing.
+Random weights have near-ties at every other token and in every router, so equality of tokens is
+not promised here (`benchmarks/correctness.py` shows it for the trained demo model). What is
+promised: the probabilities agree, and most prompts agree to the last token.
 """
 
 import random
