@@ -1,7 +1,7 @@
 """Is every expert of a checkpoint there, in the right shape and format? From headers alone.
 
-Measured on one core: 8 ms for 4 layers of 64 experts in MXFP4 (1,536 tensors), 0.8 s for 61 layers
-of 384 (140,544 tensors).
+Measured on one core: 3 ms for 4 layers of 64 experts in MXFP4 (1,536 tensors), 0.4 s for 61 layers
+of 384 (140,544 tensors), headers being parsed by then (3 ms, 1 s).
 """
 
 from actors.experts.families import find_layout

@@ -31,12 +31,16 @@ def dequantise(
     """One matrix [out, in] in `dtype`, from any format of `ExpertTensors`."""
     if scale is None:
         return weight.to(dtype)
+    bytes_of = weight.view(torch.uint8)
     if weight.dtype is torch.float8_e4m3fn:
+        # By table: ten times faster than torch's own conversion on a CPU.
+        values = _e4m3_values(weight.device).index_select(0, bytes_of.flatten().int())
         rows, columns = weight.shape
         blocks = scale.repeat_interleave(FP8_BLOCK, 0)[:rows]
-        return (weight.float() * blocks.repeat_interleave(FP8_BLOCK, 1)[:, :columns]).to(dtype)
-    values = torch.nn.functional.embedding(weight.int(), _byte_values(weight.device, dtype))
-    grouped = values.view(weight.shape[0], -1, MXFP4_BLOCK)
+        blocks = blocks.repeat_interleave(FP8_BLOCK, 1)[:, :columns]
+        return (values.view(rows, columns) * blocks).to(dtype)
+    pairs = _e2m1_pairs(weight.device, dtype).index_select(0, bytes_of.flatten().int())
+    grouped = pairs.view(dtype).view(weight.shape[0], -1, MXFP4_BLOCK)
     return (grouped * power_of_two(scale).to(dtype).unsqueeze(-1)).flatten(1)
 
 
@@ -46,11 +50,20 @@ def power_of_two(e8m0: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def _byte_values(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """[256, 2]: the two e2m1 values of every byte, low nibble first."""
-    nibble = torch.tensor(E2M1_VALUES + tuple(-value for value in E2M1_VALUES))
+def _e4m3_values(device: torch.device) -> torch.Tensor:
+    """[256] fp32: the value of every e4m3 byte."""
+    return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().to(device)
+
+
+@functools.cache
+def _e2m1_pairs(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """[256]: the two values of every byte, low nibble first, in `dtype` side by side in one
+    integer, so that one look-up fetches both."""
+    nibble = torch.tensor(E2M1_VALUES + tuple(-value for value in E2M1_VALUES), dtype=dtype)
     byte = torch.arange(256)
-    return torch.stack([nibble[byte & 15], nibble[byte >> 4]], 1).to(device, dtype)
+    pairs = torch.stack([nibble[byte & 15], nibble[byte >> 4]], 1)
+    as_integer = torch.int32 if dtype.itemsize == 2 else torch.int64
+    return pairs.view(as_integer).flatten().to(device)
 
 
 def to_bf16(expert: ExpertTensors) -> ExpertTensors:

@@ -18,13 +18,16 @@ from actors.kernels.grouped import run_grouped
 
 
 class TorchPortable:
-    """See `ExpertOperator`."""
+    """See `ExpertOperator`. dtype: of the GEMMs; fp32 on a CPU and bf16 elsewhere if not given."""
 
-    def __init__(self, spec: ExpertSpec, device: torch.device) -> None:
+    def __init__(
+        self, spec: ExpertSpec, device: torch.device, dtype: torch.dtype | None = None
+    ) -> None:
         self.device = device
         self.weight_format = spec.weight_format
         self._activation = spec.activation
-        self._dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        native = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self._dtype = dtype or native
 
     def pack(self, expert: ExpertTensors) -> ExpertTensors:
         return expert.map(lambda tensor: tensor.to(self.device))

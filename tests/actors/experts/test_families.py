@@ -7,7 +7,7 @@ from actors.experts.check import check_checkpoint
 from actors.experts.checkpoint import ExpertReader
 from actors.experts.families import read_expert_spec
 from actors.experts.spec import Activation, GateActivation
-from tests.actors.experts.tiny import Case, Shape, cases, write
+from tests.actors.experts.tiny import Case, Shape, cases, fused, write
 
 SHAPE = Shape()
 CASES = cases(SHAPE)
@@ -34,6 +34,25 @@ def test_spec_and_tensors(case: Case, tmp_path):
         for got, want in zip(read.tensors(), expected.tensors(), strict=True):
             assert got.dtype == want.dtype
             assert torch.equal(got.contiguous().view(torch.uint8), want.view(torch.uint8))
+
+
+def test_fused_fp8(tmp_path):
+    """As transformers 5 holds it: scales are one matrix over gate and up rows."""
+    shape = Shape(layers=1, hidden=128, inter=128)
+    case = next(case for case in cases(shape) if case.name == "qwen3-fp8")
+    truth = case.truth(shape)
+    tensors = fused(truth)
+    for name, scales in (
+        ("gate_up_proj", [one.w13_scale for one in truth.values()]),
+        ("down_proj", [one.w2_scale for one in truth.values()]),
+    ):
+        tensors[f"model.layers.0.mlp.experts.{name}_scale_inv"] = torch.stack(scales)
+    write(tmp_path, case.config, tensors)
+    spec = read_expert_spec(tmp_path)
+    check_checkpoint(spec)
+    read = ExpertReader(spec).read(0, 2)
+    assert torch.equal(read.w13_scale, truth[0, 2].w13_scale)
+    assert torch.equal(read.w2.view(torch.uint8), truth[0, 2].w2.view(torch.uint8))
 
 
 @pytest.mark.parametrize(

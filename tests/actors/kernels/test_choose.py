@@ -154,7 +154,7 @@ torch.manual_seed(0)
 spec = ExpertSpec("TestForCausalLM", pathlib.Path("nowhere"), (0,), 2, 1, 128, 64,
                   WeightFormat.MXFP4, Activation())
 experts = [random_expert(spec), random_expert(spec)]
-features = CpuFeatures(avx2=True, avx512=False, avx512_bf16=False, amx_tile=False)
+features = CpuFeatures(avx2=True, avx512=AVX512, avx512_bf16=False, amx_tile=False)
 cpu = torch.device("cpu")
 batch = (torch.randn(3, 128).bfloat16(), torch.tensor([0, 1, 2, 2], dtype=torch.int32),
          torch.tensor([0, 1, 1, 0], dtype=torch.int32), torch.rand(4))
@@ -169,11 +169,13 @@ assert (sums[0] - sums[1]).norm() <= 0.01 * sums[1].norm()
 
 
 @needs_vllm_ops
-@pytest.mark.skipif(not FEATURES.avx2, reason="needs a CPU with AVX2")
-def test_the_avx2_library_computes_in_a_process_of_its_own():
+@pytest.mark.parametrize("avx512", [True, False])
+def test_older_libraries_compute_in_a_process_of_their_own(avx512):
     """One process can load one of vLLM's libraries, and this one has the widest."""
+    if avx512 and not FEATURES.avx512:
+        pytest.skip("needs a CPU with AVX-512")
     run = subprocess.run(
-        [sys.executable, "-c", OLD_CPU_PROGRAM],
+        [sys.executable, "-c", OLD_CPU_PROGRAM.replace("AVX512", str(avx512))],
         capture_output=True,
         text=True,
         check=False,

@@ -53,6 +53,11 @@ def portable(spec: ExpertSpec) -> ExpertOperator:
     return TorchPortable(spec, torch.device("cpu"))
 
 
+def portable_bf16(spec: ExpertSpec) -> ExpertOperator:
+    """As on accelerators."""
+    return TorchPortable(spec, torch.device("cpu"), torch.bfloat16)
+
+
 def native(make: Make, weight_format: WeightFormat, activation: Activation, needs):
     name = f"{make.__name__}-{weight_format.value}-{activation.kind.value}-{activation.limit}"
     return pytest.param(make, weight_format, activation, TOLERANCE, marks=needs, id=name)
@@ -73,12 +78,13 @@ OPERATORS = [
     native(grouped_bf16_at_load, MXFP4, SILU, needs_vllm_ops),
     *(
         pytest.param(
-            portable,
+            make,
             weight_format,
             activation,
-            FP32_TOLERANCE,
-            id=f"portable-{weight_format.value}-{activation.kind.value}-{activation.limit}",
+            tolerance,
+            id=f"{make.__name__}-{weight_format.value}-{activation.kind.value}-{activation.limit}",
         )
+        for make, tolerance in ((portable, FP32_TOLERANCE), (portable_bf16, TOLERANCE))
         for weight_format in WeightFormat
         for activation in (SILU, CLAMPED, GPT_OSS)
     ),
@@ -139,8 +145,15 @@ def test_extreme_assignments(make, weight_format, activation, tolerance, ids):
 
 CLAMPING = [entry for entry in OPERATORS if entry.values[2].limit is not None]
 
+# FP8 weights rounded to bf16 flip the sign of gates near zero; a clamped gate is all or nothing.
+EXACT_CLAMPING = [
+    entry
+    for entry in CLAMPING
+    if not (entry.values[0] is portable_bf16 and entry.values[1] is WeightFormat.FP8_BLOCK128)
+]
 
-@pytest.mark.parametrize(("make", "weight_format", "activation", "tolerance"), CLAMPING)
+
+@pytest.mark.parametrize(("make", "weight_format", "activation", "tolerance"), EXACT_CLAMPING)
 def test_clamp_binds_hard(make, weight_format, activation, tolerance):
     """Activations far beyond the limit: nearly every gate and up is clamped."""
     spec = make_spec(weight_format, activation, hidden=256, inter=128)
