@@ -17,8 +17,8 @@ import torch
 from actors.device import free_memory_bytes
 from actors.experts.families import read_expert_spec
 from actors.experts.spec import ExpertSpec
-from actors.kernels.base import ExpertKernel
 from actors.kernels.choose import choose_kernel
+from actors.kernels.slot_kernel import SlotKernel
 from actors.listening import ready_to_listen
 from actors.process import limit_threads, start_logging
 from actors.shard_server import ShardServer
@@ -58,7 +58,7 @@ class ExpertShard:
         self._state = "starting"
         self._detail = ""
         self._spec: ExpertSpec | None = None
-        self._kernel: ExpertKernel | None = None
+        self._kernel: SlotKernel | None = None
         self._server: ShardServer | None = None
         self._thread: threading.Thread | None = None
         self._slots = 0
@@ -66,7 +66,7 @@ class ExpertShard:
     def start(self) -> dict[str, Any]:
         """Choose the kernel and open the data links; the shard is empty until `load`.
 
-        Returns {"id", "pid", "node", "addresses", "kernel", "free_bytes"}.
+        Returns {"id", "pid", "node", "addresses", "kernel", "bytes_per_expert", "free_bytes"}.
 
         Raises:
             ModelRefused: the checkpoint has no routed experts this shard can compute.
@@ -89,6 +89,7 @@ class ExpertShard:
             "node": node_id(),
             "addresses": [str(address) for address in self._server.addresses],
             "kernel": self._kernel.describe(),
+            "bytes_per_expert": self._kernel.bytes_per_expert,
         }
 
     def _serve(self) -> None:

@@ -246,7 +246,7 @@ class Controller:
                 shard.handle.measure.remote(),
                 self._config.controller.shard_start_timeout_s,
             )
-        return ShardCapacity(shard.id, memory, speed)
+        return ShardCapacity(shard.id, memory, speed, shard.info["bytes_per_expert"])
 
     async def _start_routers(self) -> None:
         """One router on the controller's node; engines elsewhere reach it over TCP."""

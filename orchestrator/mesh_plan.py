@@ -19,11 +19,16 @@ from placement.planner import plan_placement
 
 @dataclass(frozen=True, slots=True)
 class ShardCapacity:
-    """What the planner may count on. memory_bytes: for expert weights; speed: relative, > 0."""
+    """What the planner may count on.
+
+    memory_bytes: for expert weights; speed: relative, > 0; bytes_per_expert: what one takes in this
+    shard's kernel, more than in the checkpoint where the kernel has to widen the format.
+    """
 
     id: str
     memory_bytes: int
     speed: float
+    bytes_per_expert: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +52,7 @@ def slots_of_memory(spec: ExpertSpec, capacities: Sequence[ShardCapacity]) -> np
     layers = len(spec.layers)
     slots = np.zeros((layers, len(capacities)), np.int64)
     for shard, capacity in enumerate(capacities):
-        total = min(capacity.memory_bytes // spec.bytes_per_expert, layers * spec.num_experts)
+        total = min(capacity.memory_bytes // capacity.bytes_per_expert, layers * spec.num_experts)
         slots[:, shard] = total // layers
         slots[: total % layers, shard] += 1
     held = slots.sum(axis=1)

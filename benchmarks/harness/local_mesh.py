@@ -100,7 +100,12 @@ class LocalMesh:
         self._epoch += 1
         infos = [self._start_shard(number, shape, tcp) for number, shape in enumerate(shards)]
         capacities = [
-            ShardCapacity(f"s{n}", shape.memory_bytes or self._all_bytes, shape.speed)
+            ShardCapacity(
+                f"s{n}",
+                shape.memory_bytes or self._all_bytes,
+                shape.speed,
+                self._spec.bytes_per_expert,
+            )
             for n, shape in enumerate(shards)
         ]
         plan = plan_mesh(self._spec, capacities, "fill", self._epoch)

@@ -40,10 +40,12 @@ def _check_model(config: MeshConfig) -> Iterator[Finding]:
     yield files
     if not files.ok:
         return
+    from actors.experts.check import check_checkpoint
     from actors.experts.families import read_expert_spec
 
     try:
         spec = read_expert_spec(config.model.path)
+        check_checkpoint(spec)
     except ValueError as error:
         yield Finding("experts", Level.FAILURE, str(error))
         return
