@@ -42,4 +42,5 @@ def test_format(size: int, text: str) -> None:
 def test_what_is_shown_reads_back_within_its_rounding(size: int) -> None:
     number, unit = format_bytes(size).split()
     half_digit = 0 if unit == "B" else parse_bytes(f"1{unit}") / 20
-    assert abs(float(number) * parse_bytes(f"1{unit}") - size) <= half_digit
+    # The product is a float: a hair beyond the half digit is its rounding, not ours.
+    assert abs(float(number) * parse_bytes(f"1{unit}") - size) <= half_digit * (1 + 1e-9)
