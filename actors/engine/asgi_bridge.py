@@ -3,7 +3,8 @@
 The application runs as a task of its own; what it sends is collected in an `_Exchange`. The stream
 takes everything collected since its last item as *one* item, so a reader that is slower than the
 application gets fewer, larger items instead of a growing queue of small ones: each item costs a
-message between two processes.
+message between processes. `pace` sets the least time between two items; the first item and the end
+never wait for it.
 
 Closing the stream early (or cancelling its reader) is the client's disconnect: the application
 receives `http.disconnect`, has `DISCONNECT_GRACE_S` to end by itself, and is cancelled after that.
@@ -41,8 +42,8 @@ class _Exchange:
         self._status: int | None = None
         self._headers: Headers = ()
         self._pending = bytearray()
-        self._complete = False
         self._disconnected = False
+        self._complete = asyncio.Event()
         self._changed = asyncio.Condition()
 
     async def receive(self) -> Message:
@@ -51,7 +52,7 @@ class _Exchange:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
         async with self._changed:
-            await self._changed.wait_for(lambda: self._disconnected or self._complete)
+            await self._changed.wait_for(lambda: self._disconnected or self._complete.is_set())
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
@@ -65,25 +66,30 @@ class _Exchange:
                 lambda: self._disconnected or len(self._pending) < MAX_PENDING_BYTES
             )
             self._pending += message.get("body", b"")
-            self._complete = not message.get("more_body", False)
+            if not message.get("more_body", False):
+                self._complete.set()
             self._changed.notify_all()
 
-    async def take(self) -> tuple[bytes, bool]:
+    async def take(self, gather_s: float = 0.0) -> tuple[bytes, bool]:
         """Everything sent since the last call, at least one byte unless the response is over.
 
-        Returns: (bytes, whether the response is over).
+        Waits `gather_s` for more, or until the response is over. Returns: (bytes, whether the
+        response is over).
         """
+        if gather_s > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._complete.wait(), gather_s)
         async with self._changed:
-            await self._changed.wait_for(lambda: self._pending or self._complete)
+            await self._changed.wait_for(lambda: self._pending or self._complete.is_set())
             chunk = bytes(self._pending)
             self._pending.clear()
             self._changed.notify_all()
-            return chunk, self._complete
+            return chunk, self._complete.is_set()
 
     async def end(self) -> None:
         """The application returned, whether or not it completed the response."""
         async with self._changed:
-            self._complete = True
+            self._complete.set()
             self._changed.notify_all()
 
     async def disconnect(self) -> None:
@@ -101,8 +107,17 @@ class _Exchange:
         return self._status is not None
 
 
-async def call(app: AsgiApp, request: HttpRequest) -> AsyncGenerator[ResponseStart | bytes, None]:
+def no_pace() -> float:
+    """Items as soon as the reader takes them."""
+    return 0.0
+
+
+async def call(
+    app: AsgiApp, request: HttpRequest, pace: Callable[[], float] = no_pace
+) -> AsyncGenerator[ResponseStart | bytes, None]:
     """Run `app` on `request`: yields a `ResponseStart`, then chunks of the body.
+
+    `pace()` is asked before each chunk for the seconds to gather it.
 
     An exception of the application is raised here if the response has not started; after that the
     stream just ends, as a connection would.
@@ -116,7 +131,7 @@ async def call(app: AsgiApp, request: HttpRequest) -> AsyncGenerator[ResponseSta
             raise RuntimeError(f"no response to {request.method} {request.path}")
         yield exchange.start(chunk)
         while not complete:
-            chunk, complete = await exchange.take()
+            chunk, complete = await exchange.take(pace())
             if chunk:
                 yield chunk
     finally:

@@ -15,6 +15,11 @@ from orchestrator.gateway.mesh import (
 )
 from orchestrator.status import ComponentState, MeshStatus
 
+STREAM_WINDOW = 2
+"""Items of an answer that an engine sends ahead of the gateway. While the window is full the engine
+gathers what vLLM says into one item, so a busy gateway gets fewer and larger ones; and an engine
+whose gateway died notices, and aborts."""
+
 
 class RayMesh:
     """Finds the mesh by the names of its actors.
@@ -73,7 +78,11 @@ class RayEngineClient:
         import ray
         from ray.exceptions import RayActorError, RayError
 
-        stream = self._actor.handle.options(num_returns="streaming").remote(request)
+        options = {
+            "num_returns": "streaming",
+            "_generator_backpressure_num_objects": STREAM_WINDOW,
+        }
+        stream = self._actor.handle.options(**options).remote(request)
         running = True
         try:
             async for item in stream:

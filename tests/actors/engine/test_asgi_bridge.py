@@ -68,6 +68,28 @@ def test_chunks_that_come_one_by_one_are_not_held_back():
     asyncio.run(main())
 
 
+def test_a_pace_gathers_chunks_but_not_the_first_nor_the_end():
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        async def app(_scope, _receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for number in range(10):
+                more = number < 9
+                await send({"type": "http.response.body", "body": b"x", "more_body": more})
+                await asyncio.sleep(0.01)
+
+        began_s = loop.time()
+        async with aclosing(asgi_bridge.call(app, REQUEST, lambda: 60.0)) as items:
+            assert (await anext(items)).body == b"x"
+            rest = [item async for item in items]
+        return rest, loop.time() - began_s
+
+    rest, took_s = asyncio.run(main())
+    assert rest == [b"x" * 9]
+    assert took_s < 10
+
+
 def test_closing_the_stream_disconnects_the_client():
     async def main():
         messages = []
