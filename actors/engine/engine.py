@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DRAIN_POLL_S = 0.05
+VLLM_SHUTDOWN_TIMEOUT_S = 1.0
+"""For vLLM to end its processes before it kills them. A CPU worker (0.32) needs more than five,
+and nothing is left to lose by then: requests were drained or are given up."""
+
 CHILD_EXIT_TIMEOUT_S = 10.0
 """How long vLLM's processes may take to end after their shutdown before they are killed."""
 
@@ -208,7 +212,7 @@ class Engine:
         await self._cleanup.aclose()
         if self._llm is not None:
             llm, self._llm = self._llm, None
-            await asyncio.to_thread(llm.shutdown)
+            await asyncio.to_thread(llm.shutdown, VLLM_SHUTDOWN_TIMEOUT_S)
         await asyncio.to_thread(_end_processes, children)
         self._loader.shutdown(wait=False)
 
