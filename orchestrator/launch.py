@@ -117,8 +117,8 @@ class _Session:
             while not done:
                 done = bool(ray.wait([started], timeout=POLL_S)[0])
                 self._stop.check()
-                phase: tuple[str, str] = ray.get(self._controller.phase.remote())
-                step, detail = phase
+                phase: ray.ObjectRef[tuple[str, str]] = self._controller.phase.remote()
+                step, detail = ray.get(phase)
                 if step != shown and not done:
                     progress.step(step)
                     shown = step
