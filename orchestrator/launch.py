@@ -51,12 +51,14 @@ def run_mesh(config: MeshConfig, progress: Progress) -> int:
             session.start(progress)
             stop.wait()
         except StopRequested:
-            pass
+            progress.give_up("stopped")
         except UserError as error:
+            progress.give_up()
             session.stop(progress)
             fix = f"{error.fix}; logs are in" if error.fix else "logs are in"
             raise UserError(error.message, f"{fix} {run_dir.logs}") from error
         except BaseException:
+            progress.give_up()
             session.stop(progress)
             progress.warn(f"logs are in {run_dir.logs}")
             raise

@@ -21,7 +21,15 @@ _ERROR_LINE = re.compile(
     r"^(?:\([^)]*pid=\d+\) )?(?:ERROR \S+ \S+ \[[^\]]*\] )?"
     r"(?P<kind>(?:\w+\.)*\w*(?:Error|Exception|Refused)): (?P<text>.+)$"
 )
-_PLAIN_KINDS = ("ValueError", "RuntimeError", "ConnectionError", "OSError", "ModelRefused")
+_PLAIN_KINDS = (
+    "ConnectionError",
+    "InvalidFlagError",
+    "ModelRefused",
+    "OSError",
+    "RuntimeError",
+    "UserError",
+    "ValueError",
+)
 """Kinds of error whose name adds nothing to what they say."""
 _PYDANTIC = re.compile(r"^\d+ validation errors? for (\w+)")
 

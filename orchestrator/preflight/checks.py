@@ -40,12 +40,18 @@ def _check_model(config: MeshConfig) -> Iterator[Finding]:
     yield files
     if not files.ok:
         return
+    from actors.experts.check import check_checkpoint
     from actors.experts.families import read_expert_spec
 
     try:
         spec = read_expert_spec(config.model.path)
     except ValueError as error:
         yield Finding("experts", Level.FAILURE, str(error))
+        return
+    try:
+        check_checkpoint(spec)
+    except ValueError as error:
+        yield Finding("experts", Level.FAILURE, str(error), "fetch the checkpoint again")
         return
     free_bytes = psutil.virtual_memory().available
     yield model.check_expert_memory(config.pools, spec, free_bytes)
