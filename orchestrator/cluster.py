@@ -4,18 +4,21 @@ Everything else holds handles. Actors do not restart by themselves: what to do a
 component is the controller's decision.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
 
 from actors.engine.config import EngineConfig
 from actors.process import thread_environment
-from actors.router import RouterConfig
-from actors.shard import ShardConfig
 from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import MeshConfig
 from orchestrator.run_dir import RunDir
+
+if TYPE_CHECKING:
+    # Both import torch, which who starts a controller or an engine need not wait for.
+    from actors.router import RouterConfig
+    from actors.shard import ShardConfig
 
 CONTROLLER = "controller"
 CONTROL_CONCURRENCY = 4
@@ -45,7 +48,7 @@ def find_controller() -> ActorHandle | None:
         return None
 
 
-def start_shard(config: ShardConfig, pool: PoolConfig, secret: bytes) -> ActorHandle:
+def start_shard(config: "ShardConfig", pool: PoolConfig, secret: bytes) -> ActorHandle:
     """One expert shard, on a node that has what its pool asks for."""
     from actors.shard import ExpertShard
 
@@ -60,7 +63,7 @@ def start_shard(config: ShardConfig, pool: PoolConfig, secret: bytes) -> ActorHa
     )
 
 
-def start_router(config: RouterConfig, secret: bytes) -> ActorHandle:
+def start_router(config: "RouterConfig", secret: bytes) -> ActorHandle:
     from actors.router import ExpertRouter
 
     return _start(

@@ -27,6 +27,16 @@ class Component:
     info: dict[str, Any] = field(default_factory=dict)
     """What `start` returned: addresses, node, kernel."""
 
+    @property
+    def pid(self) -> int:
+        """Process id it told; 0 before it spoke."""
+        return int(self.said.get("pid", self.info.get("pid", 0)))
+
+    @property
+    def node(self) -> str:
+        """Host name of its node; "" before it spoke. `actors.wire.node` adds a boot id."""
+        return str(self.said.get("node", self.info.get("node", ""))).partition("/")[0]
+
     def hear(self, said: dict[str, Any]) -> None:
         """Take in a status answer."""
         self.said = said
@@ -45,8 +55,8 @@ class Component:
             kind=self.kind,
             pool=self.pool,
             emulated=self.emulated,
-            node=str(self.said.get("node", self.info.get("node", ""))),
-            pid=int(self.said.get("pid", self.info.get("pid", 0))),
+            node=self.node,
+            pid=self.pid,
             state=self.state,
             detail=self.detail,
             memory_bytes=self.said.get("memory_bytes"),

@@ -6,24 +6,21 @@ The data plane does not need it: dispatchers keep serving with the last epoch th
 """
 
 import asyncio
+import importlib
 import logging
 import os
-from collections.abc import Awaitable
-from typing import Any
+from collections.abc import Awaitable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from actors.dispatch.mesh_view import MeshView, Peer
-from actors.dispatch.subscription import ADDRESS_VARIABLE, SECRET_VARIABLE
-from actors.engine.config import EngineConfig
 from actors.experts.families import read_expert_spec
 from actors.experts.fingerprint import fingerprint
 from actors.experts.spec import ExpertSpec
 from actors.listening import ready_to_listen
 from actors.process import start_logging
-from actors.router import RouterConfig
-from actors.shard import ShardConfig
-from actors.wire.address import parse_address
+from actors.wire.address import Address, parse_address
 from actors.wire.node import node_id
 from orchestrator import cluster
 from orchestrator.components import Component
@@ -31,11 +28,15 @@ from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import MeshConfig
 from orchestrator.config.serving import RouterMode
 from orchestrator.directory import Directory
-from orchestrator.errors import UserError
-from orchestrator.mesh_plan import ShardCapacity, plan_mesh
+from orchestrator.engine_settings import engine_config, loads_beside_shards
 from orchestrator.readiness import readiness
+from orchestrator.root_cause import cause_of
 from orchestrator.run_dir import RunDir
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus, MeshStatus
+from orchestrator.watch import Watch
+
+if TYPE_CHECKING:
+    from orchestrator.mesh_plan import ShardCapacity
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,9 @@ class Controller:
         self._shards: list[Component] = []
         self._routers: list[Component] = []
         self._engines: list[Component] = []
-        self._watch: asyncio.Task[None] | None = None
+        settings = config.controller
+        self._watch = Watch(settings.probe_interval_s, settings.call_timeout_s, run_dir.logs)
+        self._watching: asyncio.Task[None] | None = None
         self._stopping = False
 
     # -- life
@@ -77,30 +80,31 @@ class Controller:
         if not self._private:
             listen.append("tcp:node:0")
         await self._directory.listen(ready_to_listen(listen))
-        self._watch = asyncio.create_task(self._watch_components())
-        await self._start_shards()
-        await self._place_experts()
-        if self._config.router.mode is RouterMode.ACTOR:
-            await self._start_routers()
-        await self._start_engines()
+        self._watching = asyncio.create_task(self._watch.run(lambda: self._components))
+        if loads_beside_shards(self._spec):
+            await _together(self._start_engines(), self._start_data_plane())
+        else:
+            await self._start_data_plane()
+            await self._start_engines()
         self._phase = ("Serve", "")
         return "; ".join(sorted({str(shard.info["kernel"]) for shard in self._shards}))
 
     async def stop(self) -> None:
-        """Drain the engines, then end every component. Idempotent."""
+        """Let requests under way finish, then end every component. Idempotent."""
         if self._stopping:
             return
         self._stopping = True
-        self._phase = ("Stop", "draining")
-        if self._watch is not None:
-            self._watch.cancel()
+        self._phase = ("Stop", "waiting for requests under way")
+        if self._watching is not None:
+            self._watching.cancel()
         drain_s = self._config.controller.drain_timeout_s
-        await self._all(
-            self._bounded(c.handle.drain.remote(drain_s), drain_s + 1) for c in self._engines
-        )
-        for component in [*self._engines, *self._routers, *self._shards]:
+        serving = [c for c in self._engines if c.state is ComponentState.READY]
+        await self._all(self._bounded(c.handle.drain.remote(drain_s), drain_s + 1) for c in serving)
+        for component in self._components:
             component.state = ComponentState.DRAINING
-        await self._all(self._bounded(c.handle.stop.remote(), 15.0) for c in self._components)
+        if not self._private:
+            # On other nodes their sockets go only if they remove them; here the run folder goes.
+            await self._all(self._bounded(c.handle.stop.remote(), 15.0) for c in self._components)
         for component in self._components:
             cluster.kill(component.handle)
         await self._directory.close()
@@ -117,7 +121,7 @@ class Controller:
         return MeshStatus(
             mesh=self._config.mesh.name,
             model=self._config.model.name,
-            address=str(self._directory.addresses[0]) if self._directory.addresses else "",
+            address=str(self._directory_address) if self._directory.addresses else "",
             ready=ready,
             reason=reason,
             epoch=self._view.epoch.number if self._view else 0,
@@ -150,16 +154,31 @@ class Controller:
         return ComponentStatus(
             id="controller",
             kind=ComponentKind.CONTROLLER,
-            node=node_id(),
+            node=node_id().partition("/")[0],
             pid=os.getpid(),
             state=ComponentState.DRAINING if self._stopping else ComponentState.READY,
             detail=f"{step}: {detail}" if detail else step,
         )
 
+    @property
+    def _directory_address(self) -> Address:
+        """Where an engine finds the mesh: TCP in a shared cluster, where it may be elsewhere."""
+        return self._directory.addresses[-1]
+
     # -- bringing up
+
+    async def _start_data_plane(self) -> None:
+        """Shards, plan, experts and, in that mode, the router."""
+        await self._start_shards()
+        await self._place_experts()
+        if self._config.router.mode is RouterMode.ACTOR:
+            await self._start_routers()
+        self._phase = ("Load the engine", "")
 
     async def _start_shards(self) -> None:
         self._phase = ("Start expert shards", "")
+        # Imports torch: seconds in which the engines' calls should go out.
+        await asyncio.to_thread(importlib.import_module, "actors.shard")
         for name, pool in self._config.pools.items():
             for number in range(pool.shards):
                 self._shards.append(self._new_shard(f"{name}-{number}", name, pool))
@@ -167,7 +186,7 @@ class Controller:
 
         async def start(shard: Component) -> None:
             nonlocal started
-            shard.info = await self._must(
+            shard.info = await self._watch.must(
                 shard, shard.handle.start.remote(), self._config.controller.shard_start_timeout_s
             )
             started += 1
@@ -176,6 +195,8 @@ class Controller:
         await asyncio.gather(*map(start, self._shards))
 
     def _new_shard(self, shard_id: str, pool_name: str, pool: PoolConfig) -> Component:
+        from actors.shard import ShardConfig
+
         config = ShardConfig(
             id=shard_id,
             pool=pool_name,
@@ -199,6 +220,8 @@ class Controller:
 
     async def _place_experts(self) -> None:
         """Plan the first epoch, load it, tell the dispatchers."""
+        from orchestrator.mesh_plan import plan_mesh
+
         assert self._spec is not None
         self._phase = ("Place experts", "")
         capacities = [await self._capacity(shard) for shard in self._shards]
@@ -209,7 +232,7 @@ class Controller:
         self._phase = ("Load experts", "")
         await asyncio.gather(
             *(
-                self._must(
+                self._watch.must(
                     shard,
                     shard.handle.load.remote(plan.epoch.slots_of(number)),
                     self._config.controller.shard_start_timeout_s,
@@ -230,8 +253,10 @@ class Controller:
             )
         )
 
-    async def _capacity(self, shard: Component) -> ShardCapacity:
+    async def _capacity(self, shard: Component) -> "ShardCapacity":
         """Memory and speed of a shard: the config's where it says, else what it measured."""
+        from orchestrator.mesh_plan import ShardCapacity
+
         assert shard.pool is not None
         pool = self._config.pools[shard.pool]
         memory = pool.memory
@@ -241,7 +266,7 @@ class Controller:
             memory = shard.info["free_bytes"] // (sharing if pool.device == "cpu" else 1)
         speed = pool.speed
         if speed is None:
-            speed = await self._must(
+            speed = await self._watch.must(
                 shard,
                 shard.handle.measure.remote(),
                 self._config.controller.shard_start_timeout_s,
@@ -250,11 +275,13 @@ class Controller:
 
     async def _start_routers(self) -> None:
         """One router on the controller's node; engines elsewhere reach it over TCP."""
+        from actors.router import RouterConfig
+
         self._phase = ("Start the router", "")
         assert self._view is not None
         config = RouterConfig(
             id="router-0",
-            directory=str(self._directory.addresses[0]),
+            directory=str(self._directory_address),
             listen=(self._run_dir.socket("router-0"), self._tcp_listen),
             log_level=self._config.logging.level,
         )
@@ -262,7 +289,7 @@ class Controller:
             "router-0", ComponentKind.ROUTER, cluster.start_router(config, self._secret)
         )
         self._routers.append(router)
-        router.info = await self._must(
+        router.info = await self._watch.must(
             router, router.handle.start.remote(), self._config.controller.shard_start_timeout_s
         )
         await self._publish(self._view.with_routers((_peer(router),)))
@@ -273,84 +300,47 @@ class Controller:
 
     async def _start_engines(self) -> None:
         settings = self._config.engines
-        self._phase = ("Load the engine", f"{settings.replicas} of vLLM")
-        flags = dict(settings.vllm)
-        if self._config.model.max_model_len is not None:
-            flags["max_model_len"] = self._config.model.max_model_len
         for number in range(settings.replicas):
-            config = EngineConfig(
-                engine_id=f"engine-{number}",
-                model=str(self._config.model.path),
-                served_model_name=self._config.model.name,
-                flags=flags,
-                cpu_kv_cache_gib=settings.kv_cache_gib,
-                environment={
-                    ADDRESS_VARIABLE: str(self._directory.addresses[0]),
-                    SECRET_VARIABLE: self._secret.decode(),
-                    # Threads are ours to place: shards share the cores.
-                    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                    # Its sockets belong into our folder, which goes when the mesh goes.
-                    "VLLM_RPC_BASE_PATH": str(self._run_dir.path),
-                },
+            config = engine_config(
+                self._config,
+                f"engine-{number}",
+                self._directory_address,
+                self._secret,
+                self._run_dir,
             )
             handle = cluster.start_engine(config, settings.threads, ENGINE_CONCURRENCY)
             self._engines.append(Component(config.engine_id, ComponentKind.ENGINE, handle))
         timeout_s = self._config.controller.engine_start_timeout_s
-        await asyncio.gather(
-            *(
-                self._must(engine, engine.handle.start.remote(), timeout_s)
-                for engine in self._engines
-            )
+        await self._all(
+            self._watch.must(engine, engine.handle.start.remote(), timeout_s)
+            for engine in self._engines
         )
-        await asyncio.gather(*map(self._look_at, self._engines))
+        await self._all(map(self._watch.look_at, self._engines))
 
-    # -- watching
-
-    async def _watch_components(self) -> None:
-        """Ask every component how it is, for as long as the mesh lives."""
-        while True:
-            await asyncio.gather(*map(self._look_at, self._components))
-            await asyncio.sleep(self._config.controller.probe_interval_s)
-
-    async def _look_at(self, component: Component) -> None:
-        if component.state is ComponentState.DEAD:
-            return
-        try:
-            component.hear(
-                await asyncio.wait_for(
-                    component.handle.status.remote(), self._config.controller.call_timeout_s
-                )
-            )
-        except TimeoutError:
-            component.detail = "does not answer"
-        except RayActorError as error:
-            component.lose(_first_line(error))
-        except RayError as error:
-            component.detail = _first_line(error)
-
-    async def _must(self, component: Component, answer: Awaitable[Any], timeout_s: float) -> Any:
-        """The answer to a call without which the mesh cannot start."""
-        try:
-            return await asyncio.wait_for(answer, timeout_s)
-        except TimeoutError:
-            component.lose(f"no answer within {timeout_s:g} s")
-        except RayError as error:
-            component.lose(_cause(error))
-        raise UserError(
-            f"{component.kind} {component.id} did not start: {component.detail}",
-            f"its log is below {self._run_dir.logs}",
-        )
+    # -- bringing down
 
     @staticmethod
     async def _bounded(answer: Awaitable[Any], timeout_s: float) -> None:
         try:
             await asyncio.wait_for(answer, timeout_s)
-        except (TimeoutError, RayError) as error:
-            log.warning("while stopping: %s", _first_line(error) or "timed out")
+        except TimeoutError:
+            log.warning("while stopping: no answer within %g s", timeout_s)
+        except RayError as error:
+            log.warning("while stopping: %s", cause_of(error))
 
     @staticmethod
-    async def _all(calls: Any) -> None:
+    async def _all(calls: Iterable[Awaitable[Any]]) -> None:
         await asyncio.gather(*calls)
+
+
+async def _together(*works: Coroutine[Any, Any, None]) -> None:
+    """Run all; the first that fails ends the others and is raised."""
+    tasks = [asyncio.create_task(work) for work in works]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in pending:
+        task.cancel()
+    for task in done:
+        task.result()
 
 
 def _peer(component: Component) -> Peer:
@@ -360,13 +350,3 @@ def _peer(component: Component) -> Peer:
         tuple(parse_address(text) for text in component.info["addresses"]),
         component.speed or 1.0,
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else ""
-
-
-def _cause(error: RayError) -> str:
-    """The last line of what failed inside the actor; Ray puts its traceback before it."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

@@ -1,18 +1,18 @@
-"""Run one mesh from this process: start it, serve until a signal, drain, leave nothing behind."""
+"""Run one mesh from this process: start it, serve until a signal, drain, leave nothing behind.
+
+Signals only set an event that every wait here looks at: nothing is interrupted half-way, so what
+was started is known at each moment and can be ended.
+"""
 
 import logging
 import os
 import secrets
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from actors.dispatch.subscription import SECRET_VARIABLE
 from orchestrator import cluster
@@ -22,20 +22,16 @@ from orchestrator.config.secrets import Secrets
 from orchestrator.errors import UserError
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
-from orchestrator.gateway.deploy import deploy_gateway, remove_gateway
-from orchestrator.gateway.ray_mesh import RayMesh
 from orchestrator.ray_session import namespace_of, start_ray, stop_ray
+from orchestrator.root_cause import cause_of
 from orchestrator.run_dir import RunDir
+from orchestrator.stop_signals import StopRequested, StopSignals
 
 log = logging.getLogger(__name__)
 
-PHASE_POLL_S = 0.25
-STOP_MARGIN_S = 40.0
+POLL_S = 0.1
+STOP_MARGIN_S = 20.0
 """On top of the drain: time the components have for closing down."""
-
-
-class StopRequested(BaseException):
-    """A signal asked for the end while the mesh was starting."""
 
 
 def run_mesh(config: MeshConfig, progress: Progress) -> int:
@@ -49,81 +45,99 @@ def run_mesh(config: MeshConfig, progress: Progress) -> int:
     """
     run_dir = RunDir.create(config.cluster.temp_dir)
     secret = os.environ.get(SECRET_VARIABLE, "") or secrets.token_hex(32)
-    session = _Session(config, run_dir, secret.encode())
-    keep_logs = True
-    with _stop_signals() as stop:
+    with StopSignals() as stop:
+        session = _Session(config, run_dir, secret.encode(), stop)
         try:
-            session.start(progress, stop)
-            stop.on_signal = None
-            stop.event.wait()
-            keep_logs = False
+            session.start(progress)
+            stop.wait()
         except StopRequested:
-            keep_logs = False
-        finally:
-            stop.on_signal = None
-            progress.step("Stop the mesh")
-            session.stop()
-            progress.done(f"logs are in {run_dir.logs}" if keep_logs else "")
-            if not keep_logs:
-                run_dir.remove()
+            progress.give_up("stopped")
+        except UserError as error:
+            progress.give_up()
+            session.stop(progress)
+            fix = f"{error.fix}; logs are in" if error.fix else "logs are in"
+            raise UserError(error.message, f"{fix} {run_dir.logs}") from error
+        except BaseException:
+            progress.give_up()
+            session.stop(progress)
+            progress.warn(f"logs are in {run_dir.logs}")
+            raise
+        session.stop(progress)
+        run_dir.remove()
     return 0
 
 
 class _Session:
     """Ray, controller and gateway of one mesh, in the order they come and go."""
 
-    def __init__(self, config: MeshConfig, run_dir: RunDir, secret: bytes) -> None:
+    def __init__(
+        self, config: MeshConfig, run_dir: RunDir, secret: bytes, stop: StopSignals
+    ) -> None:
         self._config = config
         self._run_dir = run_dir
         self._secret = secret
+        self._stop = stop
+        self._private = config.cluster.ray_address is None
         self._controller: ActorHandle | None = None
-        self._gateway = False
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="gateway")
+        self._gateway: Future[None] | None = None
 
-    def start(self, progress: Progress, stop: "_Stop") -> None:
-        """Everything up to the first answered request."""
-        stop.on_signal = _raise_stop
+    def start(self, progress: Progress) -> None:
+        """Everything up to the first answered request.
+
+        Raises:
+            StopRequested: a signal came.
+            UserError: something does not start; says what and why.
+        """
         progress.step("Start Ray")
         start_ray(self._config, self._run_dir)
-        stop.install()  # Ray puts its own SIGTERM handler in place
+        self._stop.install()  # Ray puts its own SIGTERM handler in place
+        self._stop.check()
         progress.done()
-        if cluster.find_controller() is not None:
+        if not self._private and cluster.find_controller() is not None:
             raise UserError(
                 f"a mesh named {self._config.mesh.name} already runs in that Ray cluster",
                 "choose another mesh.name or stop it first",
             )
         self._controller = cluster.start_controller(self._config, self._run_dir, self._secret)
-        kernels = self._follow_start(progress)
-        log.info("expert kernels: %s", kernels)
+        started: ray.ObjectRef[str] = self._controller.start.remote()
+        # The endpoint opens while the model loads; until then /health says that it does.
+        self._gateway = self._threads.submit(self._open_gateway)
+        self._follow_start(started, progress)
         progress.step("Open the endpoint")
-        url = self._open_gateway()
+        self._await_gateway()
         progress.done()
+        url = endpoint_url(self._config.gateway.host, self._config.gateway.port)
         progress.ready(url, next_steps(url, self._config.model.name, bool(Secrets().api_keys)))
 
-    def _follow_start(self, progress: Progress) -> str:
+    def _follow_start(self, started: "ray.ObjectRef[str]", progress: Progress) -> None:
         """Show the controller's phases until its start is through."""
         assert self._controller is not None
-        started: ray.ObjectRef[str] = self._controller.start.remote()
-        shown = ""
-        while True:
-            done, _ = ray.wait([started], timeout=PHASE_POLL_S)
-            step, detail = ray.get(self._controller.phase.remote())
-            if step != shown and not done:
-                progress.step(step)
-                shown = step
-            elif detail:
-                progress.update(detail)
-            if done:
-                break
+        assert self._gateway is not None
+        shown, done = "", False
         try:
-            kernels: str = ray.get(started)
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError | ValueError):
-                raise UserError(str(error.cause)) from error
-            raise
+            while not done:
+                done = bool(ray.wait([started], timeout=POLL_S)[0])
+                self._stop.check()
+                phase: ray.ObjectRef[tuple[str, str]] = self._controller.phase.remote()
+                step, detail = ray.get(phase)
+                if step != shown and not done:
+                    progress.step(step)
+                    shown = step
+                elif detail:
+                    progress.update(detail)
+                if self._gateway.done():
+                    self._await_gateway()
+            log.debug("expert kernels: %s", ray.get(started))
+        except RayError as error:
+            raise UserError(cause_of(error)) from error
         progress.done()
-        return kernels
 
-    def _open_gateway(self) -> str:
+    def _open_gateway(self) -> None:
+        # Imports Ray Serve: a second that the controller's start need not wait for.
+        from orchestrator.gateway.deploy import deploy_gateway
+        from orchestrator.gateway.ray_mesh import RayMesh
+
         settings = self._config.gateway
         config = GatewayConfig(
             model_name=self._config.model.name,
@@ -133,64 +147,55 @@ class _Session:
             max_body_bytes=settings.max_request_body,
         )
         mesh = RayMesh(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
-        self._gateway = True
         keys = (key.get_secret_value() for key in Secrets().api_keys)
         deploy_gateway(config, mesh, frozenset(map(digest, keys)))
-        return endpoint_url(settings.host, settings.port)
 
-    def stop(self) -> None:
-        """Close the endpoint, drain, end all components, end Ray. Goes on past failures."""
-        steps: list[Callable[[], Any]] = []
-        if self._gateway:
-            steps.append(remove_gateway)
-        if self._controller is not None:
-            steps.append(self._stop_controller)
-        for step in steps:
-            try:
-                step()
-            except (RayError, OSError, TimeoutError) as error:
-                log.warning("while stopping: %s", error)
-        stop_ray(private=self._config.cluster.ray_address is None)
+    def _await_gateway(self) -> None:
+        """Return once the endpoint is open. Raises UserError if it cannot be."""
+        assert self._gateway is not None
+        while not self._gateway.done():
+            self._stop.check()
+            self._stop.wait(POLL_S)
+        try:
+            self._gateway.result()
+        except (RuntimeError, RayError) as error:
+            raise UserError(str(error), "choose another gateway.port (--port)") from error
 
-    def _stop_controller(self) -> None:
+    def stop(self, progress: Progress) -> None:
+        """Drain, end all components, close the endpoint, end Ray. Goes on past failures."""
+        progress.step("Stop the mesh")
+        if self._controller is not None and ray.is_initialized():
+            self._end_controller(progress)
+        if not self._private and self._gateway is not None:
+            self._close_gateway()
+        self._threads.shutdown(wait=not self._private, cancel_futures=True)
+        stop_ray(private=self._private)
+        progress.done()
+
+    def _end_controller(self, progress: Progress) -> None:
+        """Requests under way may finish; a second signal cuts them off."""
         assert self._controller is not None
+        stopped: ray.ObjectRef[None] = self._controller.stop.remote()
         timeout_s = self._config.controller.drain_timeout_s + STOP_MARGIN_S
-        ray.get(self._controller.stop.remote(), timeout=timeout_s)
-        cluster.kill(self._controller)
+        try:
+            done = self._stop.wait_second(lambda: _finished(stopped, POLL_S), timeout_s)
+            if done:
+                ray.get(stopped)
+            elif self._stop.second:
+                progress.update("requests under way are cut off")
+            cluster.kill(self._controller)
+        except (RayError, OSError, TimeoutError) as error:
+            log.warning("while stopping: %s", cause_of(error))
+
+    def _close_gateway(self) -> None:
+        """In a shared cluster the endpoint has to be taken down; a private one goes as a whole."""
+        from orchestrator.gateway.deploy import remove_gateway
+
+        try:
+            remove_gateway()
+        except (RayError, OSError, TimeoutError) as error:
+            log.warning("while stopping: %s", cause_of(error))
 
 
-class _Stop:
-    """SIGINT and SIGTERM, turned into an event; a second signal ends the process at once."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-        self.on_signal: Callable[[], None] | None = None
-
-    def install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.event.is_set():
-            log.warning("a second %s: still stopping", signal.Signals(number).name)
-            return
-        self.event.set()
-        if self.on_signal is not None:
-            self.on_signal()
-
-
-def _raise_stop() -> None:
-    raise StopRequested
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Handle the stop signals for the length of the block."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    stop = _Stop()
-    stop.install()
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _finished(answer: "ray.ObjectRef[Any]", timeout_s: float) -> bool:
+    return bool(ray.wait([answer], timeout=timeout_s)[0])

@@ -1,27 +1,22 @@
-"""Start or join Ray, and leave nothing behind.
+"""Start or join Ray, and leave it.
 
-A mesh runs in a Ray session of its own unless the config names a cluster. Only processes this one
-started are ever ended: a stranger's Ray on the same machine is not touched.
+A mesh runs in a Ray session of its own unless the config names a cluster.
 """
 
 import logging
 import os
-from collections.abc import Iterable
 
-import psutil
 import ray
 
+from orchestrator import process_tree
 from orchestrator.config.schema import MeshConfig
 from orchestrator.errors import UserError
 from orchestrator.run_dir import RunDir
-
-log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 128 << 20
 """Tokens do not pass through Ray's object store; control calls need little."""
 SPARE_CPUS = 8
 """Ray counts CPUs to place actors; controller, gateway and proxies share what is there."""
-EXIT_TIMEOUT_S = 10.0
 
 # Read by the raylet when it starts: workers at normal priority (the default niceness of 15 starves
 # shards beside any other load), and no reports to the outside.
@@ -39,7 +34,7 @@ def namespace_of(mesh: str) -> str:
 
 
 def start_ray(config: MeshConfig, run_dir: RunDir) -> None:
-    """Start a private Ray session, or join the cluster the config names.
+    """Start a private Ray session, or join the cluster the config names; nobody's terminal is used.
 
     Raises:
         UserError: the named cluster does not answer.
@@ -55,6 +50,7 @@ def start_ray(config: MeshConfig, run_dir: RunDir) -> None:
                 f"start it, or leave the key out for a private session ({error})",
             ) from error
         return
+    process_tree.adopt_orphans()
     threads = sum(pool.shards * pool.threads for pool in config.pools.values())
     ray.init(
         "local",
@@ -66,34 +62,22 @@ def start_ray(config: MeshConfig, run_dir: RunDir) -> None:
         logging_level=logging.ERROR,
         _temp_dir=str(run_dir.ray),
     )
+    _hush()
+
+
+def _hush() -> None:
+    """Keep what raylets report out of our stdout: it is in the session's logs anyway.
+
+    Ray prints reports of dead workers whatever `log_to_driver` says; this is its debugger's switch.
+    """
+    ray._private.worker._worker_logs_enabled = False
 
 
 def stop_ray(*, private: bool) -> None:
     """Leave the cluster; end a private session and every process of it. Idempotent."""
-    started = _descendants() if private else []
+    segments = process_tree.shared_memory() if private else set()
     if ray.is_initialized():
         ray.shutdown()
-    end_processes(started)
-
-
-def _descendants() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
-
-
-def end_processes(processes: Iterable[psutil.Process]) -> None:
-    """Wait for processes that are on their way out, then kill those that stay."""
-    _, alive = psutil.wait_procs(list(processes), timeout=EXIT_TIMEOUT_S)
-    for process in alive:
-        log.warning("killing %s (pid %d), which did not end by itself", *_name_of(process))
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(alive, timeout=EXIT_TIMEOUT_S)
-
-
-def _name_of(process: psutil.Process) -> tuple[str, int]:
-    try:
-        return process.name(), process.pid
-    except psutil.Error:
-        return "a process", process.pid
+    if private:
+        process_tree.end_descendants()
+        process_tree.remove_shared_memory(segments)

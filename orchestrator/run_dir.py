@@ -8,6 +8,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.errors import UserError
+
+MAX_PARENT_BYTES = 24
+"""What Ray's own socket names, at most 83 bytes below it, leave of the 107."""
+SHORT_PARENT = Path("/tmp")
+
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
@@ -17,8 +23,27 @@ class RunDir:
 
     @classmethod
     def create(cls, parent: Path | None = None) -> "RunDir":
-        """A new folder below `parent` (default: the system's temporary folder)."""
-        return cls(Path(tempfile.mkdtemp(prefix="xmesh-", dir=parent)))
+        """A new folder below `parent` (default: the system's temporary folder).
+
+        Raises:
+            UserError: `parent` is not a folder one can write to, or its path is too long.
+        """
+        if parent is None:
+            parent = Path(tempfile.gettempdir())
+            if len(bytes(parent)) > MAX_PARENT_BYTES:
+                parent = SHORT_PARENT
+        elif len(bytes(parent)) > MAX_PARENT_BYTES:
+            raise UserError(
+                f"cluster.temp_dir {parent} is too long for Unix sockets",
+                f"choose a path of at most {MAX_PARENT_BYTES} bytes, or leave the key out",
+            )
+        try:
+            return cls(Path(tempfile.mkdtemp(prefix="xmesh-", dir=parent)))
+        except OSError as error:
+            raise UserError(
+                f"no folder can be made in {parent} ({error.strerror})",
+                "set cluster.temp_dir to a folder you can write to",
+            ) from error
 
     @property
     def ray(self) -> Path:
@@ -28,6 +53,13 @@ class RunDir:
     @property
     def logs(self) -> Path:
         return self.ray / "session_latest" / "logs"
+
+    @property
+    def scratch(self) -> Path:
+        """Temporary files of components; exists once asked for."""
+        folder = self.path / "tmp"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def socket(self, component: str) -> str:
         """Address of a component's Unix socket."""

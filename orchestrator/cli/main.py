@@ -74,12 +74,15 @@ def status_command(
         str, typer.Option(envvar="EXPERTMESH_URL", help="Endpoint of the mesh.")
     ] = DEFAULT_URL,
     as_json: Json = False,
+    wide: Annotated[
+        bool, typer.Option("--wide", "-w", help="Show kind and detail of each component too.")
+    ] = False,
     _verbose: Verbose = False,
 ) -> None:
     """Show the components of a running mesh."""
     from orchestrator.cli.status import status
 
-    raise typer.Exit(status(url, as_json))
+    raise typer.Exit(status(url, as_json, wide))
 
 
 @app.command("doctor")

@@ -82,6 +82,17 @@ class Progress:
         else:
             self._say(f"{name}: {text or 'done'} {took}")
 
+    def give_up(self, word: str = "failed") -> None:
+        """End the step without a result; what went wrong is told as an error."""
+        if self._name is None:
+            return
+        name, self._name = self._name, None
+        self._clear()
+        if self._live:
+            self._console.print(f"[red]✗[/] {escape(name)} [dim]{word}[/]")
+        else:
+            self._say(f"{name}: {word}")
+
     def warn(self, text: str) -> None:
         """Something the person should know that does not stop the mesh."""
         if self._live:

@@ -14,6 +14,8 @@ from orchestrator.errors import UserError
 from orchestrator.status import ComponentState, ComponentStatus, MeshStatus
 
 TIMEOUT_S = 10.0
+FILE_WIDTH = 200
+"""Columns where the output is no terminal: nothing is cut off in a file or a pipe."""
 
 _STATE_STYLES = {
     ComponentState.STARTING: "yellow",
@@ -24,14 +26,20 @@ _STATE_STYLES = {
 }
 
 
-def status(url: str, as_json: bool, console: Console | None = None) -> int:
+def status(url: str, as_json: bool, wide: bool = False, console: Console | None = None) -> int:
     """Print the state of the mesh at `url`; returns 0 once it has answered, ready or not."""
     found = fetch_status(url)
     if as_json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
         return 0
     console = console or Console(highlight=False)
-    console.print(headline(found), render(found.components), sep="\n")
+    if not console.is_terminal:
+        console.width = max(console.width, FILE_WIDTH)
+    console.print(headline(found))
+    console.print(render(found.components, wide))
+    if not wide:
+        for detail in details(found.components):
+            console.print("", detail, sep="\n")
     return 0
 
 
@@ -69,35 +77,45 @@ def headline(mesh: MeshStatus) -> Text:
     )
 
 
-def render(components: list[ComponentStatus]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("ID", "KIND", "POOL", "NODE"):
-        table.add_column(column, overflow="fold")
-    table.add_column("PID", justify="right")
-    table.add_column("STATE")
-    for column in ("MEMORY", "SLOTS", "SPEED"):
-        table.add_column(column, justify="right")
+def render(components: list[ComponentStatus], wide: bool) -> Table:
+    """One row per component: 80 columns are enough unless `wide`, which adds kind and detail."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
+    for column in ("ID", "KIND", "POOL", "STATE") if wide else ("ID", "POOL", "STATE"):
+        table.add_column(column, no_wrap=True)
+    # The one column that gives way in a narrow terminal.
+    table.add_column("NODE", overflow="ellipsis")
+    for column in ("PID", "MEMORY", "SLOTS", "SPEED"):
+        table.add_column(column, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("DETAIL", overflow="fold")
     for component in components:
-        table.add_row(*_cells(component))
+        table.add_row(*_cells(component, wide))
     return table
 
 
-def _cells(component: ComponentStatus) -> list[Text]:
+def details(components: list[ComponentStatus]) -> list[Text]:
+    """What the components that are not ready say, one paragraph each."""
+    return [
+        Text(f"{c.id}: {c.detail}", _STATE_STYLES[c.state])
+        for c in components
+        if c.detail and c.state is not ComponentState.READY
+    ]
+
+
+def _cells(component: ComponentStatus, wide: bool) -> list[Text]:
     pool = Text(component.pool or "-")
     if component.emulated:
         pool.append(" emulated", "italic magenta")
-    state = Text(component.state.value, _STATE_STYLES[component.state])
-    if component.detail:
-        state.append(f" {component.detail}", "dim")
     memory, slots, speed = component.memory_bytes, component.slots, component.speed
     return [
         Text(component.id),
-        Text(component.kind.value),
+        *([Text(component.kind.value)] if wide else []),
         pool,
+        Text(component.state.value, _STATE_STYLES[component.state]),
         Text(component.node),
-        Text(str(component.pid)),
-        state,
+        Text(str(component.pid) if component.pid else "-"),
         Text("-" if memory is None else format_bytes(memory)),
         Text("-" if slots is None else str(slots)),
         Text("-" if speed is None else f"{speed:.2f}"),
+        *([Text(component.detail, "dim")] if wide else []),
     ]

@@ -49,6 +49,11 @@ def _check_model(config: MeshConfig) -> Iterator[Finding]:
     except ValueError as error:
         yield Finding("experts", Level.FAILURE, str(error))
         return
+    try:
+        check_checkpoint(spec)
+    except ValueError as error:
+        yield Finding("experts", Level.FAILURE, str(error), "fetch the checkpoint again")
+        return
     free_bytes = psutil.virtual_memory().available
     yield model.check_expert_memory(config.pools, spec, free_bytes)
     yield model.check_host_memory(config, spec, free_bytes)

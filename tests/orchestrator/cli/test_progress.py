@@ -77,11 +77,26 @@ def test_leaving_early_gives_the_terminal_back() -> None:
     assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h") == 1
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_step_that_failed_is_not_called_done(terminal: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=60, force_terminal=terminal, color_system=None)
+    with Progress(console) as progress:
+        progress.step("Load")
+        progress.give_up()
+        progress.step("Stop")
+        progress.done()
+    said = [line for line in out.getvalue().splitlines() if "Load" in line]
+    assert "failed" in said[-1]
+    assert not any("done" in line or "✓ Load" in line for line in said)
+
+
 def test_calls_outside_a_step_do_nothing() -> None:
     out = io.StringIO()
     with Progress(Console(file=out)) as progress:
         progress.update("x")
         progress.done("y")
+        progress.give_up()
     assert out.getvalue() == ""
 
 

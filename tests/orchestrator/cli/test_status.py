@@ -93,18 +93,49 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EXPERTMESH_API_KEYS", raising=False)
 
 
-@with_mesh
-def test_table_shows_every_component(serving: Answering) -> None:
+def on_terminal(serving: Answering, width: int, wide: bool = False) -> list[str]:
+    """Lines that `status` writes on a terminal of this width."""
     out = io.StringIO()
-    assert status(serving.url + "/", as_json=False, console=Console(file=out, width=140)) == 0
+    console = Console(file=out, width=width, force_terminal=True, no_color=True, color_system=None)
+    assert status(serving.url + "/", as_json=False, wide=wide, console=console) == 0
     assert serving.paths == ["/api/v1/status"]
-    head, _, columns, shard, controller = out.getvalue().splitlines()
+    return out.getvalue().splitlines()
+
+
+@with_mesh
+def test_table_fits_80_columns(serving: Answering) -> None:
+    head, _, _, columns, shard, controller, _, detail = on_terminal(serving, 80)
     assert head.startswith("demo serves tiny [v4]: not ready (shard ascend-0 is loading), plan epo")
-    assert one_spaced(columns) == "ID KIND POOL NODE PID STATE MEMORY SLOTS SPEED"
+    assert one_spaced(columns) == "ID POOL STATE NODE PID MEMORY SLOTS SPEED"
+    assert one_spaced(shard) == "ascend-0 ascend emulated loading box 4242 4.5 MiB 90 0.70"
+    assert one_spaced(controller) == "controller - ready box 4243 - - -"
+    assert detail == "ascend-0: layer 2 of 4"
+
+
+@with_mesh
+def test_a_narrow_terminal_shortens_the_node_first(serving: Answering) -> None:
+    wanted = [f"{c.id} " for c in MESH.components]
+    lines = on_terminal(serving, 58)
+    assert [line for line in lines if line.startswith(tuple(wanted))] == lines[4:6]
+    assert "ascend emulated loading" in one_spaced(lines[4])
+
+
+@with_mesh
+def test_wide_table_has_it_all(serving: Answering) -> None:
+    *_, columns, shard, controller = on_terminal(serving, 140, wide=True)
+    assert one_spaced(columns) == "ID KIND POOL STATE NODE PID MEMORY SLOTS SPEED DETAIL"
     assert one_spaced(shard) == (
-        "ascend-0 shard ascend emulated box 4242 loading layer 2 of 4 4.5 MiB 90 0.70"
+        "ascend-0 shard ascend emulated loading box 4242 4.5 MiB 90 0.70 layer 2 of 4"
     )
-    assert one_spaced(controller) == "controller controller - box 4243 ready - - -"
+    assert one_spaced(controller) == "controller controller - ready box 4243 - - -"
+
+
+@with_mesh
+def test_nothing_is_cut_off_in_a_pipe(serving: Answering) -> None:
+    out = io.StringIO()
+    status(serving.url, as_json=False, console=Console(file=out, width=40))
+    assert "…" not in out.getvalue()
+    assert out.getvalue().splitlines()[-1] == "ascend-0: layer 2 of 4"
 
 
 @with_mesh

@@ -1,0 +1,66 @@
+"""What an engine actor of a mesh is started with."""
+
+import getpass
+import os
+import tempfile
+from pathlib import Path
+
+from actors.dispatch.subscription import ADDRESS_VARIABLE, SECRET_VARIABLE
+from actors.engine.config import EngineConfig
+from actors.experts.spec import ExpertSpec
+from actors.wire.address import Address
+from orchestrator.config.schema import MeshConfig
+from orchestrator.run_dir import RunDir
+
+EXECUTOR_FLAG = "distributed_executor_backend"
+ONE_PROCESS_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""vLLM's own default for one device. On CPUs it would take a second process, to bind OpenMP threads
+there; ours are placed by their environment, and the process costs 10 s of CPU time at start."""
+
+PATIENT_LOAD_BYTES = 4 << 30
+"""An engine waits a minute for the mesh's first view. Experts up to this size are there in time, so
+engine and shards load side by side; above, the engine comes after the shards."""
+
+
+def loads_beside_shards(spec: ExpertSpec) -> bool:
+    """Whether an engine may start before the experts are loaded."""
+    total_bytes = spec.bytes_per_expert * spec.num_experts * len(spec.layers)
+    return total_bytes <= PATIENT_LOAD_BYTES
+
+
+def engine_config(
+    config: MeshConfig, engine_id: str, directory: Address, secret: bytes, run_dir: RunDir
+) -> EngineConfig:
+    """directory: where the engine's process finds the mesh."""
+    flags = dict(config.engines.vllm)
+    if config.model.max_model_len is not None:
+        flags["max_model_len"] = config.model.max_model_len
+    if all(flags.get(f"{kind}_parallel_size", 1) == 1 for kind in ("tensor", "pipeline")):
+        flags.setdefault(EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR)
+    environment = {
+        ADDRESS_VARIABLE: str(directory),
+        SECRET_VARIABLE: secret.decode(),
+        # Threads are ours to place: shards share the cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    if config.cluster.ray_address is None:
+        environment |= _private_folders(run_dir)
+    return EngineConfig(
+        engine_id=engine_id,
+        model=str(config.model.path),
+        served_model_name=config.model.name,
+        flags=flags,
+        cpu_kv_cache_gib=config.engines.kv_cache_gib,
+        environment=environment,
+    )
+
+
+def _private_folders(run_dir: RunDir) -> dict[str, str]:
+    """Sockets and temporary files go into the run folder, which goes when the mesh goes."""
+    compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+    return {
+        "VLLM_RPC_BASE_PATH": str(run_dir.path),
+        "TMPDIR": str(run_dir.scratch),
+        # What torch compiled once, it need not compile again at the next start.
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled)),
+    }

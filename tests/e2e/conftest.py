@@ -1,0 +1,23 @@
+"""One mesh for the whole session: starting one is what takes time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints.make import make_checkpoint
+from tests.e2e.mesh_process import MeshProcess, mesh_config, serving, write_config
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Qwen3-MoE: 3 layers of 16 experts."""
+    return make_checkpoint("qwen3_moe", tmp_path_factory.mktemp("model") / "qwen3_moe")
+
+
+@pytest.fixture(scope="session")
+def mesh(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshProcess]:
+    """A mesh that serves, embedded router. Tests leave it as it is."""
+    config = mesh_config(tiny_model, "shared")
+    with serving(write_config(tmp_path_factory.mktemp("mesh"), config)) as running:
+        yield running

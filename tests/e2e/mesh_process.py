@@ -1,0 +1,263 @@
+"""A mesh run through the real command line, and what it leaves behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+from orchestrator.status import ComponentKind
+
+ROOT = Path(__file__).resolve().parents[2]
+CLI = (sys.executable, "-m", "orchestrator.cli")
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 60.0
+SHARED_MEMORY = Path("/dev/shm")
+RUN_FOLDERS = Path("/tmp")
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Environment for a command: this checkout, nothing of ExpertMesh's own unless given."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("EXPERTMESH_", "RAY_"))}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**kept, "PYTHONPATH": path, **variables}
+
+
+def mesh_config(model: Path, name: str, **sections: Any) -> dict[str, Any]:
+    """A small mesh: two emulated pools of one shard, any free port."""
+    pool = {"emulated": True, "memory": "2MiB"}
+    return {
+        "mesh": {"name": name},
+        "model": {"path": str(model), "served_name": "tiny"},
+        "engines": {"vllm": {"max_num_seqs": 16, "max_num_batched_tokens": 512}},
+        "pools": {
+            "nvidia": {"vendor": "nvidia", "speed": 1.0, **pool},
+            "ascend": {"vendor": "ascend", "speed": 0.5, **pool},
+        },
+        "gateway": {"port": 0},
+        **sections,
+    }
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> Path:
+    path = folder / f"{config['mesh']['name']}.yaml"
+    path.write_text(yaml.safe_dump(dict(config)))
+    return path
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> float:
+    """Poll until `condition()` is true; returns the seconds it took."""
+    began_s = time.monotonic()
+    while not condition():
+        waited_s = time.monotonic() - began_s
+        assert waited_s < timeout_s, f"{what}: not within {timeout_s:g} s"
+        time.sleep(0.05)
+    return time.monotonic() - began_s
+
+
+class MeshProcess:
+    """`expertmesh serve CONFIG` in a process group of its own; every line it writes is kept."""
+
+    def __init__(self, config: Path) -> None:
+        self.out: list[str] = []
+        self.err: list[str] = []
+        self.seen: dict[int, psutil.Process] = {}
+        """Every process that was ever seen below it."""
+        self._segments_before = set(SHARED_MEMORY.iterdir())
+        self._folders_before = set(RUN_FOLDERS.glob("xmesh-*"))
+        self._process = subprocess.Popen(
+            [*CLI, "serve", str(config)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        self._threads = [
+            threading.Thread(target=self._read, args=(self._process.stdout, self.out)),
+            threading.Thread(target=self._read, args=(self._process.stderr, self.err)),
+            threading.Thread(target=self._track),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @staticmethod
+    def _read(stream: Any, lines: list[str]) -> None:
+        lines.extend(iter(stream.readline, ""))
+
+    def _track(self) -> None:
+        me = psutil.Process(self._process.pid)
+        while self._process.poll() is None:
+            try:
+                for process in [me, *me.children(recursive=True)]:
+                    self.seen.setdefault(process.pid, process)
+            except psutil.NoSuchProcess:
+                continue
+            time.sleep(0.05)
+
+    # -- while it runs
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_for(self, text: str, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Until a line of stdout holds `text`."""
+        wait_until(lambda: self.said(text) or not self.running, timeout_s, text)
+        assert self.said(text), self.transcript
+
+    def said(self, text: str) -> bool:
+        return any(text in line for line in self.out)
+
+    @property
+    def transcript(self) -> str:
+        return "".join([*self.out, *self.err])
+
+    @property
+    def url(self) -> str:
+        match = re.search(r"ready at (\S+)", "".join(self.out))
+        assert match, self.transcript
+        return match[1]
+
+    @property
+    def run_folder(self) -> Path:
+        """Where its sockets are, from the address it names."""
+        folder = Path(self.status()["address"].removeprefix("unix:")).parents[1]
+        assert folder.is_dir()
+        return folder
+
+    def status(self) -> dict[str, Any]:
+        """`expertmesh status --json`."""
+        done = run_cli("status", "--url", self.url, "--json")
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def quick_status(self) -> dict[str, Any]:
+        """The same without a process in between."""
+        answer: dict[str, Any] = self.get("/api/v1/status").json()
+        return answer
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=30, trust_env=False)
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=60, trust_env=False)
+
+    def complete(self, prompt: str = "one two three", **options: Any) -> str:
+        """Greedy text."""
+        body = {"model": "tiny", "prompt": prompt, "max_tokens": 16, "temperature": 0, **options}
+        answer = self.post("/v1/completions", body)
+        assert answer.status_code == 200, answer.text
+        text: str = answer.json()["choices"][0]["text"]
+        return text
+
+    def component(self, kind: ComponentKind) -> dict[str, Any]:
+        """The first component of a kind."""
+        found: dict[str, Any] = next(
+            c for c in self.quick_status()["components"] if c["kind"] == kind
+        )
+        return found
+
+    # -- its end
+
+    def signal(self, number: signal.Signals, group: bool = False) -> None:
+        """Like `kill`; with `group` like a terminal's Ctrl-C, which reaches every process."""
+        if group:
+            os.killpg(self._process.pid, number)
+        else:
+            self._process.send_signal(number)
+
+    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Its exit code; every line is read when this returns."""
+        code = self._process.wait(timeout_s)
+        for thread in self._threads:
+            thread.join(10)
+        return code
+
+    def living(self) -> list[str]:
+        """Processes it started, directly or not, that still live."""
+        living = []
+        for process in self.seen.values():
+            try:
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    living.append(f"{process.pid} {' '.join(process.cmdline())}")
+            except psutil.NoSuchProcess:
+                continue
+        return living
+
+    def left_over(self) -> list[str]:
+        """Processes, run folders and shared-memory segments that outlived it."""
+        own = {p for p in RUN_FOLDERS.glob("xmesh-*") if p not in self._folders_before}
+        segments = {p for p in SHARED_MEMORY.iterdir() if p not in self._segments_before}
+        return [*self.living(), *map(str, own - _others()), *map(str, segments - _others())]
+
+    def kill_everything(self) -> None:
+        """For the end of a failed test."""
+        for process in [psutil.Process(self.pid)] if self.running else []:
+            process.kill()
+        for process in self.seen.values():
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self.wait()
+
+
+def _others() -> set[Path]:
+    """Files in shared memory and run folders that living processes use: not left over."""
+    used = set()
+    for process in psutil.process_iter():
+        try:
+            words = " ".join(process.cmdline())
+            maps = Path(f"/proc/{process.pid}/maps").read_text()
+        except (psutil.Error, OSError):
+            continue
+        used |= {Path(found) for found in re.findall(r"/tmp/xmesh-\w+", words)}
+        used |= {Path(found) for found in re.findall(r"/dev/shm/\S+", maps)}
+    return used
+
+
+@contextmanager
+def serving(config: Path) -> Iterator[MeshProcess]:
+    """A mesh that is ready; ends it, if the test has not, and then nothing may be left."""
+    mesh = MeshProcess(config)
+    try:
+        mesh.wait_for("ready at")
+        yield mesh
+        if mesh.running:
+            mesh.signal(signal.SIGTERM)
+            assert mesh.wait() == 0, mesh.transcript
+            assert mesh.left_over() == []
+    finally:
+        if mesh.running:
+            mesh.kill_everything()
+
+
+def run_cli(*arguments: str, timeout_s: float = 60, **variables: str) -> Any:
+    """One command that ends by itself; its stdout and stderr are text."""
+    return subprocess.run(
+        [*CLI, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=environment(**variables),
+        cwd=ROOT,
+        check=False,
+    )
