@@ -4,23 +4,25 @@ The router of `router.mode: actor`: it holds the plan and the links to the shard
 neither. No Ray here; `router.py` puts this into an actor.
 """
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 
 from actors.dispatch.backend import ExpertBackend, bf16_bits, bf16_tensor
 from actors.wire.address import Address
-from actors.wire.body import route_body
+from actors.wire.body import route_body, rows_of
 from actors.wire.frame import FrameKind, Header, body_bytes
+from actors.wire.link import CALLS_IN_FLIGHT
 from actors.wire.server import FrameServer, Request
 
 log = logging.getLogger(__name__)
 
 
 class RouterServer:
-    """Answers ROUTE frames from a backend, one after the other."""
+    """Answers ROUTE frames from a backend."""
 
     def __init__(self, backend: ExpertBackend, addresses: Sequence[Address], secret: bytes) -> None:
         self._backend = backend
@@ -36,27 +38,44 @@ class RouterServer:
         self._frames.stop()
 
     def _handle(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            try:
-                self._route(request)
-            except (RuntimeError, LookupError, ValueError) as error:
-                log.warning("layer %d: %s", request.header.layer, error)
-                self._frames.refuse(request, str(error))
+        """Send what came together, then wait: the shards work for several engines at once."""
+        for first in range(0, len(requests), CALLS_IN_FLIGHT):
+            sent = []
+            for request in requests[first : first + CALLS_IN_FLIGHT]:
+                with self._refusing(request):
+                    sent.append((request, self._send(request)))
+            for request, call in sent:
+                with self._refusing(request):
+                    self._answer(request, self._backend.wait(call))
 
-    def _route(self, request: Request) -> None:
+    @contextlib.contextmanager
+    def _refusing(self, request: Request) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, LookupError, ValueError) as error:
+            log.warning("layer %d: %s", request.header.layer, error)
+            self._frames.refuse(request, str(error))
+
+    def _send(self, request: Request) -> Any:
         header = request.header
         if header.kind is not FrameKind.ROUTE or (header.rows and header.assignments % header.rows):
             raise ValueError(f"a router serves well-formed ROUTE frames, not {header}")
         body = route_body(header, request.body)
-        call = self._backend.send(
+        return self._backend.send(
             header.layer,
             bf16_tensor(body.rows),
             torch.from_numpy(body.topk_weights),
             torch.from_numpy(body.topk_ids),
         )
-        rows = np.ascontiguousarray(bf16_bits(self._backend.wait(call)))
+
+    def _answer(self, request: Request, result: torch.Tensor) -> None:
+        header = request.header
         self.calls += 1
         length = body_bytes(FrameKind.ROUTED, header.rows, header.hidden, 0)
+        room = self._frames.room(request, length)
+        if room is None:
+            return
+        rows_of(room, header.rows, header.hidden)[:] = bf16_bits(result)
         answer = Header(
             FrameKind.ROUTED,
             header.call_id,
@@ -65,4 +84,4 @@ class RouterServer:
             rows=header.rows,
             hidden=header.hidden,
         )
-        self._frames.answer(request, answer, rows.data.cast("B"))
+        self._frames.answer(request, answer)

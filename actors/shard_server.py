@@ -15,8 +15,9 @@ import torch
 
 from actors.experts.spec import ExpertSpec
 from actors.kernels.base import ExpertKernel, ExpertsMissing
+from actors.merging import MergedCalls, count_experts
 from actors.wire.address import Address
-from actors.wire.body import CallBody, call_body
+from actors.wire.body import Floats, call_body, sums_of
 from actors.wire.frame import FrameKind, Header, body_bytes
 from actors.wire.server import FrameServer, Request
 
@@ -48,6 +49,8 @@ class ShardServer:
             (len(spec.layers), spec.num_experts), np.int64
         )
         """[L, E] assignments computed since the start: this shard's share of the expert load."""
+        self._batch = MergedCalls(spec.hidden_size, spec.num_experts)
+        self._merged_sums: Floats = np.empty((0, spec.hidden_size), np.float32)
         self.calls = 0
         self.busy_s = 0.0
 
@@ -80,86 +83,80 @@ class ShardServer:
         return ""
 
     def _serve_layer(self, layer: int, group: list[Request]) -> None:
-        bodies = [call_body(request.header, request.body) for request in group]
-        faults = [self._body_fault(body) for body in bodies]
-        for request, fault in zip(group, faults, strict=True):
+        batch = self._batch
+        batch.clear()
+        good = []
+        for request in group:
+            fault = batch.add(call_body(request.header, request.body))
             if fault:
                 self._frames.refuse(request, f"layer {layer}: {fault}")
-        good = [i for i, fault in enumerate(faults) if not fault]
+            else:
+                good.append(request)
         if not good:
             return
         try:
-            sums, compute_s = self._compute(layer, merge([bodies[i] for i in good]))
+            compute_s = self._compute(layer, good)
         except ExpertsMissing as missing:
             if len(good) == 1:
-                self._frames.refuse(group[good[0]], str(missing))
+                self._frames.refuse(good[0], str(missing))
             else:  # one of them asks for what is not here: serve each by itself
-                for i in good:
-                    self._serve_layer(layer, [group[i]])
+                for request in good:
+                    self._serve_layer(layer, [request])
             return
-        first = 0
-        for i in good:
-            count = group[i].header.rows
-            self._answer(group[i], sums[first : first + count], compute_s)
-            first += count
+        for request in good:
+            self._frames.answer(request, result_header(request.header, compute_s))
 
-    def _body_fault(self, body: CallBody) -> str:
-        """The kernels index memory with these: nothing out of range may pass."""
-        if not body.rows.shape[0] or not body.row_index.size:
-            return "an empty call"
-        if body.row_index.min() < 0 or body.row_index.max() >= body.rows.shape[0]:
-            return f"row_index out of [0, {body.rows.shape[0]})"
-        if body.experts.min() < 0 or body.experts.max() >= self._spec.num_experts:
-            return f"expert out of [0, {self._spec.num_experts})"
-        return ""
-
-    def _compute(self, layer: int, body: CallBody) -> tuple[torch.Tensor, float]:
-        start_s = time.perf_counter()
-        sums = self._kernel.compute(
+    def _compute(self, layer: int, group: list[Request]) -> float:
+        """Put the sums where the answers go out from; returns seconds in the kernel."""
+        rooms = [self._room(request) for request in group]
+        # One call's sums are written in place, those of several are handed out from one array.
+        out = rooms[0] if len(group) == 1 and rooms[0] is not None else self._sums()
+        batch, start_s = self._batch, time.perf_counter()
+        self._kernel.compute(
             layer,
-            torch.from_numpy(body.rows.view(np.int16)).view(torch.bfloat16),
-            torch.from_numpy(body.row_index),
-            torch.from_numpy(body.experts),
-            torch.from_numpy(body.weights),
+            batch.rows,
+            batch.row_index,
+            torch.from_numpy(batch.experts),
+            batch.weights,
+            torch.from_numpy(out),
         )
         compute_s = time.perf_counter() - start_s
+        first = 0
+        for request, room in zip(group, rooms, strict=True):
+            end = first + request.header.rows
+            if room is not None and room is not out:
+                room[:] = out[first:end]
+            first = end
         if self._stretch > 0:
             time.sleep(compute_s * self._stretch)
             compute_s *= 1.0 + self._stretch
         self.calls += 1
         self.busy_s += compute_s
-        np.add.at(self.tokens[self._row_of_layer[layer]], body.experts, 1)
-        return sums, compute_s
+        count_experts(self.tokens[self._row_of_layer[layer]], batch.experts)
+        return compute_s
 
-    def _answer(self, request: Request, sums: torch.Tensor, compute_s: float) -> None:
-        rows, hidden = sums.shape
-        length = body_bytes(FrameKind.RESULT, rows, hidden, 0)
-        header = Header(
-            FrameKind.RESULT,
-            request.header.call_id,
-            length,
-            epoch=request.header.epoch,
-            layer=request.header.layer,
-            rows=rows,
-            hidden=hidden,
-            compute_us=int(compute_s * 1e6),
-        )
-        self._frames.answer(request, header, sums.numpy().data.cast("B"))
+    def _room(self, request: Request) -> Floats | None:
+        """[R, H] fp32 for an answer; None where the client is gone."""
+        rows, hidden = request.header.rows, request.header.hidden
+        room = self._frames.room(request, body_bytes(FrameKind.RESULT, rows, hidden, 0))
+        return None if room is None else sums_of(room, rows, hidden)
+
+    def _sums(self) -> Floats:
+        rows = self._batch.num_rows
+        if rows > len(self._merged_sums):
+            self._merged_sums = np.empty((2 * rows, self._spec.hidden_size), np.float32)
+        return self._merged_sums[:rows]
 
 
-def merge(bodies: Sequence[CallBody]) -> CallBody:
-    """One call that holds the rows of all, in order."""
-    if len(bodies) == 1:
-        return bodies[0]
-    first_row = np.cumsum([0] + [body.rows.shape[0] for body in bodies[:-1]])
-    return CallBody(
-        np.concatenate([body.rows for body in bodies]),
-        np.concatenate(
-            [
-                body.row_index + np.int32(first)
-                for body, first in zip(bodies, first_row, strict=True)
-            ]
-        ),
-        np.concatenate([body.experts for body in bodies]),
-        np.concatenate([body.weights for body in bodies]),
+def result_header(call: Header, compute_s: float) -> Header:
+    """The RESULT that answers `call`."""
+    return Header(
+        FrameKind.RESULT,
+        call.call_id,
+        body_bytes(FrameKind.RESULT, call.rows, call.hidden, 0),
+        epoch=call.epoch,
+        layer=call.layer,
+        rows=call.rows,
+        hidden=call.hidden,
+        compute_us=int(compute_s * 1e6),
     )

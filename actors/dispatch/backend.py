@@ -16,7 +16,9 @@ class ExpertUnavailable(RuntimeError):
 
 
 class ExpertBackend(Protocol):
-    """Computes routed experts elsewhere. One thread, one call at a time per instance."""
+    """Computes routed experts elsewhere. For one thread; up to
+    `actors.wire.link.CALLS_IN_FLIGHT` calls may be on their way, waited for in any order.
+    """
 
     def send(
         self, layer: int, rows: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor

@@ -17,19 +17,12 @@ import torch
 from actors.dispatch.backend import ExpertUnavailable, bf16_bits
 from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.routing_table import RoutingTable, build_routing_table
-from actors.dispatch.split import (
-    ExpertsUnplaced,
-    Ints,
-    ShardBatch,
-    add_rows,
-    gather_rows,
-    split_batch,
-)
+from actors.dispatch.split import AnyInts, ExpertsUnplaced, Ints, Split
 from actors.dispatch.subscription import ViewSource
-from actors.wire.body import Floats, call_body, sums_of
+from actors.wire.body import Floats, sums_of
 from actors.wire.frame import FrameKind, Header, body_bytes
 from actors.wire.handshake import HandshakeError
-from actors.wire.link import ClientLink, LinkClosed, RemoteError, StreamLink
+from actors.wire.link import ClientLink, LinkClosed, RemoteError, open_link
 from actors.wire.node import node_id
 
 log = logging.getLogger(__name__)
@@ -40,12 +33,27 @@ RETRY_DOWN_SHARD_S = 1.0
 
 @dataclass(slots=True, eq=False)
 class _Part:
-    """What one shard owes: rows of `batch` are rows of `Call.rows` through `tokens`."""
+    """What one shard owes: its rows and assignments in `split`."""
 
-    batch: ShardBatch
-    tokens: Ints
+    shard: int
+    split: Split
+    rows: int
     link: ClientLink | None
     call_id: int
+
+
+class _Scratch:
+    """Arrays of one call, used again by later ones."""
+
+    def __init__(self) -> None:
+        self.split = Split()
+        self._total = np.empty(0, np.float32)
+
+    def total(self, tokens: int, hidden: int) -> Floats:
+        """fp32 [T, H], with anything in it."""
+        if self._total.size < tokens * hidden:
+            self._total = np.empty(tokens * hidden, np.float32)
+        return self._total[: tokens * hidden].reshape(tokens, hidden)
 
 
 @dataclass(slots=True, eq=False)
@@ -54,9 +62,14 @@ class Call:
 
     layer: int
     rows: npt.NDArray[np.uint16]
+    scratch: _Scratch
     parts: list[_Part] = field(default_factory=list)
+    refused: set[int] = field(default_factory=set)
+    """Shards that answered that they cannot serve this call."""
     give_up_s: float | None = None
     """`time.monotonic()` after which lost rows are no longer sent again; None before a loss."""
+    compute_us: int = 0
+    """Time the slowest shard's kernel took, known after `wait`."""
 
 
 class Dispatcher:
@@ -70,27 +83,45 @@ class Dispatcher:
         self._links: dict[int, ClientLink] = {}
         self._down: dict[int, float] = {}
         self._call_id = 0
+        self._idle: list[_Scratch] = []
 
     # -- ExpertBackend
 
     def send(
         self, layer: int, rows: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
     ) -> Call:
-        call = Call(layer, bf16_bits(rows))
-        ids = topk_ids.to(torch.int32).contiguous().numpy()
+        call = Call(layer, bf16_bits(rows), self._idle.pop() if self._idle else _Scratch())
+        ids = topk_ids.contiguous().numpy()
         weights = topk_weights.to(torch.float32).contiguous().numpy()
-        self._submit(call, ids, weights, None)
+        self._submit(call, call.scratch.split, ids, weights, None)
         return call
 
     def wait(self, call: Call) -> torch.Tensor:
-        total = np.zeros(call.rows.shape, np.float32)
-        refused: set[int] = set()
-        while call.parts:
-            parts, call.parts = call.parts, []
-            lost = [part for part in parts if not self._collect(call, part, total, refused)]
-            for part in lost:
-                self._resend(call, part, frozenset(refused))
-        return torch.from_numpy(total).to(torch.bfloat16)
+        result = torch.empty(call.rows.shape, dtype=torch.bfloat16)
+        out = bf16_bits(result)
+        total = call.scratch.total(*call.rows.shape)
+        begin = True
+        try:
+            while call.parts:
+                lost = []
+                while call.parts:
+                    part = call.parts.pop(0)
+                    sums = self._collect(call, part)
+                    if sums is None:
+                        lost.append(part)
+                        continue
+                    end = not call.parts and not lost
+                    part.split.combine(part.shard, sums, total, out, begin, end)
+                    begin = False
+                for part in lost:
+                    self._resend(call, part)
+        except BaseException:
+            self._abandon(call)
+            raise
+        if begin:  # nothing but padding
+            result.zero_()
+        self._idle.append(call.scratch)
+        return result
 
     def close(self) -> None:
         for link in self._links.values():
@@ -100,12 +131,7 @@ class Dispatcher:
     # -- sending
 
     def _submit(
-        self,
-        call: Call,
-        ids: Ints,
-        weights: Floats,
-        tokens: Ints | None,
-        refused: frozenset[int] = frozenset(),
+        self, call: Call, split: Split, ids: AnyInts, weights: Floats, tokens: Ints | None
     ) -> None:
         """Split and send [T, K] choices; tokens: [T], row of `call.rows` for each, None for all.
 
@@ -115,7 +141,7 @@ class Dispatcher:
         while True:
             view = self._follow_view()
             try:
-                batches = split_batch(self._routing(refused), call.layer, ids, weights)
+                shares = split.plan(self._routing(call.refused), call.layer, ids, weights)
                 break
             except ExpertsUnplaced as unplaced:
                 now_s = time.monotonic()
@@ -126,83 +152,82 @@ class Dispatcher:
                     ) from None
                 log.warning("%s; waiting for a replica", unplaced)
                 self._views.wait_change(view, min(RETRY_DOWN_SHARD_S, deadline_s - now_s))
-                refused = frozenset()
-        for batch in batches:
-            source = batch.rows if tokens is None else tokens[batch.rows]
-            call.parts.append(self._post(call, batch, source))
+                call.refused.clear()
+        if tokens is not None:
+            split.translate_rows(tokens)
+        for shard, rows, assignments in shares:
+            call.parts.append(self._post(call, split, shard, rows, assignments))
 
-    def _post(self, call: Call, batch: ShardBatch, tokens: Ints) -> _Part:
+    def _post(self, call: Call, split: Split, shard: int, rows: int, assignments: int) -> _Part:
         self._call_id += 1
-        part = _Part(batch, tokens, None, self._call_id)
-        try:
-            link = self._link(batch.shard)
-            link.post(self._fill(link, call, batch, tokens))
-            part.link = link
-        except (LinkClosed, HandshakeError, OSError) as error:
-            self._lose(batch.shard, error)
-        return part
-
-    def _fill(self, link: ClientLink, call: Call, batch: ShardBatch, tokens: Ints) -> Header:
-        count, hidden, assignments = len(tokens), call.rows.shape[1], len(batch.experts)
-        length = body_bytes(FrameKind.CALL, count, hidden, assignments)
+        hidden = call.rows.shape[1]
         header = Header(
             FrameKind.CALL,
             self._call_id,
-            length,
+            body_bytes(FrameKind.CALL, rows, hidden, assignments),
             epoch=self._table.epoch if self._table else 0,
             layer=call.layer,
-            rows=count,
+            rows=rows,
             hidden=hidden,
             assignments=assignments,
         )
-        body = call_body(header, link.body(length))
-        gather_rows(call.rows, tokens, body.rows)
-        body.row_index[:] = batch.row_index
-        body.experts[:] = batch.experts
-        body.weights[:] = batch.weights
-        return header
+        part = _Part(shard, split, rows, None, self._call_id)
+        try:
+            link = self._link(shard)
+            answer_bytes = body_bytes(FrameKind.RESULT, rows, hidden, 0)
+            body = np.frombuffer(link.body(header.body_bytes, answer_bytes), np.uint8)
+            split.fill(shard, call.rows, body)
+            link.post(header)
+            part.link = link
+        except (LinkClosed, HandshakeError, OSError) as error:
+            self._lose(shard, error)
+        return part
 
-    def _resend(self, call: Call, part: _Part, refused: frozenset[int]) -> None:
+    def _resend(self, call: Call, part: _Part) -> None:
         """Give what a lost shard owed to other replicas, one assignment a row."""
-        batch, now_s, wait_s = part.batch, time.monotonic(), self._views.current().expert_wait_s
+        batch = part.split.batch(part.shard)
+        now_s, wait_s = time.monotonic(), self._views.current().expert_wait_s
         call.give_up_s = call.give_up_s or now_s + wait_s
         if now_s > call.give_up_s:
             raise ExpertUnavailable(
                 f"layer {call.layer}: experts {np.unique(batch.experts)[:16].tolist()} were not "
                 f"computed by any replica within {wait_s:g} s"
             )
-        self._submit(
-            call,
-            batch.experts.reshape(-1, 1),
-            batch.weights.reshape(-1, 1),
-            part.tokens[batch.row_index],
-            refused,
-        )
+        ids, weights = batch.experts.reshape(-1, 1), batch.weights.reshape(-1, 1)
+        self._submit(call, Split(), ids, weights, batch.rows[batch.row_index])
 
     # -- collecting
 
-    def _collect(self, call: Call, part: _Part, total: Floats, refused: set[int]) -> bool:
-        """Add one shard's sums to `total`; False when it must be sent again."""
-        if part.link is None or self._links.get(part.batch.shard) is not part.link:
-            return False
+    def _collect(self, call: Call, part: _Part) -> Floats | None:
+        """One shard's sums [R, H], until the link is used again; None: send the part again."""
+        shard, link, hidden = part.shard, part.link, call.rows.shape[1]
+        if link is None or self._links.get(shard) is not link:
+            return None
         deadline_s = time.monotonic() + self._views.current().call_deadline_s
         try:
-            header, body = part.link.wait(part.call_id, deadline_s)
+            header, body = link.wait(part.call_id, deadline_s)
         except LinkClosed as error:
-            self._lose(part.batch.shard, error)
-            return False
+            self._lose(shard, error)
+            return None
         except RemoteError as error:
-            log.warning("shard %d refused layer %d: %s", part.batch.shard, call.layer, error)
-            refused.add(part.batch.shard)
-            return False
+            log.warning("shard %d refused layer %d: %s", shard, call.layer, error)
+            call.refused.add(shard)
+            return None
         if header.kind is not FrameKind.RESULT or (header.rows, header.hidden) != (
-            len(part.tokens),
-            call.rows.shape[1],
+            part.rows,
+            hidden,
         ):
-            self._lose(part.batch.shard, LinkClosed(f"answered {header}"))
-            return False
-        add_rows(total, part.tokens, sums_of(body, header.rows, header.hidden))
-        return True
+            self._lose(shard, LinkClosed(f"answered {header}"))
+            return None
+        call.compute_us = max(call.compute_us, header.compute_us)
+        return sums_of(body, header.rows, hidden)
+
+    def _abandon(self, call: Call) -> None:
+        """Nobody will collect what is still on its way."""
+        for part in call.parts:
+            if part.link is not None:
+                part.link.forget(part.call_id)
+        call.parts.clear()
 
     # -- the mesh
 
@@ -225,7 +250,7 @@ class Dispatcher:
         self._view, self._table = view, None
         self._down.clear()
 
-    def _routing(self, refused: frozenset[int]) -> RoutingTable:
+    def _routing(self, refused: set[int]) -> RoutingTable:
         assert self._view is not None
         view = self._view
         if refused:
@@ -240,7 +265,7 @@ class Dispatcher:
         if link is None:
             assert self._view is not None
             address = self._view.shards[shard].address_from(node_id())
-            link = self._links[shard] = StreamLink(address, self._secret)
+            link = self._links[shard] = open_link(address, self._secret)
         return link
 
     def _lose(self, shard: int, error: Exception) -> None:

@@ -17,7 +17,7 @@ from actors.dispatch.subscription import ViewSource
 from actors.wire.body import Floats, Ints, route_body, rows_of
 from actors.wire.frame import FrameKind, Header, body_bytes
 from actors.wire.handshake import HandshakeError
-from actors.wire.link import ClientLink, LinkClosed, RemoteError, StreamLink
+from actors.wire.link import ClientLink, LinkClosed, RemoteError, open_link
 from actors.wire.node import node_id
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,8 @@ class RouterClient:
             assignments=count,
         )
         link = self._connected()
-        body = route_body(header, link.body(length))
+        answer_length = body_bytes(FrameKind.ROUTED, tokens, hidden, 0)
+        body = route_body(header, link.body(length, answer_length))
         body.rows[:] = call.rows
         body.topk_ids[:] = call.topk_ids
         body.topk_weights[:] = call.topk_weights
@@ -132,5 +133,5 @@ class RouterClient:
         if not routers:
             raise LinkClosed("the mesh has no router")
         self._router = routers[0]
-        self._link = StreamLink(self._router.address_from(node_id()), self._secret)
+        self._link = open_link(self._router.address_from(node_id()), self._secret)
         return self._link

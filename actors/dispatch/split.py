@@ -4,6 +4,10 @@ Experts with one replica have no choice. Assignments of replicated experts then 
 in a fixed order, to the replica that would finish them first: the integer form of water-filling on
 this batch's true counts, weighted by shard speed. A row goes to a shard once, however many of its
 experts live there.
+
+A `Split` keeps its arrays from batch to batch. One numba pass decides where every choice goes, one
+per shard writes rows, ids and weights straight into the body of its call, and one per shard adds
+its answer up.
 """
 
 from dataclasses import dataclass
@@ -15,10 +19,14 @@ from numba import njit
 from actors.dispatch.routing_table import RoutingTable
 
 Ints = npt.NDArray[np.int32]
+AnyInts = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float32]
+Bits16 = npt.NDArray[np.uint16]
 
 UNPLACED = -2
 """Marks an assignment whose expert has no live replica."""
+BEYOND_PLAN = -3
+"""An expert id that the plan does not have."""
 ABSENT = -1
 """Marks a padded choice (topk id below 0): nobody computes it."""
 
@@ -43,69 +51,178 @@ class ShardBatch:
     weights: Floats
 
 
-def split_batch(
-    table: RoutingTable, layer: int, topk_ids: Ints, topk_weights: Floats
-) -> list[ShardBatch]:
-    """Split [T, K] choices over the shards, in ascending shard order; idle shards are left out.
+class Split:
+    """How one batch is split; the arrays are used again by the next `plan`."""
 
-    Raises:
-        KeyError: the layer has no experts in this plan.
-        ExpertsUnplaced: an expert in `topk_ids` has no live replica.
-        ValueError: an expert id beyond the plan's experts.
-    """
-    replicas = table.layers[layer]
-    if topk_ids.size and int(topk_ids.max()) >= table.num_experts:
-        raise ValueError(
-            f"layer {layer}: expert id {int(topk_ids.max())}, the plan has {table.num_experts}"
+    def __init__(self) -> None:
+        self._reserve(0, 0, 0)
+
+    def _reserve(self, tokens: int, top_k: int, shards: int) -> None:
+        count = tokens * top_k
+        self._room = (tokens, count, shards)
+        self._choice = np.empty(count, np.int32)
+        # A row goes to a shard once, so there are at most as many rows as assignments.
+        self._rows = np.empty(count, np.int32)
+        self._row_index = np.empty(count, np.int32)
+        self._experts = np.empty(count, np.int32)
+        self._weights = np.empty(count, np.float32)
+        self._first = np.zeros(shards + 1, np.int32)
+        self._first_row = np.zeros(shards + 1, np.int32)
+        self._load = np.empty(shards, np.float64)
+        self._seen = np.empty(shards, np.int32)
+
+    def plan(
+        self, table: RoutingTable, layer: int, topk_ids: AnyInts, topk_weights: Floats
+    ) -> list[tuple[int, int, int]]:
+        """Decide on [T, K] choices; returns (shard, rows, assignments) of busy shards, ascending.
+
+        Raises:
+            KeyError: the layer has no experts in this plan.
+            ExpertsUnplaced: an expert in `topk_ids` has no live replica.
+            ValueError: an expert id beyond the plan's experts.
+        """
+        replicas = table.layers[layer]
+        tokens, top_k = topk_ids.shape
+        room = self._room
+        if tokens * top_k > room[1] or table.num_shards != room[2]:
+            self._reserve(tokens, top_k, table.num_shards)
+        problem = split_choices(
+            topk_ids, topk_weights, replicas.start, replicas.shards, table.speed,
+            self._choice, self._load, self._seen, self._first, self._first_row,
+            self._rows, self._row_index, self._experts, self._weights,
+        )  # fmt: skip
+        if problem == BEYOND_PLAN:
+            raise ValueError(
+                f"layer {layer}: expert id {int(topk_ids.max())}, the plan has {table.num_experts}"
+            )
+        if problem == UNPLACED:
+            unplaced = self._choice[: topk_ids.size].reshape(topk_ids.shape) == UNPLACED
+            raise ExpertsUnplaced(layer, np.unique(topk_ids[unplaced]).tolist())
+        first, first_row = self._first.tolist(), self._first_row.tolist()
+        return [
+            (shard, first_row[shard + 1] - first_row[shard], first[shard + 1] - first[shard])
+            for shard in range(table.num_shards)
+            if first[shard + 1] > first[shard]
+        ]
+
+    def translate_rows(self, tokens: Ints) -> None:
+        """Rows of the batch that was planned stand for `tokens` of another batch, ascending."""
+        used = self._rows[: self._first_row[-1]]
+        used[:] = tokens[used]
+
+    def batch(self, shard: int) -> ShardBatch:
+        """Views of what `shard` got."""
+        here = slice(self._first[shard], self._first[shard + 1])
+        rows = self._rows[self._first_row[shard] : self._first_row[shard + 1]]
+        return ShardBatch(
+            shard, rows, self._row_index[here], self._experts[here], self._weights[here]
         )
-    choice = choose_replicas(topk_ids, replicas.start, replicas.shards, table.speed)
-    if (choice == UNPLACED).any():
-        raise ExpertsUnplaced(layer, np.unique(topk_ids[choice == UNPLACED]).tolist())
-    return _group(choice, topk_ids, topk_weights, table.num_shards)
 
+    def fill(self, shard: int, source: Bits16, body: npt.NDArray[np.uint8]) -> None:
+        """Write the body of the CALL to `shard`: its rows of `source` [T, H], ids and weights."""
+        fill_call(
+            shard, self._first, self._first_row, self._rows, self._row_index, self._experts,
+            self._weights, source, body,
+        )  # fmt: skip
 
-def _group(choice: Ints, topk_ids: Ints, topk_weights: Floats, shards: int) -> list[ShardBatch]:
-    first_row, first, rows, row_index, experts, weights = group_by_shard(
-        choice, topk_ids, topk_weights, shards
-    )
-    return [
-        ShardBatch(
-            shard,
-            rows[first_row[shard] : first_row[shard + 1]],
-            row_index[first[shard] : first[shard + 1]],
-            experts[first[shard] : first[shard + 1]],
-            weights[first[shard] : first[shard + 1]],
-        )
-        for shard in range(shards)
-        if first[shard] < first[shard + 1]
-    ]
+    def combine(
+        self, shard: int, sums: Floats, total: Floats, out: Bits16, begin: bool, end: bool
+    ) -> None:
+        """Add a shard's answer, sums [R, H], to total [T, H].
+
+        begin: total holds nothing yet. end: nothing follows, so round it into out [T, H] (bf16).
+        """
+        add_sums(shard, self._first_row, self._rows, sums, total, out, begin, end)
 
 
 @njit(cache=True, nogil=True)
-def choose_replicas(topk_ids, start, shards, speed):  # type: ignore[no-untyped-def]
-    """Shard of each choice, int32 [T, K]; UNPLACED or ABSENT where there is none."""
+def split_choices(  # type: ignore[no-untyped-def]  # noqa: PLR0912
+    topk_ids, topk_weights, start, shards, speed,
+    choice, load, last_seen, first, first_row, rows, row_index, experts, weights,
+):  # fmt: skip
+    """Choose a replica for each choice and lay the choices out shard after shard.
+
+    first, first_row: int32 [D + 1], offsets into rows and into row_index, experts and weights. Rows
+    and assignments keep the batch's order. Returns 0, UNPLACED or BEYOND_PLAN.
+    """
+    problem = choose_replicas(topk_ids, start, shards, speed, choice, load)
+    if problem != 0:
+        return problem
     tokens, top_k = topk_ids.shape
-    choice = np.empty((tokens, top_k), np.int32)
-    load = np.zeros(speed.shape[0], np.float64)
+    num_shards = speed.shape[0]
+    first[:] = 0
+    first_row[:] = 0
+    last_seen[:] = -1
+    for t in range(tokens):
+        for k in range(top_k):
+            shard = choice[t * top_k + k]
+            if shard < 0:
+                continue
+            first[shard + 1] += 1
+            if last_seen[shard] != t:
+                last_seen[shard] = t
+                first_row[shard + 1] += 1
+    for shard in range(num_shards):
+        first[shard + 1] += first[shard]
+        first_row[shard + 1] += first_row[shard]
+    # `first` and `first_row` serve as cursors and are then moved back by one shard.
+    last_seen[:] = -1
+    for t in range(tokens):
+        for k in range(top_k):
+            shard = choice[t * top_k + k]
+            if shard < 0:
+                continue
+            if last_seen[shard] != t:
+                last_seen[shard] = t
+                rows[first_row[shard]] = t
+                first_row[shard] += 1
+            at = first[shard]
+            row_index[at] = first_row[shard] - 1
+            experts[at] = topk_ids[t, k]
+            weights[at] = topk_weights[t, k]
+            first[shard] = at + 1
+    for shard in range(num_shards, 0, -1):
+        first[shard] = first[shard - 1]
+        first_row[shard] = first_row[shard - 1]
+    first[0] = 0
+    first_row[0] = 0
+    for shard in range(num_shards):
+        for at in range(first[shard], first[shard + 1]):
+            row_index[at] -= first_row[shard]
+    return 0
+
+
+@njit(cache=True, nogil=True)
+def choose_replicas(  # type: ignore[no-untyped-def]  # noqa: PLR0912
+    topk_ids, start, shards, speed, choice, load
+):
+    """Shard of each choice, int32 [T * K]; UNPLACED or ABSENT where there is none."""
+    tokens, top_k = topk_ids.shape
+    num_experts = start.shape[0] - 1
+    load[:] = 0.0
     replicated = 0
+    problem = 0
     for t in range(tokens):
         for k in range(top_k):
             expert = topk_ids[t, k]
             if expert < 0:
-                choice[t, k] = ABSENT
+                choice[t * top_k + k] = ABSENT
                 continue
+            if expert >= num_experts:
+                return BEYOND_PLAN
             count = start[expert + 1] - start[expert]
             if count == 1:
                 shard = shards[start[expert]]
-                choice[t, k] = shard
+                choice[t * top_k + k] = shard
                 load[shard] += 1.0
             elif count == 0:
-                choice[t, k] = UNPLACED
+                choice[t * top_k + k] = UNPLACED
+                problem = UNPLACED
             else:
                 replicated += 1
-                choice[t, k] = UNPLACED
-    if replicated == 0:
-        return choice
+                choice[t * top_k + k] = ABSENT
+    if replicated == 0 or problem != 0:
+        return problem
     for t in range(tokens):
         for k in range(top_k):
             expert = topk_ids[t, k]
@@ -116,67 +233,57 @@ def choose_replicas(topk_ids, start, shards, speed):  # type: ignore[no-untyped-
                 finish = (load[shards[at]] + 1.0) / speed[shards[at]]
                 if finish < best_finish:
                     best, best_finish = shards[at], finish
-            choice[t, k] = best
+            choice[t * top_k + k] = best
             load[best] += 1.0
-    return choice
+    return 0
 
 
 @njit(cache=True, nogil=True)
-def group_by_shard(choice, topk_ids, topk_weights, num_shards):  # type: ignore[no-untyped-def]
-    """Lay the choices out shard after shard.
+def fill_call(  # type: ignore[no-untyped-def]
+    shard, first, first_row, rows, row_index, experts, weights, source, body
+):
+    """Write rows bf16 [R, H] | row_index i32 [A] | experts i32 [A] | weights f32 [A] to body."""
+    hidden = source.shape[1]
+    begin, count = first_row[shard], first_row[shard + 1] - first_row[shard]
+    at, assignments = first[shard], first[shard + 1] - first[shard]
+    end = count * hidden * 2
+    target = body[:end].view(np.uint16)
+    for i in range(count):
+        row = source[rows[begin + i]]
+        for h in range(hidden):
+            target[i * hidden + h] = row[h]
+    indices = body[end : end + 4 * assignments].view(np.int32)
+    ids = body[end + 4 * assignments : end + 8 * assignments].view(np.int32)
+    scales = body[end + 8 * assignments : end + 12 * assignments].view(np.float32)
+    for i in range(assignments):
+        indices[i] = row_index[at + i]
+        ids[i] = experts[at + i]
+        scales[i] = weights[at + i]
 
-    Returns first_row, first: int32 [D + 1], offsets into rows [R total] and into row_index, experts
-    and weights [A total]. Rows and assignments keep the batch's order.
-    """
-    tokens, top_k = choice.shape
-    first = np.zeros(num_shards + 1, np.int32)
-    first_row = np.zeros(num_shards + 1, np.int32)
-    last_seen = np.full(num_shards, -1, np.int32)
+
+@njit(cache=True, nogil=True)
+def add_sums(shard, first_row, rows, sums, total, out, begin, end):  # type: ignore[no-untyped-def]
+    """See `Split.combine`; rows are ascending and may repeat."""
+    tokens, hidden = total.shape
+    at, last = first_row[shard], first_row[shard + 1]
+    offset = at
+    bits = total.view(np.uint32)
     for t in range(tokens):
-        for k in range(top_k):
-            shard = choice[t, k]
-            if shard < 0:
-                continue
-            first[shard + 1] += 1
-            if last_seen[shard] != t:
-                last_seen[shard] = t
-                first_row[shard + 1] += 1
-    for shard in range(num_shards):
-        first[shard + 1] += first[shard]
-        first_row[shard + 1] += first_row[shard]
-    rows = np.empty(first_row[num_shards], np.int32)
-    row_index = np.empty(first[num_shards], np.int32)
-    experts = np.empty(first[num_shards], np.int32)
-    weights = np.empty(first[num_shards], np.float32)
-    at, at_row = first[:-1].copy(), first_row[:-1].copy()
-    last_seen[:] = -1
-    for t in range(tokens):
-        for k in range(top_k):
-            shard = choice[t, k]
-            if shard < 0:
-                continue
-            if last_seen[shard] != t:
-                last_seen[shard] = t
-                rows[at_row[shard]] = t
-                at_row[shard] += 1
-            row_index[at[shard]] = at_row[shard] - 1 - first_row[shard]
-            experts[at[shard]] = topk_ids[t, k]
-            weights[at[shard]] = topk_weights[t, k]
-            at[shard] += 1
-    return first_row, first, rows, row_index, experts, weights
+        if begin:
+            for h in range(hidden):
+                total[t, h] = 0.0
+        while at < last and rows[at] == t:
+            for h in range(hidden):
+                total[t, h] += sums[at - offset, h]
+            at += 1
+        if end:
+            for h in range(hidden):
+                out[t, h] = round_to_bf16(bits[t, h])
 
 
-@njit(cache=True, nogil=True)
-def gather_rows(source, rows, target):  # type: ignore[no-untyped-def]
-    """target[i] = source[rows[i]]; both [.., H] of the same type."""
-    for i in range(rows.shape[0]):
-        target[i, :] = source[rows[i], :]
-
-
-@njit(cache=True, nogil=True)
-def add_rows(total, rows, sums):  # type: ignore[no-untyped-def]
-    """total[rows[i]] += sums[i], fp32."""
-    for i in range(rows.shape[0]):
-        t = rows[i]
-        for h in range(total.shape[1]):
-            total[t, h] += sums[i, h]
+@njit(cache=True, nogil=True, inline="always")
+def round_to_bf16(bits):  # type: ignore[no-untyped-def]
+    """bf16 bits of fp32 bits, to nearest even; any NaN becomes the quiet one."""
+    if bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):
+        return np.uint16(0x7FC0)
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> 16)

@@ -14,7 +14,10 @@ class ExpertsMissing(LookupError):
 
 
 class ExpertKernel(Protocol):
-    """Weights of a shard's slots on one device, and the grouped expert computation over them."""
+    """Weights of a shard's slots on one device, and the grouped expert computation over them.
+
+    `compute` is for one thread.
+    """
 
     def load(self, layer: int, experts: list[int]) -> None:
         """Make `experts` (logical ids) of model layer `layer` resident, replacing what the layer
@@ -30,13 +33,14 @@ class ExpertKernel(Protocol):
         row_index: torch.Tensor,
         experts: torch.Tensor,
         weights: torch.Tensor,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Weighted partial sums of one batch.
 
         rows: [R, H] bf16; row_index, experts: int32 [A], assignment a sends row `row_index[a]`
         through logical expert `experts[a]` of `layer`, scaled by weights [A] fp32; R, A >= 1.
         Returns contiguous [R, H] fp32 on the CPU: sum over a row's assignments, in ascending
-        assignment order; rows without an assignment are zero.
+        assignment order; rows without an assignment are zero. With `out` they are written there.
 
         Raises:
             ExpertsMissing: the layer holds not all of `experts`.

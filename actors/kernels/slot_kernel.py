@@ -15,6 +15,7 @@ import torch
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.spec import ExpertSpec, WeightFormat
 from actors.kernels.slots import SlotStore
+from actors.kernels.summing import sum_outputs
 
 
 class ExpertOperator(Protocol):
@@ -65,6 +66,7 @@ class SlotKernel:
         kept = dataclasses.replace(spec, weight_format=operator.weight_format)
         self.bytes_per_expert = kept.bytes_per_expert
         self._store = SlotStore(spec.num_experts, read, operator.pack)
+        self._room = torch.empty((0, spec.hidden_size), dtype=torch.bfloat16)
 
     def load(self, layer: int, experts: list[int]) -> None:
         self._store.load(layer, experts)
@@ -76,18 +78,24 @@ class SlotKernel:
         row_index: torch.Tensor,
         experts: torch.Tensor,
         weights: torch.Tensor,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         held = self._store.layer(layer)
         slots = held.slots(experts)
+        sums = torch.empty(rows.shape, dtype=torch.float32) if out is None else out
+        spread = torch.index_select(rows, 0, row_index, out=self._spread(len(experts), rows))
         device = self._operator.device
         outputs = self._operator.run(
-            held.stacked,
-            rows.index_select(0, row_index).to(device),
-            slots.to(device),
-            weights.to(device),
+            held.stacked, spread.to(device), slots.to(device), weights.to(device)
         )
-        sums = torch.zeros(rows.shape, dtype=torch.float32, device=device)
-        return sums.index_add_(0, row_index.to(device), outputs.float()).cpu()
+        sum_outputs(outputs.cpu(), row_index, sums)
+        return sums
+
+    def _spread(self, assignments: int, rows: torch.Tensor) -> torch.Tensor:
+        """Room for [A, H] rows that is used again by the next call."""
+        if assignments > self._room.shape[0]:
+            self._room = rows.new_empty((2 * assignments, rows.shape[1]))
+        return self._room[:assignments]
 
     def resident_bytes(self) -> int:
         return self._store.resident_bytes()

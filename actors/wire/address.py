@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 # Linux keeps 108 bytes for a Unix socket's path, one of them the closing zero.
 MAX_UNIX_PATH = 107
+UNREACHABLE_MS = 5000
+"""A TCP peer that acknowledges nothing for this long is gone, as when its machine lost power."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,4 +69,5 @@ def connect(address: Address, timeout_s: float) -> socket.socket:
         return sock
     sock = socket.create_connection((address.host, address.port or 0), timeout=timeout_s)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREACHABLE_MS)
     return sock

@@ -11,14 +11,15 @@ Bodies, all contiguous and little-endian:
   ROUTE   rows bf16 [T, H] | topk_ids i32 [T, K] | topk_weights f32 [T, K]     (A = T * K)
   ROUTED  rows bf16 [T, H]
   ERROR   UTF-8 text
+  ATTACH  nothing; a shared-memory segment's descriptor comes with it
 
 Experts travel as logical ids: a call is a pure function of (layer, expert, rows), whatever the
 epoch, so a row can be sent again to any replica and a plan change needs no pause.
 """
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 MAGIC = b"XMSH"
 VERSION = 1
@@ -43,11 +44,14 @@ class FrameKind(IntEnum):
     ROUTE = 3
     ROUTED = 4
     ERROR = 5
+    ATTACH = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """kind and sizes of one frame.
+_KINDS = {int(kind): kind for kind in FrameKind}
+
+
+class Header(NamedTuple):
+    """Kind and sizes of one frame.
 
     epoch: plan epoch the sender followed (for the record; calls do not depend on it).
     call_id: chosen by the client, repeated in the answer.
@@ -95,6 +99,8 @@ def body_bytes(kind: FrameKind, rows: int, hidden: int, assignments: int) -> int
             return rows * hidden * 4
         case FrameKind.ROUTED:
             return rows * hidden * 2
+        case FrameKind.ATTACH:
+            return 0
         case FrameKind.ERROR:
             raise ValueError("the length of an ERROR body is its text's")
 
@@ -112,10 +118,9 @@ def unpack_header(buffer: bytes | bytearray | memoryview) -> Header:
         raise FrameError(f"not an ExpertMesh frame (starts with {magic!r})")
     if version != VERSION:
         raise FrameError(f"frame version {version}, this side speaks {VERSION}")
-    try:
-        kind = FrameKind(kind_number)
-    except ValueError:
-        raise FrameError(f"unknown frame kind {kind_number}") from None
+    kind = _KINDS.get(kind_number)
+    if kind is None:
+        raise FrameError(f"unknown frame kind {kind_number}")
     if kind is FrameKind.ERROR:
         if length > MAX_ERROR_BYTES:
             raise FrameError(f"error text of {length} bytes, at most {MAX_ERROR_BYTES} are allowed")

@@ -19,6 +19,7 @@ from actors.wire.frame import FrameError
 GREETING = b"XMSH-HS1"
 NONCE_BYTES = 32
 PROOF_BYTES = 32
+ANSWER_BYTES = NONCE_BYTES + PROOF_BYTES
 
 
 class HandshakeError(FrameError):
@@ -56,18 +57,26 @@ def greet_server(sock: socket.socket, secret: bytes) -> None:
         raise HandshakeError("peer does not know this mesh's secret (EXPERTMESH_SECRET)")
 
 
-def greet_client(sock: socket.socket, secret: bytes) -> None:
-    """Server side; blocking, bounded by the socket's timeout.
+class Challenge:
+    """Server side, for an event loop: the caller moves the bytes."""
 
-    Raises:
-        HandshakeError: the client does not know the secret.
-    """
-    server_nonce = secrets.token_bytes(NONCE_BYTES)
-    sock.sendall(GREETING + server_nonce)
-    answer = _receive_exactly(sock, NONCE_BYTES + PROOF_BYTES)
-    client_nonce = answer[:NONCE_BYTES]
-    if not hmac.compare_digest(
-        answer[NONCE_BYTES:], proof(secret, b"client", server_nonce, client_nonce)
-    ):
-        raise HandshakeError("client does not know this mesh's secret (EXPERTMESH_SECRET)")
-    sock.sendall(proof(secret, b"server", server_nonce, client_nonce))
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._server_nonce = secrets.token_bytes(NONCE_BYTES)
+
+    @property
+    def opening(self) -> bytes:
+        """What the server sends first."""
+        return GREETING + self._server_nonce
+
+    def accept(self, answer: bytes) -> bytes:
+        """What the server sends to a client whose answer [ANSWER_BYTES] proves the secret.
+
+        Raises:
+            HandshakeError: it does not.
+        """
+        client_nonce, shown = answer[:NONCE_BYTES], answer[NONCE_BYTES:]
+        wanted = proof(self._secret, b"client", self._server_nonce, client_nonce)
+        if not hmac.compare_digest(shown, wanted):
+            raise HandshakeError("client does not know this mesh's secret (EXPERTMESH_SECRET)")
+        return proof(self._secret, b"server", self._server_nonce, client_nonce)

@@ -1,9 +1,9 @@
 """Server side of the data links: one event loop that never blocks on a peer.
 
-Reads and writes are non-blocking and answers are queued, so no chain of clients and servers that
-wait for one another can lock up. A connection that sends anything but a frame is closed with a
-logged reason; the others do not notice. Frames that are complete after one poll are handed over
-together, so the handler can merge those of one layer into one kernel call.
+Frames that are complete after one look around are handed over together, so the handler can merge
+those of one layer into one kernel call. A client that sends anything but a frame is closed with a
+logged reason; the others do not notice. Between calls the loop looks at its shared segments for a
+short while (see `patience.py`), then tells its clients that they have to ring, and blocks.
 """
 
 import contextlib
@@ -11,76 +11,22 @@ import logging
 import os
 import selectors
 import socket
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from actors.wire.address import Address, listen
-from actors.wire.frame import (
-    HEADER_BYTES,
-    MAX_ERROR_BYTES,
-    FrameError,
-    FrameKind,
-    Header,
-    unpack_header,
-)
-from actors.wire.handshake import greet_client
+from actors.wire.arrival import Arrival, TcpArrival, UnixArrival
+from actors.wire.connections import Connection, Request, SharedConnection, StreamConnection
+from actors.wire.frame import MAX_ERROR_BYTES, FrameError, FrameKind, Header
+from actors.wire.patience import Patience
+
+__all__ = ["FrameServer", "Request"]
 
 log = logging.getLogger(__name__)
 
-HANDSHAKE_TIMEOUT_S = 2.0
-INITIAL_BUFFER_BYTES = 1 << 16
-SOCKET_BUFFER_BYTES = 4 << 20
-
-
-@dataclass(slots=True, eq=False)
-class Connection:
-    """One client. `frame()` is complete when `header` is set and `filled` reached its length."""
-
-    sock: socket.socket
-    peer: str
-    head: bytearray = field(default_factory=lambda: bytearray(HEADER_BYTES))
-    buffer: bytearray = field(default_factory=lambda: bytearray(INITIAL_BUFFER_BYTES))
-    header: Header | None = None
-    filled: int = 0
-    outgoing: list[memoryview] = field(default_factory=list)
-    closed: bool = False
-
-    def read(self) -> bool:
-        """Take what is there; True when a whole frame is. Raises FrameError, OSError, EOFError."""
-        if self.header is None:
-            if not self._fill(memoryview(self.head)):
-                return False
-            self.header, self.filled = unpack_header(self.head), 0
-            if self.header.body_bytes > len(self.buffer):
-                self.buffer = bytearray(2 * self.header.body_bytes)
-        return self._fill(memoryview(self.buffer)[: self.header.body_bytes])
-
-    def _fill(self, target: memoryview) -> bool:
-        while self.filled < len(target):
-            try:
-                count = self.sock.recv_into(target[self.filled :])
-            except BlockingIOError:
-                return False
-            if count == 0:
-                raise EOFError
-            self.filled += count
-        return True
-
-    def take(self) -> tuple[Header, memoryview]:
-        """The complete frame; its body is valid until the next `read`."""
-        assert self.header is not None
-        header, self.header, self.filled = self.header, None, 0
-        return header, memoryview(self.buffer)[: header.body_bytes]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Request:
-    """A complete frame and where its answer goes."""
-
-    header: Header
-    body: memoryview
-    connection: Connection
-
+ARRIVAL_TIMEOUT_S = 2.0
+MOST_ARRIVALS = 64
+"""Clients that may be on their way in at once; more are turned away."""
 
 Handler = Callable[[Sequence[Request]], None]
 
@@ -98,6 +44,9 @@ class FrameServer:
         self._handler = handler
         self._selector = selectors.DefaultSelector()
         self._listeners: list[socket.socket] = []
+        self._arrivals: list[Arrival] = []
+        self._shared: list[SharedConnection] = []
+        self._patience = Patience()
         self.addresses: list[Address] = []
         for address in addresses:
             sock, real = listen(address)
@@ -109,6 +58,8 @@ class FrameServer:
         os.set_blocking(self._wake_read, False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         self._stopping = False
+
+    # -- the loop
 
     def run(self) -> None:
         """Serve until `stop`; call from one thread only."""
@@ -125,21 +76,72 @@ class FrameServer:
             os.write(self._wake_write, b"x")
 
     def _turn(self) -> None:
-        ready: list[Request] = []
-        for key, events in self._selector.select():
-            if isinstance(key.data, Address):
-                self._accept(key.fileobj, key.data)  # type: ignore[arg-type]
-            elif isinstance(key.data, Connection):
-                self._serve(key.data, events, ready)
+        ready = self._look_at_segments()
+        if ready:
+            self._look_at_sockets(ready, 0.0)
+        else:
+            ready = self._await_work()
         if ready:
             self._handler(ready)
+        if self._arrivals:
+            self._turn_away_the_late()
 
-    def _serve(self, connection: Connection, events: int, ready: list[Request]) -> None:
+    def _look_at_segments(self) -> list[Request]:
+        ready: list[Request] = []
+        for connection in tuple(self._shared):
+            self._read(connection, ready, connection.posted)
+        return ready
+
+    def _await_work(self) -> list[Request]:
+        """Spin for a while if that pays, then block until there is something to do."""
+        start_s = time.perf_counter()
+        spun_s = 0.0
+        while self._shared and spun_s < self._patience.spin_s:
+            os.sched_yield()
+            ready = self._look_at_segments()
+            spun_s = time.perf_counter() - start_s
+            if ready:
+                self._patience.learn(spun_s, spun_s)
+                return ready
+        ready = self._sleep()
+        self._patience.learn(time.perf_counter() - start_s, spun_s)
+        return ready
+
+    def _sleep(self) -> list[Request]:
+        for connection in self._shared:
+            connection.say_asleep(True)
+        ready = self._look_at_segments()
+        timeout_s = None
+        if ready:
+            timeout_s = 0.0
+        elif self._arrivals:
+            first_s = min(arrival.deadline_s for arrival in self._arrivals)
+            timeout_s = max(0.0, first_s - time.monotonic())
+        self._look_at_sockets(ready, timeout_s)
+        for connection in self._shared:
+            connection.say_asleep(False)
+        return ready
+
+    def _look_at_sockets(self, ready: list[Request], timeout_s: float | None) -> None:
+        for key, events in self._selector.select(timeout_s):
+            who = key.data
+            if isinstance(who, StreamConnection | SharedConnection):
+                if events & selectors.EVENT_WRITE:
+                    self._flush(who)
+                if events & selectors.EVENT_READ:
+                    self._read(who, ready, who.read)
+            elif isinstance(who, Address):
+                self._accept(key.fileobj, who)  # type: ignore[arg-type]
+            elif who is not None:
+                self._admit(who)
+
+    # -- clients
+
+    def _read(
+        self, connection: Connection, ready: list[Request], read: Callable[[], list[Request]]
+    ) -> None:
         try:
-            if events & selectors.EVENT_WRITE:
-                self._flush(connection)
-            if events & selectors.EVENT_READ and connection.read():
-                ready.append(Request(*connection.take(), connection))
+            ready += read()
         except EOFError:
             self._drop(connection, "closed by the client", logging.DEBUG)
         except FrameError as error:
@@ -153,75 +155,59 @@ class FrameServer:
         except OSError as error:
             log.warning("accept on %s failed: %s", address, error)
             return
-        try:
-            if not address.is_unix:
-                sock.settimeout(HANDSHAKE_TIMEOUT_S)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                greet_client(sock, self._secret)
-            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
-            sock.setblocking(False)
-        except (FrameError, OSError) as error:
-            log.warning("refused a client of %s from %s: %s", address, peer or "this node", error)
+        name = f"{address} <- {peer or 'this node'}"
+        if len(self._arrivals) >= MOST_ARRIVALS:
+            log.warning("turned away %s: %d others have not said who they are", name, MOST_ARRIVALS)
             sock.close()
             return
-        connection = Connection(sock, f"{address} <- {peer or 'this node'}")
-        self._selector.register(sock, selectors.EVENT_READ, connection)
-
-    def answer(self, request: Request, header: Header, body: memoryview) -> None:
-        """Send an answer, or queue what the socket does not take now.
-
-        The body may be reused as soon as this returns: what had to be queued was copied.
-        """
-        connection = request.connection
-        if connection.closed:
+        deadline_s = time.monotonic() + ARRIVAL_TIMEOUT_S
+        try:
+            arrival: Arrival = (
+                UnixArrival(sock, name, deadline_s)
+                if address.is_unix
+                else TcpArrival(sock, name, deadline_s, self._secret)
+            )
+        except OSError as error:
+            log.info("%s: %s", name, error)
+            sock.close()
             return
-        head = bytearray(HEADER_BYTES)
-        header.pack_into(head)
-        pending = connection.outgoing
-        idle = not pending
-        rest = [memoryview(head), body]
-        if idle:
-            try:
-                sent = connection.sock.sendmsg(rest)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self._drop(connection, str(error), logging.INFO)
-                return
-            rest = _after(rest, sent)
-        if rest:
-            pending.extend(memoryview(bytes(part)) for part in rest)
-            if idle:
-                self._selector.modify(
-                    connection.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, connection
-                )
+        self._arrivals.append(arrival)
+        self._selector.register(sock, selectors.EVENT_READ, arrival)
 
-    def refuse(self, request: Request, reason: str) -> None:
-        """Answer with an ERROR frame; the connection stays."""
-        text = reason.encode()[:MAX_ERROR_BYTES]
-        header = Header(FrameKind.ERROR, request.header.call_id, len(text))
-        self.answer(request, header, memoryview(text))
+    def _admit(self, arrival: Arrival) -> None:
+        try:
+            connection = arrival.read()
+        except (FrameError, OSError, EOFError) as error:
+            self._refuse_arrival(arrival, str(error) or "left during the handshake")
+            return
+        if connection is not None:
+            self._arrivals.remove(arrival)
+            self._selector.modify(arrival.sock, selectors.EVENT_READ, connection)
+            if isinstance(connection, SharedConnection):
+                self._shared.append(connection)
 
-    def _flush(self, connection: Connection) -> None:
-        while connection.outgoing:
-            try:
-                sent = connection.sock.send(connection.outgoing[0])
-            except BlockingIOError:
-                return
-            connection.outgoing[:] = _after(connection.outgoing, sent)
-        self._selector.modify(connection.sock, selectors.EVENT_READ, connection)
+    def _turn_away_the_late(self) -> None:
+        now_s = time.monotonic()
+        for arrival in [a for a in self._arrivals if a.deadline_s <= now_s]:
+            self._refuse_arrival(arrival, f"said nothing for {ARRIVAL_TIMEOUT_S:g} s")
+
+    def _refuse_arrival(self, arrival: Arrival, reason: str) -> None:
+        log.warning("refused %s: %s", arrival.peer, reason)
+        self._arrivals.remove(arrival)
+        self._selector.unregister(arrival.sock)
+        arrival.close()
 
     def _drop(self, connection: Connection, reason: str, level: int) -> None:
         log.log(level, "closing %s: %s", connection.peer, reason)
-        connection.closed = True
+        if isinstance(connection, SharedConnection) and connection in self._shared:
+            self._shared.remove(connection)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(connection.sock)
         connection.sock.close()
 
     def _close_all(self) -> None:
         for key in list(self._selector.get_map().values()):
-            if isinstance(key.data, Connection):
+            if key.data is not None and not isinstance(key.data, Address):
                 key.data.sock.close()
         for sock, address in zip(self._listeners, self.addresses, strict=True):
             sock.close()
@@ -232,14 +218,48 @@ class FrameServer:
         os.close(self._wake_read)
         os.close(self._wake_write)
 
+    # -- answers
 
-def _after(parts: list[memoryview], sent: int) -> list[memoryview]:
-    """What is left of `parts` once `sent` bytes of them have gone."""
-    rest = []
-    for part in parts:
-        if sent >= len(part):
-            sent -= len(part)
-        else:
-            rest.append(part[sent:])
-            sent = 0
-    return rest
+    def room(self, request: Request, length: int) -> memoryview | None:
+        """Where the answer's body is written, for `answer` to send; None: the client is gone, or
+        left no room and is dropped."""
+        connection = request.connection
+        if connection.sock.fileno() < 0:
+            return None
+        try:
+            return connection.room(request, length)
+        except FrameError as error:
+            self._drop(connection, str(error), logging.WARNING)
+            return None
+
+    def answer(self, request: Request, header: Header) -> None:
+        """Send `header` and the body that `room` was filled with; a client that left is dropped."""
+        connection = request.connection
+        if connection.sock.fileno() < 0:
+            return  # dropped since
+        try:
+            connection.answer(request, header)
+        except OSError as error:
+            self._drop(connection, str(error), logging.INFO)
+            return
+        if connection.wants_write:
+            self._selector.modify(
+                connection.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, connection
+            )
+
+    def refuse(self, request: Request, reason: str) -> None:
+        """Answer with an ERROR frame; the connection stays."""
+        text = reason.encode()[:MAX_ERROR_BYTES]
+        room = self.room(request, len(text))
+        if room is not None:
+            room[:] = text
+            self.answer(request, Header(FrameKind.ERROR, request.header.call_id, len(text)))
+
+    def _flush(self, connection: Connection) -> None:
+        try:
+            connection.flush()
+        except OSError as error:
+            self._drop(connection, str(error), logging.INFO)
+            return
+        if not connection.wants_write:
+            self._selector.modify(connection.sock, selectors.EVENT_READ, connection)

@@ -57,7 +57,7 @@ def machine() -> dict[str, Any]:
 def run_benchmark(
     description: str,
     measure: Callable[[argparse.Namespace], Report],
-    options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    options: Callable[[argparse.ArgumentParser], None] = lambda _: None,
 ) -> None:
     """Main function of a benchmark: `--quick` and `--json` besides its own options."""
     parser = argparse.ArgumentParser(

@@ -43,6 +43,7 @@ class AffineKernel:
         row_index: torch.Tensor,
         experts: torch.Tensor,
         weights: torch.Tensor,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         self.before_compute()
         missing = set(experts.tolist()) - set(self.held[layer])
@@ -50,7 +51,7 @@ class AffineKernel:
             raise ExpertsMissing(f"layer {layer}: experts {sorted(missing)} are not here")
         picked = rows.float()[row_index.long()]
         outputs = (experts.float() + 1)[:, None] * picked + layer
-        sums = torch.zeros(rows.shape)
+        sums = torch.zeros(rows.shape) if out is None else out.zero_()
         return sums.index_add_(0, row_index.long(), weights[:, None] * outputs)
 
     def resident_bytes(self) -> int:

@@ -5,10 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.dispatch.routing_table import build_routing_table
-from actors.dispatch.split import ExpertsUnplaced, split_batch
+from actors.dispatch.routing_table import RoutingTable, build_routing_table
+from actors.dispatch.split import ExpertsUnplaced, ShardBatch, Split
 from placement.epoch import EMPTY_SLOT, PlanEpoch
 from tests.actors.fakes import epoch
+
+
+def split_batch(
+    table: RoutingTable, layer: int, ids: np.ndarray, weights: np.ndarray
+) -> list[ShardBatch]:
+    split = Split()
+    shares = split.plan(table, layer, ids, weights)
+    batches = [split.batch(shard) for shard, _, _ in shares]
+    assert [(len(b.rows), len(b.experts)) for b in batches] == [share[1:] for share in shares]
+    return batches
 
 
 @st.composite

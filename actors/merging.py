@@ -1,0 +1,109 @@
+"""Expert calls of one layer, from several clients, as one batch for the kernel.
+
+Indices are checked while they are copied out of the clients' buffers, which for shared memory the
+client could still write to: native kernels read whatever memory a wrong index points at. Rows stay
+where they are when there is one call only. The arrays are used again from batch to batch.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit
+
+from actors.dispatch.backend import bf16_tensor
+from actors.wire.body import Bits16, CallBody
+
+BAD_ROW, BAD_EXPERT = 1, 2
+
+
+class MergedCalls:
+    """Add calls, then take the tensors; `clear` starts the next batch."""
+
+    def __init__(self, hidden: int, num_experts: int) -> None:
+        self._hidden, self._num_experts = hidden, num_experts
+        self._rows: Bits16 = np.empty((0, hidden), np.uint16)
+        self._indices = np.empty((2, 0), np.int32)
+        self._weights = np.empty(0, np.float32)
+        self.clear()
+
+    def clear(self) -> None:
+        self._parts: list[Bits16] = []
+        self.num_rows = 0
+        self.assignments = 0
+
+    def add(self, body: CallBody) -> str:
+        """Take one call in; returns what is wrong with it, "" if nothing is."""
+        rows, count = len(body.rows), len(body.experts)
+        if not rows or not count:
+            return "an empty call"
+        first, end = self.assignments, self.assignments + count
+        self._reserve(end)
+        fault = copy_checked(
+            body.row_index, body.experts, body.weights, rows, self._num_experts, self.num_rows,
+            self._indices[:, first:end], self._weights[first:end],
+        )  # fmt: skip
+        if fault == BAD_ROW:
+            return f"row_index out of [0, {rows})"
+        if fault == BAD_EXPERT:
+            return f"expert out of [0, {self._num_experts})"
+        self._parts.append(body.rows)
+        self.num_rows += rows
+        self.assignments = end
+        return ""
+
+    def _reserve(self, assignments: int) -> None:
+        if assignments > len(self._weights):
+            indices = np.empty((2, 2 * assignments), np.int32)
+            weights = np.empty(2 * assignments, np.float32)
+            indices[:, : self.assignments] = self._indices[:, : self.assignments]
+            weights[: self.assignments] = self._weights[: self.assignments]
+            self._indices, self._weights = indices, weights
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """[R, H] bf16: the rows of all calls, in the order they were added."""
+        if len(self._parts) == 1:
+            return bf16_tensor(self._parts[0])
+        if self.num_rows > len(self._rows):
+            self._rows = np.empty((2 * self.num_rows, self._hidden), np.uint16)
+        np.concatenate(self._parts, out=self._rows[: self.num_rows])
+        return bf16_tensor(self._rows[: self.num_rows])
+
+    @property
+    def row_index(self) -> torch.Tensor:
+        """int32 [A] into `rows`."""
+        return torch.from_numpy(self._indices[0, : self.assignments])
+
+    @property
+    def experts(self) -> npt.NDArray[np.int32]:
+        """int32 [A]."""
+        return self._indices[1, : self.assignments]
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """fp32 [A]."""
+        return torch.from_numpy(self._weights[: self.assignments])
+
+
+@njit(cache=True, nogil=True)
+def copy_checked(  # type: ignore[no-untyped-def]
+    row_index, experts, given_weights, rows, num_experts, first_row, indices, weights
+):
+    """indices[0] = row_index + first_row, indices[1] = experts; 0, BAD_ROW or BAD_EXPERT."""
+    for i in range(experts.shape[0]):
+        row, expert = row_index[i], experts[i]
+        if row < 0 or row >= rows:
+            return BAD_ROW
+        if expert < 0 or expert >= num_experts:
+            return BAD_EXPERT
+        indices[0, i] = row + first_row
+        indices[1, i] = expert
+        weights[i] = given_weights[i]
+    return 0
+
+
+@njit(cache=True, nogil=True)
+def count_experts(counts, experts):  # type: ignore[no-untyped-def]
+    """counts[e] += how often e is in experts; counts: int64 [E]."""
+    for i in range(experts.shape[0]):
+        counts[experts[i]] += 1

@@ -1,0 +1,105 @@
+"""Clients that connected but are not yet served: each has a deadline to say who it is.
+
+Over TCP it must prove the mesh's secret; on a Unix socket, which only this user can open, it must
+bring a segment. Reads are non-blocking: a stranger costs the server's loop nothing but a place.
+"""
+
+import os
+import socket
+from typing import Protocol
+
+from actors.wire.connections import Connection, SharedConnection, StreamConnection
+from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, unpack_header
+from actors.wire.handshake import ANSWER_BYTES, Challenge
+from actors.wire.segment import open_segment
+
+SOCKET_BUFFER_BYTES = 4 << 20
+
+
+class Arrival(Protocol):
+    """One client before its first frame."""
+
+    sock: socket.socket
+    peer: str
+    deadline_s: float
+
+    def read(self) -> Connection | None:
+        """The connection it became, None while more has to come.
+
+        Raises:
+            FrameError: it does not belong here. EOFError: it left. OSError.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class TcpArrival:
+    """Challenge and response, see `handshake.py`."""
+
+    def __init__(self, sock: socket.socket, peer: str, deadline_s: float, secret: bytes) -> None:
+        """Raises OSError where the client has gone already."""
+        self.sock, self.peer, self.deadline_s = sock, peer, deadline_s
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
+        self._challenge = Challenge(secret)
+        self._answer = b""
+        sock.sendall(self._challenge.opening)  # a fresh socket has room for it
+
+    def read(self) -> Connection | None:
+        try:
+            chunk = self.sock.recv(ANSWER_BYTES - len(self._answer))
+        except BlockingIOError:
+            return None
+        if not chunk:
+            raise EOFError
+        self._answer += chunk
+        if len(self._answer) < ANSWER_BYTES:
+            return None
+        self.sock.sendall(self._challenge.accept(self._answer))
+        return StreamConnection(self.sock, self.peer)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class UnixArrival:
+    """An ATTACH frame that brings a segment's descriptor."""
+
+    def __init__(self, sock: socket.socket, peer: str, deadline_s: float) -> None:
+        self.sock, self.peer, self.deadline_s = sock, peer, deadline_s
+        sock.setblocking(False)
+        self._head = b""
+        self._descriptors: list[int] = []
+
+    def read(self) -> Connection | None:
+        try:
+            chunk, descriptors, _, _ = socket.recv_fds(self.sock, HEADER_BYTES - len(self._head), 1)
+        except BlockingIOError:
+            return None
+        self._descriptors += descriptors
+        if not chunk:
+            raise EOFError
+        self._head += chunk
+        if len(self._head) < HEADER_BYTES:
+            return None
+        header = unpack_header(self._head)
+        if header.kind is not FrameKind.ATTACH or len(self._descriptors) != 1:
+            raise FrameError(
+                f"a client on this node begins with ATTACH and one descriptor, not with "
+                f"{header.kind.name} and {len(self._descriptors)}"
+            )
+        connection = SharedConnection(self.sock, self.peer, open_segment(self._descriptors[0]))
+        self._close_descriptors()
+        return connection
+
+    def _close_descriptors(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def close(self) -> None:
+        self._close_descriptors()
+        self.sock.close()

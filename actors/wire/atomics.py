@@ -1,0 +1,81 @@
+"""Words in shared memory that two processes hand to each other.
+
+Loads and stores are sequentially consistent, so what was written before `publish` is seen by
+whoever then sees the word, and of two processes that each store their own word and then load the
+other's, at least one sees the other's store: nobody falls asleep on a word that was just set.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+Words = npt.NDArray[np.uint32]
+
+YIELDS_PER_LOOK_AT_THE_CLOCK = 8
+
+_sched_yield = types.ExternalFunction("sched_yield", types.int32())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _load(_: Any, words: Any, index: Any) -> Any:  # noqa: ARG001 - numba wants the names
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.gep(array.data, [arguments[1]])
+        return builder.load_atomic(pointer, "seq_cst", 4)
+
+    return types.uint32(words, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _store(_: Any, words: Any, index: Any, value: Any) -> Any:  # noqa: ARG001
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.gep(array.data, [arguments[1]])
+        builder.store_atomic(arguments[2], pointer, "seq_cst", 4)
+        return ir.Constant(ir.IntType(32), 0)
+
+    return types.uint32(words, types.intp, types.uint32), generate
+
+
+@njit("void(uint32[::1], intp, uint32)", cache=True)
+def publish(words, index, value):  # type: ignore[no-untyped-def]
+    """words[index] = value, after everything written before."""
+    _store(words, index, value)
+
+
+@njit("uint32(uint32[::1], intp)", cache=True)
+def observe(words, index):  # type: ignore[no-untyped-def]
+    """words[index], before everything read after."""
+    return _load(words, index)
+
+
+@njit("intp(uint32[::1], intp, intp, intp, uint32)", cache=True)
+def find(words, first, stride, count, value):  # type: ignore[no-untyped-def]
+    """Smallest i < count with words[first + i * stride] == value, else -1."""
+    for i in range(count):
+        if _load(words, first + i * stride) == value:
+            return i
+    return -1
+
+
+@njit("boolean(uint32[::1], intp, uint32, intp)", cache=True, nogil=True)
+def _yield_until(words, index, value, yields):  # type: ignore[no-untyped-def]
+    for _ in range(yields):
+        if _load(words, index) == value:
+            return True
+        _sched_yield()
+    return _load(words, index) == value
+
+
+def spin_until(words: Words, index: int, value: int, spin_s: float) -> bool:
+    """Wait at most about `spin_s` for words[index] == value, yielding to whoever wants the core."""
+    end_s = time.perf_counter() + spin_s
+    while not _yield_until(words, index, value, YIELDS_PER_LOOK_AT_THE_CLOCK):
+        if time.perf_counter() >= end_s:
+            return False
+    return True

@@ -1,0 +1,143 @@
+"""The shared-memory segment of one link: a control page and a few slots, one call in each.
+
+  control page   u32 words: layout version, slots, who sleeps, state of each slot
+  slot           request header 64 B | request body | answer header 64 B | answer body
+
+A slot's state goes FREE -> POSTED (client) -> TAKEN (server) -> ANSWERED (server) -> FREE (client).
+The segment is a memfd that the client makes, seals against resizing and sends over the link's Unix
+socket: it has no name, so nothing is left behind whoever dies, and pages that were never used take
+no memory. Slots are taken lowest first, so that one call at a time stays in the same warm pages.
+"""
+
+import fcntl
+import mmap
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.wire.atomics import Words
+from actors.wire.frame import HEADER_BYTES, MAX_BODY_BYTES, FrameError
+
+LAYOUT_VERSION = 1
+PAGE_BYTES = 4096
+SLOTS = 8
+"""Twice what a client keeps on its way (`link.CALLS_IN_FLIGHT`), for parts that are sent again."""
+
+# Indices of the control words; those written during calls have a cache line each.
+VERSION_WORD, SLOTS_WORD, REQUEST_PAGES_WORD, ANSWER_PAGES_WORD = range(4)
+SERVER_ASLEEP = 16
+CLIENT_ASLEEP = 32
+FIRST_STATE = 48
+STATE_STRIDE = 16
+MAX_SLOTS = (PAGE_BYTES // 4 - FIRST_STATE) // STATE_STRIDE
+
+FREE, POSTED, TAKEN, ANSWERED = range(4)
+
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentShape:
+    """Room for each slot's request body and answer body, in whole pages with their headers."""
+
+    slots: int
+    request_pages: int
+    answer_pages: int
+
+    @property
+    def slot_bytes(self) -> int:
+        return (self.request_pages + self.answer_pages) * PAGE_BYTES
+
+    @property
+    def total_bytes(self) -> int:
+        return PAGE_BYTES + self.slots * self.slot_bytes
+
+    @property
+    def request_bytes(self) -> int:
+        """Longest request body."""
+        return self.request_pages * PAGE_BYTES - HEADER_BYTES
+
+    @property
+    def answer_bytes(self) -> int:
+        """Longest answer body."""
+        return self.answer_pages * PAGE_BYTES - HEADER_BYTES
+
+
+def shape_for(request_bytes: int, answer_bytes: int) -> SegmentShape:
+    """The shape whose slots hold bodies of these lengths."""
+    pages = (-(-(length + HEADER_BYTES) // PAGE_BYTES) for length in (request_bytes, answer_bytes))
+    return SegmentShape(SLOTS, *pages)
+
+
+class Segment:
+    """A mapped segment."""
+
+    def __init__(self, memory: mmap.mmap, shape: SegmentShape) -> None:
+        self.shape = shape
+        self._view = memoryview(memory)
+        self.words: Words = np.frombuffer(memory, np.uint32, PAGE_BYTES // 4)
+
+    def request(self, slot: int) -> memoryview:
+        """Header and body room of a slot's request."""
+        at = PAGE_BYTES + slot * self.shape.slot_bytes
+        return self._view[at : at + self.shape.request_pages * PAGE_BYTES]
+
+    def answer(self, slot: int) -> memoryview:
+        """Header and body room of a slot's answer."""
+        end = PAGE_BYTES + (slot + 1) * self.shape.slot_bytes
+        return self._view[end - self.shape.answer_pages * PAGE_BYTES : end]
+
+
+def create_segment(shape: SegmentShape) -> tuple[Segment, int]:
+    """A new segment and its file descriptor, which the caller sends away and closes.
+
+    Raises:
+        OSError: no memory.
+    """
+    fd = os.memfd_create("expertmesh-link", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, shape.total_bytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        segment = Segment(mmap.mmap(fd, shape.total_bytes), shape)
+    except BaseException:
+        os.close(fd)
+        raise
+    segment.words[: ANSWER_PAGES_WORD + 1] = (
+        LAYOUT_VERSION, shape.slots, shape.request_pages, shape.answer_pages,
+    )  # fmt: skip
+    return segment, fd
+
+
+def open_segment(fd: int) -> Segment:
+    """Map what a client sent; nothing in it is believed before it was checked.
+
+    Raises:
+        FrameError: not a segment of this layout, or one that could shrink under the reader.
+        OSError: it cannot be mapped.
+    """
+    try:
+        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS == SEALS
+    except OSError:
+        sealed = False
+    if not sealed:
+        raise FrameError("the segment is not a sealed memfd")
+    total = os.fstat(fd).st_size
+    if total < PAGE_BYTES:
+        raise FrameError(f"a segment of {total} bytes")
+    memory = mmap.mmap(fd, total)
+    version, slots, request_pages, answer_pages = (
+        int(word) for word in np.frombuffer(memory, np.uint32, 4).copy()
+    )
+    if version != LAYOUT_VERSION:
+        raise FrameError(f"segment layout {version}, this side speaks {LAYOUT_VERSION}")
+    shape = SegmentShape(slots, request_pages, answer_pages)
+    most_pages = MAX_BODY_BYTES // PAGE_BYTES + 1
+    if not (
+        0 < slots <= MAX_SLOTS
+        and 0 < request_pages <= most_pages
+        and 0 < answer_pages <= most_pages
+        and shape.total_bytes == total
+    ):
+        raise FrameError(f"segment of {total} bytes declares {shape}")
+    return Segment(memory, shape)

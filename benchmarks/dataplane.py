@@ -1,0 +1,148 @@
+"""What leaving the engine costs per MoE layer: time in the remote call minus the kernel's own time.
+
+The kernel's time is what the slowest shard of that very call reports in its answer. Cases vary one
+thing at a time around 2 shards, 16 rows x 2048, top-8 of 64 experts; each is measured in several
+rounds, and p50 is the median of the best round (other work on the machine only ever adds).
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.dispatch.dispatcher import Dispatcher
+from benchmarks.harness.bare_shards import SECRET, BareMesh, FixedView, bare_shards
+from benchmarks.harness.report import Report, Target, run_benchmark
+
+TOP_K = 8
+WARM_CALLS = 20
+ROUND_S = 0.3
+BASE = BareMesh()
+BASE_ROWS = 16
+GOALS_US = {"unix": 150.0, "tcp": 300.0}
+NAMES = {"unix": "shared memory", "tcp": "TCP loopback"}
+
+
+def measure_rows(
+    dispatcher: Dispatcher, mesh: BareMesh, rows: int, rounds: int, round_s: float
+) -> dict[str, float]:
+    """p50 of the best round, and p99 over all, of one batch size; microseconds."""
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, mesh.hidden, generator=generator).bfloat16()
+    scores = torch.rand(rows, mesh.num_experts, generator=generator)
+    ids = scores.topk(TOP_K).indices.to(torch.int32)
+    weights = torch.rand(rows, TOP_K, generator=generator)
+
+    def call() -> tuple[int, int, int, int]:
+        start_ns = time.perf_counter_ns()
+        sent = dispatcher.send(0, x, weights, ids)
+        away_ns = time.perf_counter_ns()
+        dispatcher.wait(sent)
+        return start_ns, away_ns, time.perf_counter_ns(), 1000 * sent.compute_us
+
+    for _ in range(WARM_CALLS):
+        call()
+    over, sends, kernels = [], [], []
+    for _ in range(rounds):
+        end_s = time.perf_counter() + round_s
+        times = []
+        while time.perf_counter() < end_s or len(times) < WARM_CALLS:
+            times.append(call())
+        start, away, end, kernel = np.array(times).T / 1000
+        over.append(end - start - kernel)
+        sends.append(away - start)
+        kernels.append(kernel)
+    best = min(range(rounds), key=lambda i: float(np.median(over[i])))
+    return {
+        "p50_us": float(np.median(over[best])),
+        "p99_us": float(np.percentile(np.concatenate(over), 99)),
+        "send_p50_us": float(np.median(sends[best])),
+        "kernel_p50_us": float(np.median(kernels[best])),
+    }
+
+
+def measure_mesh(
+    mesh: BareMesh, batches: list[int], folder: Path, rounds: int
+) -> Iterator[dict[str, Any]]:
+    with bare_shards(mesh, folder) as (view, _):
+        dispatcher = Dispatcher(FixedView(view), SECRET)
+        for rows in batches:
+            case = {k: v for k, v in asdict(mesh).items() if k not in ("intermediate",)}
+            timed = measure_rows(dispatcher, mesh, rows, rounds, ROUND_S)
+            yield case | {"rows": rows} | timed
+        dispatcher.close()
+
+
+def cases(quick: bool) -> list[tuple[BareMesh, list[int]]]:
+    """Meshes and the batch sizes to measure on each; the first two hold the targets."""
+    both = [replace(BASE, transport=transport) for transport in GOALS_US]
+    native = [replace(mesh, kernel="native") for mesh in both]
+    if quick:
+        return [(mesh, [BASE_ROWS]) for mesh in both + native]
+    sweep = [(mesh, [1, 4, BASE_ROWS, 64, 256, 1024]) for mesh in both]
+    for mesh in both:
+        sweep += [(replace(mesh, shards=shards), [BASE_ROWS]) for shards in (1, 4)]
+        sweep += [(replace(mesh, hidden=hidden), [BASE_ROWS]) for hidden in (512, 7168)]
+    sweep += [(replace(BASE, num_experts=experts), [BASE_ROWS]) for experts in (16, 256)]
+    sweep += [(replace(BASE, replicated=16), [BASE_ROWS])]
+    return sweep + [(mesh, [1, BASE_ROWS, 64]) for mesh in native]
+
+
+def slope(runs: list[dict[str, Any]], name: str, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """How overhead grows with `name`, the rest as in `wanted`: exponent of a power law's fit."""
+    points = [
+        (run[name], run["p50_us"])
+        for run in runs
+        if all(run[k] == v for k, v in wanted.items() if k != name)
+    ]
+    if len(points) < 3:
+        return None
+    x, y = np.log(np.array(sorted(points))).T
+    line = np.polynomial.Polynomial.fit(x, y, 1).convert().coef
+    smallest, largest = min(points), max(points)
+    return {
+        "grows with": name,
+        "transport": NAMES[wanted["transport"]],
+        "from": f"{smallest[0]}: {smallest[1]:.0f} us",
+        "to": f"{largest[0]}: {largest[1]:.0f} us",
+        "exponent": float(line[1]),
+    }
+
+
+def measure(arguments: argparse.Namespace) -> Report:
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="xm") as folder:
+        for mesh, batches in cases(arguments.quick):
+            for run in measure_mesh(mesh, batches, Path(folder), arguments.rounds):
+                print(".", end="", flush=True)
+                runs.append(run)
+    targets = [
+        Target(f"overhead p50, {NAMES[run['transport']]}, {run['kernel']} kernel, 2 shards, "
+               "16 rows x 2048, top-8 of 64",
+               run["p50_us"], GOALS_US[run["transport"]], "max", "us")
+        for run in runs
+        if all(run[k] == v for k, v in asdict(BASE).items()
+               if k in run and k not in ("transport", "kernel"))
+        and run["rows"] == BASE_ROWS
+    ]  # fmt: skip
+    slopes = []
+    for transport in GOALS_US:
+        wanted = {k: v for k, v in asdict(BASE).items() if k != "intermediate"}
+        wanted |= {"rows": BASE_ROWS, "transport": transport}
+        for name in ("rows", "shards", "hidden", "num_experts"):
+            slopes.append(slope(runs, name, wanted))
+    return Report("dataplane", runs + [s for s in slopes if s], targets)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of 0.3 s per case")
+
+
+if __name__ == "__main__":
+    run_benchmark(__doc__ or "", measure, options)
