@@ -67,7 +67,7 @@ def plan_placement(
     else:
         place_layers(weight, rate, room, experts)
         reason = "planned from nothing" if old is None else "planned anew: no move budget given"
-    shares, _ = split_layers(experts, tokens, rate)
+    shares = split_layers(experts, tokens, rate, np.zeros(D))
     bounds = layer_bounds(tokens, rate, room)
     return Placement(
         experts=experts,
