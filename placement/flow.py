@@ -133,10 +133,25 @@ def settle(f: Flow, replicated: int, total: float, tokens: FloatArray, speed: Fl
         slowest = f.load[worst] / speed[worst]
         if slowest <= goal * (1 + PROOF_TOLERANCE):
             break
-        if send_surplus(f, worst, goal, drained, speed):
-            continue
-        goal = max(goal, closed_bound(f, worst, drained, speed))
+        if send_surplus(f, worst, goal, drained, speed) < 0:
+            goal = max(goal, closed_bound(f, worst, drained, speed))
     return slowest
+
+
+@njit(cache=True)
+def shortage(f: Flow, drained: float, goal: float, speed: FloatArray) -> float:
+    """Tokens that no split can serve within `goal`, after `solve`. Moves flow to find out.
+
+    Leaves in `f.seen` the devices that could pass load to one below `goal`; the surplus is stuck
+    on the others.
+    """
+    for _ in range(MAX_WAVES):
+        if send_surplus(f, -1, goal, drained, speed) <= drained:
+            break
+    stuck = 0.0
+    for d in range(speed.shape[0]):
+        stuck += max(f.load[d] - goal * speed[d], 0.0)
+    return stuck
 
 
 @njit(cache=True)
@@ -234,10 +249,11 @@ def fill_expert(f: Flow, i: int, tokens: float, speed: FloatArray) -> None:
 
 
 @njit(cache=True)
-def send_surplus(f: Flow, worst: int, goal: float, drained: float, speed: FloatArray) -> bool:
-    """One wave: what exceeds `goal` moves one step along the shortest way to a device below it.
+def send_surplus(f: Flow, worst: int, goal: float, drained: float, speed: FloatArray) -> float:
+    """One wave: what exceeds `goal` moves along shortest ways to devices below it.
 
-    Returns False, with nothing moved, if no way leads from `worst` to such a device.
+    Returns the tokens moved, or -1 with nothing moved if no way leads from `worst` (if >= 0) to a
+    device below `goal`.
     """
     D = speed.shape[0]
     f.used[:] = False
@@ -268,8 +284,9 @@ def send_surplus(f: Flow, worst: int, goal: float, drained: float, speed: FloatA
                 f.link[above] = stub
                 f.queue[n] = above
                 n += 1
-    if not f.seen[worst]:
-        return False
+    if worst >= 0 and not f.seen[worst]:
+        return -1.0
+    moved = 0.0
     for k in range(sinks, n):
         surplus = f.load[f.queue[k]] - goal * speed[f.queue[k]]
         d = f.queue[k]
@@ -279,6 +296,7 @@ def send_surplus(f: Flow, worst: int, goal: float, drained: float, speed: FloatA
         surplus = min(surplus, goal * speed[d] - f.load[d])
         if surplus <= 0:
             continue
+        moved += surplus
         f.load[f.queue[k]] -= surplus
         f.load[d] += surplus
         d = f.queue[k]
@@ -286,7 +304,7 @@ def send_surplus(f: Flow, worst: int, goal: float, drained: float, speed: FloatA
             f.flow[f.link[d]] -= surplus
             f.flow[f.parent[d]] += surplus
             d = f.device[f.parent[d]]
-    return True
+    return moved
 
 
 @njit(cache=True)

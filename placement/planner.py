@@ -11,13 +11,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from placement.bounds import balance_of, layer_bounds
-from placement.full_plan import place_layers
-from placement.repair import carry_layers
+from placement.full_plan import plan_layers
+from placement.incremental import adapt_layers
 from placement.split import split_layers, split_tokens
 from placement.types import EMPTY, IntArray, Placement
 from placement.validation import check_experts, check_load, check_slots, check_speed
 
 __all__ = ["Placement", "plan_placement", "split_tokens"]
+
+SHAKES = 2
+"""Randomly changed loads that a full plan is judged by."""
+
+SHAKE_SIGMA = 0.25
+"""Their spread, in log tokens per expert: about that of a batch of 2,000 tokens."""
 
 
 def plan_placement(
@@ -28,7 +34,7 @@ def plan_placement(
     current: ArrayLike | None = None,
     max_moves_per_layer: int | None = None,
     domains: ArrayLike | None = None,
-    seed: int = 0,  # noqa: ARG001
+    seed: int = 0,
 ) -> Placement:
     """Places every expert on at least one device so that the slowest device is fastest.
 
@@ -41,7 +47,7 @@ def plan_placement(
         max_moves_per_layer: copies to load per layer at most, beyond the unavoidable ones of
             experts that no device holds any more.
         domains: int [D] failure domain of each device.
-        seed: breaks ties; equal input and seed give an equal placement.
+        seed: draws the load changes a plan is judged by; equal input and seed give an equal plan.
 
     Returns:
         `Placement` with S = the largest number of slots.
@@ -61,11 +67,16 @@ def plan_placement(
     old = None if current is None else check_experts(current, L, D, E, "current")
     weight = np.where(tokens.sum(axis=1, keepdims=True) > 0, tokens, 1.0)
     experts = np.full((L, D, int(room.max())), EMPTY, np.int32)
+    offset = np.zeros(D)
+    bounds = layer_bounds(weight, rate, room, offset)
     if old is not None and max_moves_per_layer is not None:
-        carry_layers(weight, rate, room, old, experts)
+        adapt_layers(weight, rate, offset, room, bounds, old, max_moves_per_layer, 1, experts)
         reason = f"kept the current placement, at most {max_moves_per_layer} moves per layer"
     else:
-        place_layers(weight, rate, room, experts)
+        rng = np.random.default_rng(seed)
+        shakes = np.exp(rng.normal(0.0, SHAKE_SIGMA, (SHAKES, E)))
+        order = np.argsort(-weight, axis=1, kind="stable")
+        plan_layers(weight, order, rate, offset, room, bounds, shakes, 1, experts)
         reason = "planned from nothing" if old is None else "planned anew: no move budget given"
     shares = split_layers(experts, tokens, rate, np.zeros(D))
     bounds = layer_bounds(tokens, rate, room)
