@@ -127,7 +127,9 @@ def plan_layer(
     if not joined:
         steps *= UNJOINED_STEPS
     best = -np.inf
-    for way in range(2 if unlike else 1):
+    for way in range(2):
+        if way == 1 and not unlike:
+            break
         reset(p.draft, slots, speed, bound)
         p.trial[:] = EMPTY
         if way == 0:
@@ -135,6 +137,8 @@ def plan_layer(
         else:
             place_reserved(p.draft, p.trial, load, order, p.copies, LOAN)
         finish(p, load, least_copies)
+        if way == 0 and unlike:
+            unlike = solve(p.flow, p.trial, load, speed, offset) > goal
         score = 0.0
         if unlike:
             score = judge(p, p.trial, load, speed, offset, bound, SOFT_MISS, close, shakes)
@@ -143,7 +147,7 @@ def plan_layer(
             p.best[:] = p.trial
     improve(
         p.flow, p.search, p.best, load, speed, offset, slots, p.free, goal, 1 << 40,
-        least_copies, steps,
+        1e-6 * bound, least_copies, steps,
     )  # fmt: skip
     if not joined or least_copies > 1:
         return
@@ -156,7 +160,7 @@ def plan_layer(
     finish(p, load, least_copies)
     improve(
         p.flow, p.search, p.trial, load, speed, offset, slots, p.free, goal, 1 << 40,
-        least_copies, steps,
+        1e-6 * bound, least_copies, steps,
     )  # fmt: skip
     if judge(p, p.trial, load, speed, offset, bound, HARD_MISS, close, shakes) > best:
         p.best[:] = p.trial

@@ -20,7 +20,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from placement.draft import holds
-from placement.flow import DRAINED, Flow, send_surplus, shortage, solve
+from placement.flow import DRAINED, Flow, shortage, solve
 from placement.types import EMPTY, FloatArray, IntArray
 
 SOURCES = 3
@@ -38,6 +38,9 @@ FREE_COPY = 0.2
 LEAST_GAIN = 0.004
 """A change must free at least this fraction of what is stuck."""
 
+
+KEPT_PROMISE = 0.9
+"""A change that frees this part of what it promised is taken at once."""
 
 HOPE = 0.3
 """Give up once the steps left, each as good as the last, would free less than this of the rest."""
@@ -88,20 +91,21 @@ def improve(
     resident: NDArray[np.bool_],
     goal: float,
     budget: int,
+    least_gain: float,
     least_copies: int,
     steps: int,
 ) -> int:
     """Changes `experts` [D, S] until all tokens fit within `goal`; returns the copies spent.
 
     resident: [D, E] experts a device holds anyway; copying these is free. An empty second axis
-    means that copies cost nothing at all.
+    means that copies cost nothing at all. least_gain: tokens a copy must free to be worth it.
     """
     drained = DRAINED * tokens.sum()
     solve(f, experts, tokens, speed, offset)
     stuck = shortage(f, drained, goal, speed)
     spent = 0
     for step in range(steps):
-        if stuck <= 1e-6 * goal:
+        if stuck <= least_gain:
             break
         found = find_changes(f, q, experts, tokens, speed, slots, resident, goal, least_copies)
         best = -1
@@ -115,11 +119,14 @@ def improve(
             solve(f, experts, tokens, speed, offset)
             gain = stuck - shortage(f, drained, goal, speed)
             undo(experts, change, e, g)
-            if gain > LEAST_GAIN * stuck and gain / max(cost, FREE_COPY) > most:
-                most = gain / max(cost, FREE_COPY)
-                best = k
-                if found == 1 or gain >= stuck * (1 - 1e-9):
-                    break
+            weight = max(cost, FREE_COPY)
+            if gain <= max(LEAST_GAIN * stuck, least_gain * cost) or gain <= most * weight:
+                continue
+            most = gain / weight
+            best = k
+            # As good as promised, and no other promises more: look no further.
+            if gain >= stuck * (1 - 1e-9) or most >= KEPT_PROMISE * q.promise[k]:
+                break
         if best < 0:
             break
         spent += copies_needed(experts, q.change[best], resident)

@@ -19,6 +19,9 @@ STAGES = (0.5, 0.2, 0.08, 0.03, 0.01)
 """Distances from the bound, met one after the other: so a small budget goes to the worst devices
 first. Nearer than the last no further copy is worth its traffic."""
 
+LEAST_GAIN = 0.0007
+"""Part of all tokens that a copy must bring in time, to be worth its traffic."""
+
 STEPS = 40
 """Changes per layer at most."""
 
@@ -59,5 +62,5 @@ def adapt_layers(
         for stage in STAGES:
             left -= improve(
                 f, q, experts[layer], load[layer], speed, offset, slots[layer], resident,
-                bound[layer] * (1 + stage), left, least_copies, STEPS,
+                bound[layer] * (1 + stage), left, LEAST_GAIN * load[layer].sum(), least_copies, STEPS,
             )  # fmt: skip
