@@ -25,6 +25,9 @@ JOINED_PENALTY = 4.0
 LINK_PENALTY = 1.0
 """Cost of load already movable between two devices, in device capacities."""
 
+NEAR_PENALTY = 16.0
+"""Cost of a replica in a failure domain that has one already, in device capacities."""
+
 OVERFILL_PENALTY = 10.0
 """Cost of a replica per capacity by which it would overfill its device."""
 
@@ -44,6 +47,8 @@ class Draft(NamedTuple):
     """[D] tokens of replicated experts."""
     group: NDArray[np.int64]
     """[D] devices joined by replicas share a group."""
+    domain: NDArray[np.int64]
+    """[D] failure domain."""
     link: FloatArray
     """[D, D] tokens movable between two devices directly."""
     member: NDArray[np.int64]
@@ -63,6 +68,7 @@ def new_draft(D: int) -> Draft:
         np.empty(D, np.int64),
         np.empty(D),
         np.empty(D),
+        np.empty(D, np.int64),
         np.empty(D, np.int64),
         np.empty((D, D)),
         np.empty(D, np.int64),
@@ -175,13 +181,16 @@ def link_cost(a: Draft, d: int, members: int) -> float:
     """Cost of what joins d and the expert's devices already; infinite if d is one of them."""
     linked = 0.0
     joined = 0.0
+    near = 0.0
     for k in range(members):
         if a.member[k] == d:
             return np.inf
         linked += a.link[a.member[k], d]
         if a.group[a.member[k]] == a.group[d]:
             joined = JOINED_PENALTY
-    return joined + LINK_PENALTY * linked / a.room[d]
+        if a.domain[a.member[k]] == a.domain[d]:
+            near = NEAR_PENALTY
+    return joined + near + LINK_PENALTY * linked / a.room[d]
 
 
 @njit(cache=True)
@@ -209,6 +218,10 @@ def fill_spare(
     `copies` [E] counts the copies placed and is kept up to date.
     """
     for d in range(a.slots.shape[0]):
+        a.used[d] = 0
+        for s in range(experts.shape[1]):
+            if experts[d, s] != EMPTY:
+                a.used[d] += 1
         while a.used[d] < a.slots[d] and most > 0:
             best = -1
             gain = -1.0
@@ -216,6 +229,8 @@ def fill_spare(
                 if load[e] > gain * (copies[e] + 1) and not holds(experts, d, e):
                     gain = load[e] / (copies[e] + 1)
                     best = e
+            if best < 0:
+                break
             slot = 0
             while experts[d, slot] != EMPTY:
                 slot += 1

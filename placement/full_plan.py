@@ -17,6 +17,7 @@ from placement.construct import count_copies, place_flexible, place_reserved, pl
 from placement.draft import Draft, fill_spare, new_draft, reset
 from placement.flow import Flow, new_flow, solve
 from placement.improve import Search, improve, new_search
+from placement.survive import lacks_copies, place_evenly
 from placement.types import EMPTY, FloatArray, IntArray
 
 CLOSE = 0.0007
@@ -31,10 +32,10 @@ ALIKE = 1.25
 LOAN = 0.1
 """How much a replica in a spare slot is expected to take off its expert's first copy."""
 
-STEP_DEVICES = 1200
+STEP_DEVICES = 600
 """Improvement steps times devices, so that time per layer stays in proportion."""
 
-LEAST_STEPS = 2
+LEAST_STEPS = 1
 MOST_STEPS = 24
 
 UNJOINED_STEPS = 4
@@ -74,13 +75,15 @@ def plan_layers(
     slots: NDArray[np.int64],
     bound: FloatArray,
     shakes: FloatArray,
+    domain: NDArray[np.int64],
     least_copies: int,
     experts: IntArray,
 ) -> None:
     """Fills `experts` [L, D, S].
 
     load: [L, E], order: [L, E] experts by falling load; speed, offset: [D]; slots: [L, D];
-    bound: [L] least time of the slowest device; shakes: [K, E] factors of about 1.
+    bound: [L] least time of the slowest device; shakes: [K, E] factors of about 1;
+    domain: [D].
     """
     L, D, S = experts.shape
     E = load.shape[1]
@@ -94,6 +97,7 @@ def plan_layers(
         np.empty(E),
         np.empty((D, 0), np.bool_),
     )
+    p.draft.domain[:] = domain
     for layer in range(L):
         plan_layer(
             p, load[layer], order[layer], speed, offset, slots[layer], bound[layer], shakes,
@@ -136,7 +140,10 @@ def plan_layer(
             place_flexible(p.draft, p.trial, load, order, p.copies)
         else:
             place_reserved(p.draft, p.trial, load, order, p.copies, LOAN)
-        finish(p, load, least_copies)
+        finish(p, load)
+        if least_copies > 1 and lacks_copies(p.trial, E, least_copies):
+            place_evenly(p.trial, order, speed, slots, least_copies)
+            finish(p, load)
         if way == 0 and unlike:
             unlike = solve(p.flow, p.trial, load, speed, offset) > goal
         score = 0.0
@@ -157,7 +164,7 @@ def plan_layer(
     reset(p.draft, slots, speed, bound)
     p.trial[:] = EMPTY
     place_wrapped(p.draft, p.trial, load, order, by_density(speed, slots))
-    finish(p, load, least_copies)
+    finish(p, load)
     improve(
         p.flow, p.search, p.trial, load, speed, offset, slots, p.free, goal, 1 << 40,
         1e-6 * bound, least_copies, steps,
@@ -167,7 +174,7 @@ def plan_layer(
 
 
 @njit(cache=True)
-def finish(p: Plan, load: FloatArray, least_copies: int) -> None:
+def finish(p: Plan, load: FloatArray) -> None:
     """Fills the slots that a construction left empty."""
     D, S = p.trial.shape
     placed = np.zeros(load.shape[0], np.int32)

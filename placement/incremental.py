@@ -37,8 +37,8 @@ def adapt_layers(
     budget: int,
     least_copies: int,
     experts: IntArray,
-) -> None:
-    """Fills `experts` [L, D, S] from `current` [L, D, S'].
+) -> NDArray[np.int64]:
+    """Fills `experts` [L, D, S] from `current` [L, D, S']; returns [L] copies that had to be made.
 
     load: [L, E]; speed, offset: [D]; slots: [L, D]; bound: [L]; budget: copies per layer beyond
     those that experts without enough homes need.
@@ -48,6 +48,7 @@ def adapt_layers(
     f = new_flow(E, D, S)
     q = new_search(D, S)
     resident = np.empty((D, E), np.bool_)
+    forced = np.zeros(L, np.int64)
     for layer in range(L):
         carry_layer(load[layer], speed, slots[layer], current[layer], least_copies, experts[layer])
         resident[:] = False
@@ -56,11 +57,14 @@ def adapt_layers(
                 if current[layer, d, s] >= 0:
                     resident[d, current[layer, d, s]] = True
             for s in range(S):
-                if experts[layer, d, s] >= 0:
-                    resident[d, experts[layer, d, s]] = True
+                e = experts[layer, d, s]
+                if e >= 0 and not resident[d, e]:
+                    forced[layer] += 1
+                    resident[d, e] = True
         left = budget
         for stage in STAGES:
             left -= improve(
                 f, q, experts[layer], load[layer], speed, offset, slots[layer], resident,
                 bound[layer] * (1 + stage), left, LEAST_GAIN * load[layer].sum(), least_copies, STEPS,
             )  # fmt: skip
+    return forced
