@@ -1,118 +1,234 @@
-# ruff: noqa: PLR0912, PLR0915
-"""Plans one layer from nothing: how many copies of each expert, and where they go.
+"""Plans layers from nothing: builds them in several ways and keeps what stands up best.
 
-Algorithm: the redundant slots go one by one to the expert with the most tokens per copy. Replicated
-experts are placed first, on devices that no replica joins yet, so that load can flow between any
-two devices; then the others, heaviest first, each to the device with the most remaining capacity
-per remaining slot. That rule gives fast devices hot experts and roomy devices many cold ones.
+A plan must do two things: balance the load it was given, and leave enough room to move when the
+next batches differ. So each construction is first improved until it meets the goal on the given
+load, then judged by how well the given load, shaken by a few fixed random factors, can be split.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
-from placement.types import EMPTY
+from placement.construct import count_copies, place_flexible, place_reserved, place_wrapped
+from placement.draft import Draft, fill_spare, new_draft, reset
+from placement.flow import Flow, new_flow, solve
+from placement.improve import Search, improve, new_search
+from placement.survive import lacks_copies, place_evenly
+from placement.types import EMPTY, FloatArray, IntArray
 
-JOINED_PENALTY = 4.0
-"""Cost of a replica on a device already joined with the others, in units of device capacity."""
+CLOSE = 0.0007
+"""Distance from the bound that counts as met where replicas can join all devices."""
 
-OVERFILL_PENALTY = 10.0
-"""Cost per capacity by which a replica overfills its device."""
+CLOSE_UNJOINED = 0.003
+"""The same where there are too few replicas for that: experts must fit like bricks."""
+
+ALIKE = 1.25
+"""Devices whose capacities per slot differ by less than this factor count as alike."""
+
+LOAN = 0.1
+"""How much a replica in a spare slot is expected to take off its expert's first copy."""
+
+STEP_DEVICES = 600
+"""Improvement steps times devices, so that time per layer stays in proportion."""
+
+LEAST_STEPS = 1
+MOST_STEPS = 24
+
+UNJOINED_STEPS = 4
+"""Times more steps where few replicas join devices: many small exchanges, each tried quickly."""
+
+SOFT_MISS = 2.0
+"""Weight of missing the goal against balance under shaken load, before improvement."""
+
+HARD_MISS = 1000.0
+"""The same afterwards: the given load comes first."""
+
+
+class Plan(NamedTuple):
+    """Scratch for one layer, reused over layers."""
+
+    flow: Flow
+    draft: Draft
+    search: Search
+    copies: NDArray[np.int32]
+    """[E]"""
+    trial: IntArray
+    """[D, S] the placement being tried."""
+    best: IntArray
+    """[D, S] the best so far."""
+    shaken: FloatArray
+    """[E] scratch: shaken load."""
+    free: NDArray[np.bool_]
+    """[D, 0] tells `improve` that copies cost nothing."""
 
 
 @njit(cache=True)
-def count_replicas(load, devices, spare, copies):  # type: ignore[no-untyped-def]
-    """Fills `copies` [E]: at least one each, `spare` more where tokens per copy are highest."""
-    E = load.shape[0]
-    copies[:] = 1
-    for _ in range(spare):
-        best = -1
-        most = -1.0
-        for e in range(E):
-            if copies[e] < devices and load[e] / copies[e] > most:
-                most = load[e] / copies[e]
-                best = e
-        if best < 0:
-            return
-        copies[best] += 1
+def plan_layers(
+    load: FloatArray,
+    order: NDArray[np.int64],
+    speed: FloatArray,
+    offset: FloatArray,
+    slots: NDArray[np.int64],
+    bound: FloatArray,
+    shakes: FloatArray,
+    domain: NDArray[np.int64],
+    least_copies: int,
+    experts: IntArray,
+) -> None:
+    """Fills `experts` [L, D, S].
+
+    load: [L, E], order: [L, E] experts by falling load; speed, offset: [D]; slots: [L, D];
+    bound: [L] least time of the slowest device; shakes: [K, E] factors of about 1;
+    domain: [D].
+    """
+    L, D, S = experts.shape
+    E = load.shape[1]
+    p = Plan(
+        new_flow(E, D, S),
+        new_draft(D),
+        new_search(D, S),
+        np.empty(E, np.int32),
+        np.empty((D, S), np.int32),
+        np.empty((D, S), np.int32),
+        np.empty(E),
+        np.empty((D, 0), np.bool_),
+    )
+    p.draft.domain[:] = domain
+    for layer in range(L):
+        plan_layer(
+            p, load[layer], order[layer], speed, offset, slots[layer], bound[layer], shakes,
+            least_copies,
+        )  # fmt: skip
+        experts[layer] = p.best
 
 
 @njit(cache=True)
-def place_layer(load, speed, slots, experts):  # type: ignore[no-untyped-def]
-    """Fills `experts` [D, S] (all empty at entry) for one layer's load [E] and slots [D]."""
+def plan_layer(
+    p: Plan,
+    load: FloatArray,
+    order: NDArray[np.int64],
+    speed: FloatArray,
+    offset: FloatArray,
+    slots: NDArray[np.int64],
+    bound: float,
+    shakes: FloatArray,
+    least_copies: int,
+) -> None:
+    """Leaves the best placement of one layer in p.best."""
     E = load.shape[0]
     D = speed.shape[0]
-    ideal = load.sum() / speed.sum()
-    if ideal <= 0:
-        ideal = 1.0
-    copies = np.empty(E, np.int64)
-    count_replicas(load, D, slots.sum() - E, copies)
-    used = np.zeros(D, np.int64)
-    held = np.zeros(D)
-    shared = np.zeros(D)
-    group = np.arange(D)
-    holds = np.zeros(D, np.bool_)
-    singles = E
-    order = np.argsort(-load)
-    for i in range(E):
-        e = order[i]
-        if copies[e] < 2:
-            continue
-        piece = load[e] / copies[e]
-        holds[:] = False
-        root = -1
-        for copy in range(copies[e]):
-            if copy > 0 and slots.sum() - used.sum() <= singles - 1:
-                break
-            best = -1
-            least = np.inf
-            for d in range(D):
-                if used[d] >= slots[d] or holds[d]:
-                    continue
-                room = speed[d] * ideal
-                cost = shared[d] / room
-                if root >= 0 and group[d] == root:
-                    cost += JOINED_PENALTY
-                if held[d] + piece > room:
-                    cost += OVERFILL_PENALTY * (held[d] + piece - room) / room
-                if cost < least:
-                    least = cost
-                    best = d
-            if best < 0:
-                break
-            experts[best, used[best]] = e
-            used[best] += 1
-            held[best] += piece
-            shared[best] += piece
-            holds[best] = True
-            if root < 0:
-                root = group[best]
-            merged = group[best]
-            for d in range(D):
-                if group[d] == merged:
-                    group[d] = root
-        singles -= 1
-    for i in range(E):
-        e = order[i]
-        if copies[e] > 1:
-            continue
-        best = -1
-        most = -np.inf
-        for d in range(D):
-            if used[d] < slots[d]:
-                density = (speed[d] * ideal - held[d]) / (slots[d] - used[d])
-                if density > most:
-                    most = density
-                    best = d
-        experts[best, used[best]] = e
-        used[best] += 1
-        held[best] += load[e]
+    spare = slots.sum() - least_copies * E
+    joined = slots.sum() - E >= D - 1
+    close = CLOSE if joined else CLOSE_UNJOINED
+    goal = bound * (1 + close)
+    count_copies(load, D, spare, least_copies, p.copies)
+    unlike = unlike_devices(speed, slots)
+    steps = max(LEAST_STEPS, min(MOST_STEPS, STEP_DEVICES // D))
+    if not joined:
+        steps *= UNJOINED_STEPS
+    best = -np.inf
+    for way in range(2):
+        if way == 1 and not unlike:
+            break
+        reset(p.draft, slots, speed, bound)
+        p.trial[:] = EMPTY
+        if way == 0:
+            place_flexible(p.draft, p.trial, load, order, p.copies)
+        else:
+            place_reserved(p.draft, p.trial, load, order, p.copies, LOAN)
+        finish(p, load)
+        if least_copies > 1 and lacks_copies(p.trial, E, least_copies):
+            place_evenly(p.trial, order, speed, slots, least_copies)
+            finish(p, load)
+        if way == 0 and unlike:
+            unlike = solve(p.flow, p.trial, load, speed, offset) > goal
+        score = 0.0
+        if unlike:
+            score = judge(p, p.trial, load, speed, offset, bound, SOFT_MISS, close, shakes)
+        if score > best:
+            best = score
+            p.best[:] = p.trial
+    improve(
+        p.flow, p.search, p.best, load, speed, offset, slots, p.free, goal, 1 << 40,
+        1e-6 * bound, least_copies, steps,
+    )  # fmt: skip
+    if not joined or least_copies > 1:
+        return
+    if solve(p.flow, p.best, load, speed, offset) <= goal * (1 + close / 10):
+        return
+    best = judge(p, p.best, load, speed, offset, bound, HARD_MISS, close, shakes)
+    reset(p.draft, slots, speed, bound)
+    p.trial[:] = EMPTY
+    place_wrapped(p.draft, p.trial, load, order, by_density(speed, slots))
+    finish(p, load)
+    improve(
+        p.flow, p.search, p.trial, load, speed, offset, slots, p.free, goal, 1 << 40,
+        1e-6 * bound, least_copies, steps,
+    )  # fmt: skip
+    if judge(p, p.trial, load, speed, offset, bound, HARD_MISS, close, shakes) > best:
+        p.best[:] = p.trial
 
 
 @njit(cache=True)
-def place_layers(load, speed, slots, experts):  # type: ignore[no-untyped-def]
-    """Fills `experts` [L, D, S] for load [L, E], speed [D], slots [L, D]."""
-    experts[:] = EMPTY
-    for layer in range(load.shape[0]):
-        place_layer(load[layer], speed, slots[layer], experts[layer])
+def finish(p: Plan, load: FloatArray) -> None:
+    """Fills the slots that a construction left empty."""
+    D, S = p.trial.shape
+    placed = np.zeros(load.shape[0], np.int32)
+    for d in range(D):
+        for s in range(S):
+            if p.trial[d, s] != EMPTY:
+                placed[p.trial[d, s]] += 1
+    fill_spare(p.draft, p.trial, load, placed, D * S)
+
+
+@njit(cache=True)
+def judge(
+    p: Plan,
+    experts: IntArray,
+    load: FloatArray,
+    speed: FloatArray,
+    offset: FloatArray,
+    bound: float,
+    weight: float,
+    close: float,
+    shakes: FloatArray,
+) -> float:
+    """Mean balance under shaken loads, minus `weight` times the miss of the bound over `close`."""
+    time = solve(p.flow, experts, load, speed, offset)
+    score = -weight * max(time / bound - 1 - close, 0.0)
+    for k in range(shakes.shape[0]):
+        for e in range(load.shape[0]):
+            p.shaken[e] = load[e] * shakes[k, e]
+        time = solve(p.flow, experts, p.shaken, speed, offset)
+        score += (p.shaken.sum() + offset.sum()) / (speed.sum() * time * shakes.shape[0])
+    return score
+
+
+@njit(cache=True)
+def unlike_devices(speed: FloatArray, slots: NDArray[np.int64]) -> bool:
+    """Whether devices differ much in capacity per slot."""
+    least = np.inf
+    most = 0.0
+    for d in range(speed.shape[0]):
+        if slots[d] > 0:
+            least = min(least, speed[d] / slots[d])
+            most = max(most, speed[d] / slots[d])
+    return most > ALIKE * least
+
+
+@njit(cache=True)
+def by_density(speed: FloatArray, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Devices by falling capacity per slot (insertion sort: few, and compiled in no time)."""
+    order = np.arange(speed.shape[0])
+    for k in range(1, speed.shape[0]):
+        d = order[k]
+        j = k - 1
+        while j >= 0 and speed[order[j]] * slots[d] < speed[d] * slots[order[j]]:
+            order[j + 1] = order[j]
+            j -= 1
+        order[j + 1] = d
+    return order

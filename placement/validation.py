@@ -30,11 +30,16 @@ def check_speed(speed: ArrayLike) -> FloatArray:
     return array
 
 
-def check_slots(slots: ArrayLike, layers: int, devices: int, experts: int) -> NDArray[np.int64]:
+def check_slots(
+    slots: ArrayLike, layers: int, devices: int, experts: int, min_copies: int = 1
+) -> NDArray[np.int64]:
     """Returns slots as int64 [L, D], each at most `experts` (a device holds an expert once).
 
-    Raises `ValueError` for fractions, negatives, wrong shape, or too few slots for one copy each.
+    Raises `ValueError` for fractions, negatives, wrong shape, or too few slots for `min_copies` of
+    each expert on different devices.
     """
+    if min_copies < 1:
+        raise ValueError(f"min_copies = {min_copies} must be at least 1")
     raw = np.asarray(slots)
     if raw.shape not in ((devices,), (layers, devices)):
         raise ValueError(
@@ -47,14 +52,43 @@ def check_slots(slots: ArrayLike, layers: int, devices: int, experts: int) -> ND
     _reject(array, array < 0, "slots", "is negative")
     array = np.ascontiguousarray(np.minimum(array, experts))
     room = array.sum(axis=1)
-    short = np.flatnonzero(room < experts)
+    short = np.flatnonzero(room < experts * min_copies)
     if short.size:
         layer = int(short[0])
+        each = f" in {min_copies} copies each" if min_copies > 1 else ""
         raise ValueError(
             f"too little memory: layer {layer} has {int(room[layer])} slots on {devices} devices "
-            f"for {experts} experts; add devices or slots"
+            f"for {experts} experts{each}; add devices or slots"
         )
     return array
+
+
+def check_budget(budget: int | None) -> int | None:
+    """Returns a move budget; rejects negative ones."""
+    if budget is not None and budget < 0:
+        raise ValueError(f"max_moves_per_layer = {budget} is negative")
+    return budget
+
+
+def check_offset(offset: ArrayLike | None, devices: int) -> FloatArray:
+    """Returns each device's constant cost as float64 [D]; zeros for None."""
+    if offset is None:
+        return np.zeros(devices)
+    array = np.ascontiguousarray(offset, dtype=np.float64)
+    if array.shape != (devices,):
+        raise ValueError(f"offset must have shape [{devices}], got {array.shape}")
+    _reject(array, ~np.isfinite(array) | (array < 0), "offset", "must be finite and >= 0")
+    return array
+
+
+def check_domains(domains: ArrayLike | None, devices: int) -> NDArray[np.int64]:
+    """Returns failure domains as int64 [D]; every device its own for None."""
+    if domains is None:
+        return np.arange(devices)
+    raw = np.asarray(domains)
+    if raw.shape != (devices,) or not np.issubdtype(raw.dtype, np.integer):
+        raise ValueError(f"domains must be integers of shape [{devices}], got {raw.shape}")
+    return raw.astype(np.int64)
 
 
 def check_experts(

@@ -115,7 +115,7 @@ def test_split_serves_all_tokens(problem):
         ({"current": [[[0], [7]]]}, r"current\[0, 1, 0\] = 7 is not in"),
         ({"current": [[[0]]]}, r"current must have shape \[1, 2, slots\]"),
         ({"max_moves_per_layer": -1}, "max_moves_per_layer = -1 is negative"),
-        ({"domains": [0]}, r"domains must have shape \[2\]"),
+        ({"domains": [0]}, r"domains must be integers of shape \[2\]"),
     ],
 )
 def test_bad_input_is_named(change, message):

@@ -1,0 +1,123 @@
+"""Keeps an expert's two hottest replicas in different failure domains.
+
+The constructions already avoid a shared domain; this mends what is left after the local search, by
+exchanging the second hottest replica with a like-loaded single expert, or an empty slot, elsewhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from placement.draft import holds
+from placement.flow import Flow, new_flow, solve
+from placement.types import EMPTY, FloatArray, IntArray
+
+ROUNDS = 4
+"""Passes over a layer; each exchange shifts tokens, so another pair may become the hottest."""
+
+
+@njit(cache=True)
+def part_layers(
+    load: FloatArray,
+    speed: FloatArray,
+    offset: FloatArray,
+    slots: NDArray[np.int64],
+    domain: NDArray[np.int64],
+    budget: NDArray[np.int64],
+    experts: IntArray,
+) -> None:
+    """Changes `experts` [L, D, S] by at most budget [L] copies per layer.
+
+    load: [L, E]; speed, offset: [D]; slots: [L, D]; domain: [D].
+    """
+    L, D, S = experts.shape
+    f = new_flow(load.shape[1], D, S)
+    for layer in range(L):
+        left = budget[layer]
+        for _ in range(ROUNDS):
+            solve(f, experts[layer], load[layer], speed, offset)
+            found = False
+            for i in range(load.shape[1]):
+                if i >= replicated(f):
+                    break
+                hottest, second = two_hottest(f, i)
+                if left >= 2 and domain[f.device[hottest]] == domain[f.device[second]]:
+                    found = True
+                    left -= exchange(
+                        f, i, f.device[hottest], second, load[layer], speed, slots[layer], domain,
+                        experts[layer],
+                    )  # fmt: skip
+            if not found:
+                break
+
+
+@njit(cache=True)
+def replicated(f: Flow) -> int:
+    """Number of replicated experts in the solved layer."""
+    n = 0
+    for e in range(f.copies.shape[0]):
+        if f.copies[e] > 1:
+            n += 1
+    return n
+
+
+@njit(cache=True)
+def two_hottest(f: Flow, i: int) -> tuple[int, int]:
+    """The stubs of the i-th replicated expert with most and second most tokens."""
+    first = f.first[i]
+    second = f.first[i] + 1
+    if f.flow[second] > f.flow[first]:
+        first, second = second, first
+    for stub in range(f.first[i] + 2, f.first[i + 1]):
+        if f.flow[stub] > f.flow[first]:
+            first, second = stub, first
+        elif f.flow[stub] > f.flow[second]:
+            second = stub
+    return first, second
+
+
+@njit(cache=True)
+def exchange(
+    f: Flow,
+    i: int,
+    keep: int,
+    stub: int,
+    load: FloatArray,
+    speed: FloatArray,
+    slots: NDArray[np.int64],
+    domain: NDArray[np.int64],
+    experts: IntArray,
+) -> int:
+    """Moves one replica out of the domain of device `keep`; returns the copies that takes."""
+    a = f.device[stub]
+    sa = f.slot[stub]
+    e = f.expert[i]
+    if experts[a, sa] != e:
+        return 0  # an earlier exchange of this pass moved it
+    best = -1
+    best_slot = -1
+    least = np.inf
+    for b in range(speed.shape[0]):
+        if domain[b] == domain[keep] or holds(experts, b, e):
+            continue
+        for sb in range(slots[b]):
+            g = experts[b, sb]
+            if g != EMPTY and (f.copies[g] > 1 or holds(experts, a, g)):
+                continue
+            shift = f.flow[stub] - (load[g] if g != EMPTY else 0.0)
+            harm = max((f.load[b] + shift) / speed[b], (f.load[a] - shift) / speed[a])
+            if harm < least:
+                least = harm
+                best = b
+                best_slot = sb
+    if best < 0:
+        return 0
+    g = experts[best, best_slot]
+    experts[best, best_slot] = e
+    experts[a, sa] = g
+    shift = f.flow[stub] - (load[g] if g != EMPTY else 0.0)
+    f.load[best] += shift
+    f.load[a] -= shift
+    return 1 if g == EMPTY else 2

@@ -1,0 +1,387 @@
+"""One layer's tokens as flows from experts to the devices that hold them.
+
+Minimises the slowest device's time for a given placement. Only replicated experts have a choice;
+their replicas are the links of a graph that joins devices. Four steps, fast ones first:
+
+1. Water-filling: one expert's tokens go to the least utilised of its devices, up to a common level
+   (one step of block coordinate descent on sum(load^2 / speed)).
+2. Levelling along a spanning tree: every device passes its surplus to its parent, leaves first, as
+   far as flows allow. This carries load across the whole graph at once, where water-filling alone
+   needs as many sweeps as the graph is long, squared.
+3. Augmenting paths: what still exceeds the goal moves along shortest paths to devices below it.
+4. Proof: where no path is left, let A be all devices the slowest one could pass load to, directly
+   or not. No flow leaves A, so load(A) / speed(A) bounds every split from below and becomes the
+   goal (Newton's method on the parametric maximum flow). Done when the slowest device meets it.
+
+Invariants: flows are >= 0 and sum to each expert's tokens; a device without the expert gets none.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from placement.types import FloatArray, IntArray
+
+PROOF_TOLERANCE = 2e-5
+"""Stop once the slowest device is this close to its proven lower bound, as a fraction."""
+
+MAX_WAVES = 1000
+"""Waves of augmenting paths after which the split is taken as it is; dozens are usual at most."""
+
+DRAINED = 1e-12
+"""A flow below this fraction of all tokens counts as none."""
+
+
+class Flow(NamedTuple):
+    """Scratch for one layer, reused over layers. A stub is one replica of a replicated expert."""
+
+    copies: NDArray[np.int32]
+    """[E] replicas per expert."""
+    first: NDArray[np.int32]
+    """[E + 1] stubs of the i-th replicated expert are first[i] .. first[i + 1]."""
+    expert: NDArray[np.int32]
+    """[E] id of the i-th replicated expert."""
+    rank: NDArray[np.int32]
+    """[E] inverse of `expert`."""
+    device: NDArray[np.int32]
+    """[N] device of each stub."""
+    owner: NDArray[np.int32]
+    """[N] index of the replicated expert of each stub."""
+    slot: NDArray[np.int32]
+    """[N] slot of each stub on its device."""
+    flow: FloatArray
+    """[N] tokens of each stub."""
+    on: NDArray[np.int32]
+    """[N] stubs, device by device: those of d are on[begin[d]] .. on[begin[d + 1]]."""
+    begin: NDArray[np.int32]
+    """[D + 1] see `on`."""
+    load: FloatArray
+    """[D] tokens per device, plus its constant offset."""
+    order: NDArray[np.int32]
+    """[D] scratch: stubs of one expert by utilisation."""
+    queue: NDArray[np.int32]
+    """[D] scratch: devices in breadth-first order."""
+    seen: NDArray[np.bool_]
+    """[D] scratch: device reached."""
+    used: NDArray[np.bool_]
+    """[E] scratch: replicated expert expanded."""
+    parent: NDArray[np.int32]
+    """[D] scratch: stub on the parent device; -1 for a root."""
+    link: NDArray[np.int32]
+    """[D] scratch: own stub of the same expert."""
+
+
+@njit(cache=True)
+def new_flow(E: int, D: int, S: int) -> Flow:
+    """Scratch for layers of E experts on D devices with S slots each."""
+    N = D * S
+    return Flow(
+        np.empty(E, np.int32),
+        np.empty(E + 1, np.int32),
+        np.empty(E, np.int32),
+        np.empty(E, np.int32),
+        np.empty(N, np.int32),
+        np.empty(N, np.int32),
+        np.empty(N, np.int32),
+        np.empty(N),
+        np.empty(N, np.int32),
+        np.empty(D + 1, np.int32),
+        np.empty(D),
+        np.empty(D, np.int32),
+        np.empty(D, np.int32),
+        np.empty(D, np.bool_),
+        np.empty(E, np.bool_),
+        np.empty(D, np.int32),
+        np.empty(D, np.int32),
+    )
+
+
+@njit(cache=True)
+def solve(
+    f: Flow, experts: IntArray, tokens: FloatArray, speed: FloatArray, offset: FloatArray
+) -> float:
+    """Splits one layer. Fills `f.flow` and `f.load`; returns the slowest device's time.
+
+    experts: [D, S]; tokens: [E]; speed: [D]; offset: [D] tokens' worth of constant time.
+    """
+    replicated = list_stubs(f, experts, tokens, offset)
+    total = 0.0
+    for d in range(speed.shape[0]):
+        total += f.load[d]
+    for i in range(replicated):
+        total += tokens[f.expert[i]]
+        for stub in range(f.first[i], f.first[i + 1]):
+            f.flow[stub] = 0.0
+    return settle(f, replicated, total, tokens, speed)
+
+
+@njit(cache=True)
+def settle(f: Flow, replicated: int, total: float, tokens: FloatArray, speed: FloatArray) -> float:
+    """Moves flow until the slowest device is proven slowest; see `solve`."""
+    for i in range(replicated):
+        fill_expert(f, i, tokens[f.expert[i]], speed)
+    goal = total / speed.sum()
+    drained = DRAINED * total
+    level_along_tree(f, drained, speed)
+    slowest = 0.0
+    for _ in range(MAX_WAVES):
+        worst = slowest_device(f, speed)
+        slowest = f.load[worst] / speed[worst]
+        if slowest <= goal * (1 + PROOF_TOLERANCE):
+            break
+        if send_surplus(f, worst, goal, drained, speed) < 0:
+            goal = max(goal, closed_bound(f, worst, drained, speed))
+    return slowest
+
+
+@njit(cache=True)
+def shortage(f: Flow, drained: float, goal: float, speed: FloatArray) -> float:
+    """Tokens that no split can serve within `goal`, after `solve`. Moves flow to find out.
+
+    Leaves in `f.seen` the devices that could pass load to one below `goal`; the surplus is stuck
+    on the others.
+    """
+    for _ in range(MAX_WAVES):
+        if send_surplus(f, -1, goal, drained, speed) <= drained:
+            break
+    stuck = 0.0
+    for d in range(speed.shape[0]):
+        stuck += max(f.load[d] - goal * speed[d], 0.0)
+    return stuck
+
+
+@njit(cache=True)
+def slowest_device(f: Flow, speed: FloatArray) -> int:
+    worst = 0
+    slowest = -1.0
+    for d in range(speed.shape[0]):
+        if f.load[d] > slowest * speed[d]:
+            slowest = f.load[d] / speed[d]
+            worst = d
+    return worst
+
+
+@njit(cache=True)
+def list_stubs(f: Flow, experts: IntArray, tokens: FloatArray, offset: FloatArray) -> int:
+    """Lists the replicas of replicated experts by expert and by device; loads the other ones."""
+    D, S = experts.shape
+    f.copies[:] = 0
+    for d in range(D):
+        for s in range(S):
+            if experts[d, s] >= 0:
+                f.copies[experts[d, s]] += 1
+    n = 0
+    f.first[0] = 0
+    for e in range(f.copies.shape[0]):
+        if f.copies[e] > 1:
+            f.expert[n] = e
+            f.rank[e] = n
+            f.first[n + 1] = f.first[n] + f.copies[e]
+            n += 1
+    listed = 0
+    for d in range(D):
+        f.load[d] = offset[d]
+        f.begin[d] = listed
+        for s in range(S):
+            e = experts[d, s]
+            if e < 0:
+                continue
+            if f.copies[e] == 1:
+                f.load[d] += tokens[e]
+            else:
+                i = f.rank[e]
+                stub = f.first[i]
+                f.first[i] += 1
+                f.device[stub] = d
+                f.owner[stub] = i
+                f.slot[stub] = s
+                f.on[listed] = stub
+                listed += 1
+    f.begin[D] = listed
+    for i in range(n, 0, -1):
+        f.first[i] = f.first[i - 1]
+    f.first[0] = 0
+    return n
+
+
+@njit(cache=True)
+def fill_expert(f: Flow, i: int, tokens: float, speed: FloatArray) -> None:
+    """Water-fills one replicated expert exactly, the others fixed."""
+    first = f.first[i]
+    n = f.first[i + 1] - first
+    for k in range(n):
+        d = f.device[first + k]
+        f.load[d] -= f.flow[first + k]
+        level = f.load[d] / speed[d]
+        j = k - 1
+        while j >= 0:
+            other = f.device[f.order[j]]
+            if f.load[other] <= level * speed[other]:
+                break
+            f.order[j + 1] = f.order[j]
+            j -= 1
+        f.order[j + 1] = first + k
+    held = tokens
+    rate = 0.0
+    level = 0.0
+    filled = n
+    for k in range(n):
+        d = f.device[f.order[k]]
+        held += f.load[d]
+        rate += speed[d]
+        level = held / rate
+        if k + 1 < n:
+            following = f.device[f.order[k + 1]]
+            if level * speed[following] <= f.load[following]:
+                filled = k + 1
+                break
+    for k in range(n):
+        stub = f.order[k]
+        d = f.device[stub]
+        f.flow[stub] = 0.0
+        if k < filled:
+            f.flow[stub] = max(level * speed[d] - f.load[d], 0.0)
+            f.load[d] += f.flow[stub]
+
+
+@njit(cache=True)
+def send_surplus(f: Flow, worst: int, goal: float, drained: float, speed: FloatArray) -> float:
+    """One wave: what exceeds `goal` moves along shortest ways to devices below it.
+
+    Returns the tokens moved, or -1 with nothing moved if no way leads from `worst` (if >= 0) to a
+    device below `goal`.
+    """
+    D = speed.shape[0]
+    f.used[:] = False
+    n = 0
+    for d in range(D):
+        f.seen[d] = f.load[d] < goal * speed[d]
+        if f.seen[d]:
+            f.parent[d] = -1
+            f.queue[n] = d
+            n += 1
+    sinks = n
+    k = 0
+    while k < n:
+        d = f.queue[k]
+        k += 1
+        for at in range(f.begin[d], f.begin[d + 1]):
+            own = f.on[at]
+            i = f.owner[own]
+            if f.used[i]:
+                continue
+            f.used[i] = True
+            for stub in range(f.first[i], f.first[i + 1]):
+                above = f.device[stub]
+                if f.seen[above] or f.flow[stub] <= drained:
+                    continue
+                f.seen[above] = True
+                f.parent[above] = own
+                f.link[above] = stub
+                f.queue[n] = above
+                n += 1
+    if worst >= 0 and not f.seen[worst]:
+        return -1.0
+    moved = 0.0
+    for k in range(sinks, n):
+        surplus = f.load[f.queue[k]] - goal * speed[f.queue[k]]
+        d = f.queue[k]
+        while f.parent[d] >= 0 and surplus > 0:
+            surplus = min(surplus, f.flow[f.link[d]])
+            d = f.device[f.parent[d]]
+        surplus = min(surplus, goal * speed[d] - f.load[d])
+        if surplus <= 0:
+            continue
+        moved += surplus
+        f.load[f.queue[k]] -= surplus
+        f.load[d] += surplus
+        d = f.queue[k]
+        while f.parent[d] >= 0:
+            f.flow[f.link[d]] -= surplus
+            f.flow[f.parent[d]] += surplus
+            d = f.device[f.parent[d]]
+    return moved
+
+
+@njit(cache=True)
+def level_along_tree(f: Flow, drained: float, speed: FloatArray) -> None:
+    """Passes every device's surplus or deficit to its parent, leaves first, as flows allow."""
+    D = speed.shape[0]
+    f.seen[:] = False
+    f.used[:] = False
+    for root in range(D):
+        if f.seen[root]:
+            continue
+        f.seen[root] = True
+        f.parent[root] = -1
+        f.queue[0] = root
+        n = 1
+        k = 0
+        load = 0.0
+        rate = 0.0
+        while k < n:
+            d = f.queue[k]
+            k += 1
+            load += f.load[d]
+            rate += speed[d]
+            for at in range(f.begin[d], f.begin[d + 1]):
+                own = f.on[at]
+                i = f.owner[own]
+                if f.used[i]:
+                    continue
+                f.used[i] = True
+                for stub in range(f.first[i], f.first[i + 1]):
+                    child = f.device[stub]
+                    # A link that can carry flow neither way joins nothing.
+                    if f.seen[child] or f.flow[stub] + f.flow[own] <= drained:
+                        continue
+                    f.seen[child] = True
+                    f.parent[child] = own
+                    f.link[child] = stub
+                    f.queue[n] = child
+                    n += 1
+        level = load / rate
+        for k in range(n - 1, 0, -1):
+            d = f.queue[k]
+            up = f.parent[d]
+            surplus = f.load[d] - level * speed[d]
+            surplus = max(min(surplus, f.flow[f.link[d]]), -f.flow[up])
+            f.flow[f.link[d]] -= surplus
+            f.load[d] -= surplus
+            f.flow[up] += surplus
+            f.load[f.device[up]] += surplus
+
+
+@njit(cache=True)
+def closed_bound(f: Flow, worst: int, drained: float, speed: FloatArray) -> float:
+    """load / speed of all devices that `worst` can pass load to: no split makes them faster."""
+    f.seen[:] = False
+    f.used[:] = False
+    f.seen[worst] = True
+    f.queue[0] = worst
+    n = 1
+    k = 0
+    load = 0.0
+    rate = 0.0
+    while k < n:
+        d = f.queue[k]
+        k += 1
+        load += f.load[d]
+        rate += speed[d]
+        for at in range(f.begin[d], f.begin[d + 1]):
+            own = f.on[at]
+            i = f.owner[own]
+            if f.used[i] or f.flow[own] <= drained:
+                continue
+            f.used[i] = True
+            for stub in range(f.first[i], f.first[i + 1]):
+                child = f.device[stub]
+                if not f.seen[child]:
+                    f.seen[child] = True
+                    f.queue[n] = child
+                    n += 1
+    return load / rate

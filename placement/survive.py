@@ -1,0 +1,50 @@
+"""A layer in which every expert has several copies, on different devices, whatever the slots.
+
+Rule: experts by falling load, each on the devices with most free slots. This is the Gale-Ryser
+construction: it succeeds whenever sum(min(slots, E)) >= copies * E, where greedy balancing may end
+with only slots on devices that hold the expert already.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from placement.types import EMPTY, FloatArray, IntArray
+
+
+@njit(cache=True)
+def lacks_copies(experts: IntArray, E: int, least_copies: int) -> bool:
+    """Whether some expert has fewer than `least_copies` copies in experts [D, S]."""
+    copies = np.zeros(E, np.int64)
+    for d in range(experts.shape[0]):
+        for s in range(experts.shape[1]):
+            if experts[d, s] != EMPTY:
+                copies[experts[d, s]] += 1
+    return bool(copies.min() < least_copies)
+
+
+@njit(cache=True)
+def place_evenly(
+    experts: IntArray,
+    order: NDArray[np.int64],
+    speed: FloatArray,
+    slots: NDArray[np.int64],
+    least_copies: int,
+) -> None:
+    """Fills `experts` [D, S] (emptied first) with `least_copies` of each expert in `order` [E]."""
+    D = speed.shape[0]
+    experts[:] = EMPTY
+    free = slots.copy()
+    taken = np.empty(D, np.bool_)
+    for e in order:
+        taken[:] = False
+        for _ in range(least_copies):
+            best = -1
+            for d in range(D):
+                if not taken[d] and (best < 0 or (free[d], speed[d]) > (free[best], speed[best])):
+                    best = d
+            taken[best] = True
+            experts[best, slots[best] - free[best]] = e
+            free[best] -= 1
