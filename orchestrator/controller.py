@@ -36,6 +36,9 @@ from orchestrator.status import ComponentKind, ComponentState, ComponentStatus, 
 from orchestrator.watch import Watch
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from orchestrator.mesh_plan import ShardCapacity
 
 log = logging.getLogger(__name__)
@@ -135,6 +138,30 @@ class Controller:
             {"id": c.id, "state": c.state, "actor_name": cluster.engine_actor_name(c.id)}
             for c in self._engines
         ]
+
+    async def expert_load(self) -> dict[str, Any]:
+        """`ExpertLoad` as JSON values. A shard that is dead or silent counts as zero."""
+        from orchestrator.expert_load import sum_load
+
+        assert self._spec is not None
+        ready = [s for s in self._shards if s.state is ComponentState.READY]
+        answers = await asyncio.gather(*map(self._load_of, ready))
+        by_shard = {
+            shard.id: counts
+            for shard, counts in zip(ready, answers, strict=True)
+            if counts is not None
+        }
+        spec = self._spec
+        return sum_load(self._config.model.name, spec.layers, by_shard, spec.num_experts).to_json()
+
+    async def _load_of(self, shard: Component) -> "NDArray[np.int64] | None":
+        try:
+            async with asyncio.timeout(self._config.controller.call_timeout_s):
+                counts: NDArray[np.int64] = await shard.handle.load_counts.remote()
+                return counts
+        except (TimeoutError, RayError) as error:
+            log.warning("no load counts from shard %s: %s", shard.id, error)
+            return None
 
     @property
     def _components(self) -> list[Component]:

@@ -33,10 +33,13 @@ class ShardCapacity:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeshPlan:
-    """The epoch and what the planner says of it."""
+    """The epoch and what the planner says of it: predicted balance, the best any placement could
+    reach (bound), and how many copies of experts are to load (moves)."""
 
     epoch: PlanEpoch
     balance: float
+    bound: float
+    moves: int
     reason: str
 
 
@@ -107,4 +110,6 @@ def plan_mesh(
         placement.experts.astype(np.int32),
         placement.shares.astype(np.float64),
     )
-    return MeshPlan(epoch, placement.balance, placement.reason)
+    return MeshPlan(
+        epoch, placement.balance, placement.bound, len(placement.moves), placement.reason
+    )

@@ -38,6 +38,7 @@ Config = Annotated[
     Path | None,
     typer.Argument(metavar="[CONFIG]", help="Config file (YAML).", show_default="the demo mesh"),
 ]
+Url = Annotated[str, typer.Option(envvar="EXPERTMESH_URL", help="Endpoint of the mesh.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -70,9 +71,7 @@ def serve_command(
 
 @app.command("status")
 def status_command(
-    url: Annotated[
-        str, typer.Option(envvar="EXPERTMESH_URL", help="Endpoint of the mesh.")
-    ] = DEFAULT_URL,
+    url: Url = DEFAULT_URL,
     as_json: Json = False,
     wide: Annotated[
         bool, typer.Option("--wide", "-w", help="Show kind and detail of each component too.")
@@ -83,6 +82,37 @@ def status_command(
     from orchestrator.cli.status import status
 
     raise typer.Exit(status(url, as_json, wide))
+
+
+@app.command("plan")
+def plan_command(
+    config: Config = None,
+    load: Annotated[
+        Path | None, typer.Option(help="Plan for the load in this trace (.npz, .jsonl).")
+    ] = None,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Show where a config's experts would be placed, and why, without starting anything."""
+    from orchestrator.cli.plan import plan
+
+    raise typer.Exit(plan(config, load, as_json))
+
+
+@app.command("record")
+def record_command(
+    file: Annotated[Path, typer.Argument(help="Trace to write: .jsonl or .npz.")],
+    url: Url = DEFAULT_URL,
+    window: Annotated[float, typer.Option(help="Length of a window in seconds.", min=0.1)] = 10.0,
+    windows: Annotated[
+        int | None, typer.Option(help="Stop after so many.", show_default="at Ctrl-C", min=1)
+    ] = None,
+    _verbose: Verbose = False,
+) -> None:
+    """Record the expert load of a running mesh, for `plan` and `simulate`."""
+    from orchestrator.cli.record import record
+
+    raise typer.Exit(record(url, file, window, windows))
 
 
 @app.command("doctor")

@@ -2,18 +2,15 @@
 
 import sys
 
-import httpx
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.endpoint import ask, not_a_mesh
 from orchestrator.config.bytesize import format_bytes
-from orchestrator.config.secrets import Secrets
-from orchestrator.errors import UserError
 from orchestrator.status import ComponentState, ComponentStatus, MeshStatus
 
-TIMEOUT_S = 10.0
 FILE_WIDTH = 200
 """Columns where the output is no terminal: nothing is cut off in a file or a pipe."""
 
@@ -45,26 +42,11 @@ def status(url: str, as_json: bool, wide: bool = False, console: Console | None 
 
 def fetch_status(url: str) -> MeshStatus:
     """GET {url}/api/v1/status. Raises UserError if no mesh answers there."""
-    base = (url if "://" in url else f"http://{url}").rstrip("/")
-    keys = Secrets().api_keys
-    headers = {"Authorization": f"Bearer {keys[0].get_secret_value()}"} if keys else {}
-    # Without proxies from the environment: a mesh on this machine is not behind one.
-    try:
-        with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client:
-            response = client.get(f"{base}/api/v1/status", headers=headers)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UserError(
-            f"no mesh answers at {base}", "start one with `expertmesh serve`, or give --url"
-        ) from error
-    if response.status_code in (401, 403):
-        raise UserError(f"the mesh at {base} wants an API key", "set EXPERTMESH_API_KEYS")
+    response = ask(url, "/api/v1/status")
     try:
         return MeshStatus.model_validate_json(response.content)
     except ValidationError as error:
-        raise UserError(
-            f"what answers at {base} (status {response.status_code}) is not a mesh of this version",
-            "give its address with --url",
-        ) from error
+        raise not_a_mesh(url, response) from error
 
 
 def headline(mesh: MeshStatus) -> Text:

@@ -83,6 +83,14 @@ class Gateway:
             return unavailable(str(error), self._config.retry_after_s)
         return Response(mesh.model_dump_json(), media_type="application/json")
 
+    async def expert_load(self, _: Request) -> Response:
+        """`ExpertLoad`: assignments per layer and expert since the shards started."""
+        try:
+            load = await self._mesh.expert_load()
+        except MeshLostError as error:
+            return unavailable(str(error), self._config.retry_after_s)
+        return JSONResponse(load.to_json())
+
     async def poll(self) -> None:
         """Keep the pool up to date for as long as the gateway runs."""
         while True:
@@ -143,6 +151,7 @@ def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) 
         Route("/health", gateway.health),
         Route("/metrics", gateway.metrics),
         Route("/api/v1/status", gateway.status),
+        Route("/api/v1/expert-load", gateway.expert_load),
     ]
     app = Starlette(
         routes=routes,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from actors.engine.messages import EngineReply, HttpRequest
+from orchestrator.expert_load import ExpertLoad
 from orchestrator.status import ComponentState, MeshStatus
 
 
@@ -64,6 +65,10 @@ class Mesh(Protocol):
     """The controller, and a way to its engines."""
 
     async def status(self) -> MeshStatus:
+        """Raises `MeshLostError`."""
+        ...
+
+    async def expert_load(self) -> ExpertLoad:
         """Raises `MeshLostError`."""
         ...
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from actors.engine.messages import EngineReply, HttpRequest
+from orchestrator.expert_load import ExpertLoad
 from orchestrator.gateway.mesh import (
     EngineClient,
     EngineFailedError,
@@ -35,6 +36,9 @@ class RayMesh:
 
     async def status(self) -> MeshStatus:
         return MeshStatus.model_validate(await self._ask("status"))
+
+    async def expert_load(self) -> ExpertLoad:
+        return ExpertLoad.from_json(await self._ask("expert_load"))
 
     async def engines(self) -> list[EngineInfo]:
         return [

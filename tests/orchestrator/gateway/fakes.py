@@ -7,8 +7,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from actors.engine import asgi_bridge
 from actors.engine.messages import EngineReply, HttpRequest, ResponseStart
+from orchestrator.expert_load import ExpertLoad
 from orchestrator.gateway.mesh import (
     EngineClient,
     EngineError,
@@ -88,6 +91,11 @@ class FakeMesh:
             router_mode="embedded",
             components=[],
         )
+
+    async def expert_load(self) -> ExpertLoad:
+        if self.silent:
+            raise MeshLostError("no answer")
+        return ExpertLoad("tiny", (0,), np.array([[3, 1]]), {"a-0": np.array([[3, 1]])})
 
     async def engines(self) -> list[EngineInfo]:
         if self.silent:

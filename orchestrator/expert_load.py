@@ -1,0 +1,45 @@
+"""How much work each expert got: the body of `/api/v1/expert-load`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertLoad:
+    """counts: int64 [L, E], assignments computed since the shards started, summed over shards;
+    by_shard: int64 [L, E] each, by shard id."""
+
+    model: str
+    layers: tuple[int, ...]
+    counts: npt.NDArray[np.int64]
+    by_shard: dict[str, npt.NDArray[np.int64]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "layers": list(self.layers),
+            "counts": self.counts.tolist(),
+            "by_shard": {shard: counts.tolist() for shard, counts in self.by_shard.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ExpertLoad":
+        return cls(
+            data["model"],
+            tuple(data["layers"]),
+            np.array(data["counts"], np.int64),
+            {shard: np.array(counts, np.int64) for shard, counts in data["by_shard"].items()},
+        )
+
+
+def sum_load(
+    model: str, layers: tuple[int, ...], by_shard: dict[str, npt.NDArray[np.int64]], experts: int
+) -> ExpertLoad:
+    """Total over shards; by_shard: [L, E] each."""
+    total = np.zeros((len(layers), experts), np.int64)
+    for counts in by_shard.values():
+        total += counts
+    return ExpertLoad(model, layers, total, by_shard)

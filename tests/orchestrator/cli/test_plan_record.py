@@ -1,0 +1,118 @@
+"""`expertmesh plan` and `expertmesh record` against a real checkpoint and a real HTTP server."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.cli.plan import plan
+from orchestrator.cli.record import record
+from orchestrator.errors import UserError
+from orchestrator.expert_load import sum_load
+from orchestrator.load_trace import LoadTrace, read_trace, write_npz
+from tests.checkpoints.make import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    make_checkpoint("qwen3_moe", folder / "model")
+    path = folder / "mesh.yaml"
+    path.write_text(
+        "model: {path: ./model}\n"
+        "pools:\n"
+        "  fast: {vendor: nvidia, emulated: true, speed: 1.0, memory: 4MiB}\n"
+        "  slow: {vendor: ascend, emulated: true, speed: 0.25, memory: 4MiB}\n"
+    )
+    return path
+
+
+def planned(config: Path, capsys: pytest.CaptureFixture[str], trace: Path | None = None) -> dict:
+    assert plan(config, trace, as_json=True) == 0
+    report: dict = json.loads(capsys.readouterr().out)
+    return report
+
+
+def test_plan_gives_load_by_speed(config: Path, capsys) -> None:
+    report = planned(config, capsys)
+    fast, slow = report["shards"]
+    assert fast["share_of_load"] == pytest.approx(0.8, abs=0.01)
+    assert slow["share_of_load"] == pytest.approx(0.2, abs=0.01)
+    for shard in report["shards"]:
+        assert 0 < shard["memory_bytes"] <= shard["memory_limit_bytes"]
+        assert shard["emulated"]
+    for layer in report["placement"].values():
+        assert set(layer["fast-0"]) | set(layer["slow-0"]) == set(range(report["experts"]))
+    assert report["balance"] <= report["bound"] + 1e-9
+
+
+def test_plan_follows_a_recorded_load(config: Path, capsys, tmp_path: Path) -> None:
+    uniform = planned(config, capsys)
+    layers, experts = uniform["layers"], uniform["experts"]
+    counts = np.ones((1, layers, experts), np.int64)
+    counts[:, :, 0] = 1000
+    indices = tuple(int(layer) for layer in uniform["placement"])
+    write_npz(tmp_path / "t.npz", LoadTrace("m", indices, counts, np.array([1.0])))
+    skewed = planned(config, capsys, tmp_path / "t.npz")
+    assert all(0 in layer["fast-0"] for layer in skewed["placement"].values())
+
+
+def test_plan_refuses_the_trace_of_another_model(config: Path, tmp_path: Path) -> None:
+    write_npz(tmp_path / "t.npz", LoadTrace("m", (0,), np.ones((1, 1, 2), np.int64), np.ones(1)))
+    with pytest.raises(UserError, match="the trace is of m: 2 experts in layers"):
+        plan(config, tmp_path / "t.npz", as_json=True)
+
+
+def test_plan_for_people_names_what_is_emulated(config: Path, capsys) -> None:
+    assert plan(config, None, as_json=False) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("emulated") == 2
+    assert "balance" in shown
+    assert "why:" in shown
+
+
+@pytest.fixture
+def mesh() -> Iterator[str]:
+    """A server whose expert load grows by one everywhere at each question."""
+    asked = [0]
+
+    class Load(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked[0] += 1
+            counts = {"a-0": np.full((2, 3), asked[0], np.int64)}
+            body = json.dumps(sum_load("tiny", (1, 4), counts, 3).to_json()).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Load)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", ["t.npz", "t.jsonl"])
+def test_record_writes_differences(mesh: str, tmp_path: Path, name: str) -> None:
+    assert record(mesh, tmp_path / name, window_s=0.1, windows=3) == 0
+    trace = read_trace(tmp_path / name)
+    assert (trace.model, trace.layers) == ("tiny", (1, 4))
+    assert (trace.counts == np.ones((3, 2, 3))).all()
+    assert (trace.window_s >= 0.1).all()
+
+
+def test_record_refuses_another_file_type(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"neither \.jsonl nor \.npz"):
+        record("http://127.0.0.1:1", tmp_path / "t.csv", 1.0, 1)
+
+
+def test_record_without_a_mesh(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no mesh answers at"):
+        record("http://127.0.0.1:1", tmp_path / "t.npz", 1.0, 1)
