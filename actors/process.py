@@ -10,6 +10,11 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # the one that has work (measured: a third of the throughput on two cores).
 PASSIVE_THREADS = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
+# Weights in huge pages: fewer misses in the kernels (a tenth of their time), and a process that is
+# killed is gone sooner. Its memory is taken back before its sockets close, 100 ms for 1 GB in small
+# pages, 10 ms in huge ones, and only then do its clients notice.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
 
 def start_logging(level: str) -> None:
     """Log lines of this process to stderr, which Ray keeps in the session's log folder."""
@@ -18,7 +23,12 @@ def start_logging(level: str) -> None:
 
 def thread_environment(threads: int) -> dict[str, str]:
     """Environment for an actor whose kernels use `threads` CPU threads; set before torch loads."""
-    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **PASSIVE_THREADS}
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        **PASSIVE_THREADS,
+        **HUGE_PAGES,
+    }
 
 
 def limit_threads(threads: int) -> None:

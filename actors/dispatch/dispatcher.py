@@ -19,6 +19,7 @@ from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.routing_table import RoutingTable, build_routing_table
 from actors.dispatch.split import AnyInts, ExpertsUnplaced, Ints, Split
 from actors.dispatch.subscription import ViewSource
+from actors.wire.bell import Bell
 from actors.wire.body import Floats, sums_of
 from actors.wire.frame import FrameKind, Header, body_bytes
 from actors.wire.handshake import HandshakeError
@@ -83,6 +84,7 @@ class Dispatcher:
         self._links: dict[int, ClientLink] = {}
         self._down: dict[int, float] = {}
         self._call_id = 0
+        self._bell = Bell()
         self._idle: list[_Scratch] = []
 
     # -- ExpertBackend
@@ -127,6 +129,7 @@ class Dispatcher:
         for link in self._links.values():
             link.close()
         self._links.clear()
+        self._bell.close()
 
     # -- sending
 
@@ -157,6 +160,7 @@ class Dispatcher:
             split.translate_rows(tokens)
         for shard, rows, assignments in shares:
             call.parts.append(self._post(call, split, shard, rows, assignments))
+        self._bell.ring()
 
     def _post(self, call: Call, split: Split, shard: int, rows: int, assignments: int) -> _Part:
         self._call_id += 1
@@ -265,7 +269,7 @@ class Dispatcher:
         if link is None:
             assert self._view is not None
             address = self._view.shards[shard].address_from(node_id())
-            link = self._links[shard] = open_link(address, self._secret)
+            link = self._links[shard] = open_link(address, self._secret, self._bell)
         return link
 
     def _lose(self, shard: int, error: Exception) -> None:

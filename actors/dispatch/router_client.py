@@ -14,6 +14,7 @@ import torch
 from actors.dispatch.backend import ExpertUnavailable, bf16_bits, bf16_tensor
 from actors.dispatch.mesh_view import MeshView, Peer
 from actors.dispatch.subscription import ViewSource
+from actors.wire.bell import Bell
 from actors.wire.body import Floats, Ints, route_body, rows_of
 from actors.wire.frame import FrameKind, Header, body_bytes
 from actors.wire.handshake import HandshakeError
@@ -47,6 +48,7 @@ class RouterClient:
         self._link: ClientLink | None = None
         self._router: Peer | None = None
         self._call_id = 0
+        self._bell = Bell()
 
     def send(
         self, layer: int, rows: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
@@ -78,6 +80,10 @@ class RouterClient:
             self._try(partial(self._post, call))
 
     def close(self) -> None:
+        self._disconnect()
+        self._bell.close()
+
+    def _disconnect(self) -> None:
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -89,7 +95,7 @@ class RouterClient:
             raise ExpertUnavailable(f"router: {error}") from None
         except (LinkClosed, HandshakeError, OSError) as error:
             log.warning("lost router %s: %s", self._router.id if self._router else "?", error)
-            self.close()
+            self._disconnect()
             return None
 
     def _post(self, call: RoutedCall) -> None:
@@ -112,6 +118,7 @@ class RouterClient:
         body.topk_ids[:] = call.topk_ids
         body.topk_weights[:] = call.topk_weights
         link.post(header)
+        self._bell.ring()
 
     def _receive(self, call: RoutedCall, view: MeshView) -> torch.Tensor:
         if self._link is None:
@@ -128,10 +135,10 @@ class RouterClient:
         view = self._views.current()
         if self._link is not None and self._router in view.routers:
             return self._link
-        self.close()
+        self._disconnect()
         routers = sorted(view.routers, key=lambda peer: peer.node != node_id())
         if not routers:
             raise LinkClosed("the mesh has no router")
         self._router = routers[0]
-        self._link = open_link(self._router.address_from(node_id()), self._secret)
+        self._link = open_link(self._router.address_from(node_id()), self._secret, self._bell)
         return self._link

@@ -66,7 +66,7 @@ class TcpArrival:
 
 
 class UnixArrival:
-    """An ATTACH frame that brings a segment's descriptor."""
+    """An ATTACH frame that brings the descriptors of a segment and a bell."""
 
     def __init__(self, sock: socket.socket, peer: str, deadline_s: float) -> None:
         self.sock, self.peer, self.deadline_s = sock, peer, deadline_s
@@ -76,7 +76,7 @@ class UnixArrival:
 
     def read(self) -> Connection | None:
         try:
-            chunk, descriptors, _, _ = socket.recv_fds(self.sock, HEADER_BYTES - len(self._head), 1)
+            chunk, descriptors, _, _ = socket.recv_fds(self.sock, HEADER_BYTES - len(self._head), 2)
         except BlockingIOError:
             return None
         self._descriptors += descriptors
@@ -86,20 +86,17 @@ class UnixArrival:
         if len(self._head) < HEADER_BYTES:
             return None
         header = unpack_header(self._head)
-        if header.kind is not FrameKind.ATTACH or len(self._descriptors) != 1:
+        if header.kind is not FrameKind.ATTACH or len(self._descriptors) != 2:
             raise FrameError(
-                f"a client on this node begins with ATTACH and one descriptor, not with "
+                f"a client on this node begins with ATTACH and two descriptors, not with "
                 f"{header.kind.name} and {len(self._descriptors)}"
             )
-        connection = SharedConnection(self.sock, self.peer, open_segment(self._descriptors[0]))
-        self._close_descriptors()
-        return connection
+        segment = open_segment(self._descriptors[0])
+        os.close(self._descriptors.pop(0))
+        return SharedConnection(self.sock, self.peer, segment, self._descriptors.pop())
 
-    def _close_descriptors(self) -> None:
+    def close(self) -> None:
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
-
-    def close(self) -> None:
-        self._close_descriptors()
         self.sock.close()

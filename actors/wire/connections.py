@@ -5,6 +5,7 @@ writes it once.
 """
 
 import contextlib
+import os
 import socket
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,7 +25,6 @@ from actors.wire.segment import (
 
 FIRST_BUFFER_BYTES = 1 << 16
 BELL = b"!"
-BELLS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +65,8 @@ class Connection(Protocol):
         ...
 
     def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class StreamConnection:
@@ -129,23 +131,30 @@ class StreamConnection:
             if not self._unsent[0]:
                 self._unsent.pop(0)
 
+    def close(self) -> None:
+        self.sock.close()
+
 
 class SharedConnection:
-    """A client on this node: calls lie in its segment, the socket only rings."""
+    """A client on this node: calls lie in its segment, the socket tells of its end.
+
+    bell: its eventfd, which is this connection's to close.
+    """
 
     wants_write = False
 
-    def __init__(self, sock: socket.socket, peer: str, segment: Segment) -> None:
-        self.sock, self.peer = sock, peer
+    def __init__(self, sock: socket.socket, peer: str, segment: Segment, bell: int) -> None:
+        self.sock, self.peer, self.bell = sock, peer, bell
         self._segment, self._words = segment, segment.words
         self._slots = segment.shape.slots
 
     def read(self) -> list[Request]:
-        """Take the bells out of the socket, and what was posted."""
+        """What the socket has to say: only that the client is gone."""
         with contextlib.suppress(BlockingIOError):
-            if not self.sock.recv(BELLS_AT_ONCE):
+            if not self.sock.recv(1):
                 raise EOFError
-        return self.posted()
+            raise FrameError("bytes where only the end of the connection was to come")
+        return []
 
     def posted(self) -> list[Request]:
         """What was posted, without a look at the socket. Raises FrameError."""
@@ -181,3 +190,9 @@ class SharedConnection:
 
     def flush(self) -> None:
         """Nothing is ever queued."""
+
+    def close(self) -> None:
+        self.sock.close()
+        if self.bell >= 0:
+            os.close(self.bell)
+            self.bell = -1

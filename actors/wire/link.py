@@ -8,6 +8,7 @@ kernel's end-of-file is how a dead peer is noticed; the deadline covers one that
 from typing import Protocol
 
 from actors.wire.address import Address
+from actors.wire.bell import Bell
 from actors.wire.frame import Header
 
 CONNECT_TIMEOUT_S = 5.0
@@ -39,7 +40,10 @@ class ClientLink(Protocol):
         ...
 
     def post(self, header: Header) -> None:
-        """Send the frame whose body was just written. Raises LinkClosed."""
+        """Send the frame whose body was just written. Raises LinkClosed.
+
+        Through shared memory it may wait for the bell: ring it when all frames are posted.
+        """
         ...
 
     def wait(self, call_id: int, deadline_s: float) -> tuple[Header, memoryview]:
@@ -59,8 +63,10 @@ class ClientLink(Protocol):
     def close(self) -> None: ...
 
 
-def open_link(address: Address, secret: bytes) -> ClientLink:
+def open_link(address: Address, secret: bytes, bell: Bell) -> ClientLink:
     """Connect: through shared memory where `address` is a Unix socket, else TCP.
+
+    bell: of this client, one for all its links.
 
     Raises:
         OSError: nobody listens. HandshakeError: wrong peer or wrong secret.
@@ -68,7 +74,7 @@ def open_link(address: Address, secret: bytes) -> ClientLink:
     if address.is_unix:
         from actors.wire.shared_link import SharedLink
 
-        return SharedLink(address)
+        return SharedLink(address, bell)
     from actors.wire.stream_link import StreamLink
 
     return StreamLink(address, secret)

@@ -9,14 +9,15 @@ short while (see `patience.py`), then tells its clients that they have to ring, 
 import contextlib
 import logging
 import os
-import selectors
+import select
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from actors.wire.address import Address, listen
 from actors.wire.arrival import Arrival, TcpArrival, UnixArrival
-from actors.wire.connections import Connection, Request, SharedConnection, StreamConnection
+from actors.wire.connections import Connection, Request, SharedConnection
 from actors.wire.frame import MAX_ERROR_BYTES, FrameError, FrameKind, Header
 from actors.wire.patience import Patience
 
@@ -42,21 +43,24 @@ class FrameServer:
         """
         self._secret = secret
         self._handler = handler
-        self._selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
+        self._watched: dict[int, Callable[[int, list[Request]], None]] = {}
+        """What to do about each file descriptor's events."""
         self._listeners: list[socket.socket] = []
         self._arrivals: list[Arrival] = []
+        self._connections: list[Connection] = []
         self._shared: list[SharedConnection] = []
         self._patience = Patience()
         self.addresses: list[Address] = []
         for address in addresses:
             sock, real = listen(address)
             sock.setblocking(False)
-            self._selector.register(sock, selectors.EVENT_READ, real)
+            self._watch(sock.fileno(), partial(self._accept, sock, real))
             self._listeners.append(sock)
             self.addresses.append(real)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        self._watch(self._wake_read, lambda events, ready: None)
         self._stopping = False
 
     # -- the loop
@@ -123,19 +127,28 @@ class FrameServer:
         return ready
 
     def _look_at_sockets(self, ready: list[Request], timeout_s: float | None) -> None:
-        for key, events in self._selector.select(timeout_s):
-            who = key.data
-            if isinstance(who, StreamConnection | SharedConnection):
-                if events & selectors.EVENT_WRITE:
-                    self._flush(who)
-                if events & selectors.EVENT_READ:
-                    self._read(who, ready, who.read)
-            elif isinstance(who, Address):
-                self._accept(key.fileobj, who)  # type: ignore[arg-type]
-            elif who is not None:
-                self._admit(who)
+        for fd, events in self._epoll.poll(timeout_s):
+            react = self._watched.get(fd)
+            if react is not None:  # else dropped a moment ago
+                react(events, ready)
+
+    def _watch(
+        self, fd: int, react: Callable[[int, list[Request]], None], events: int = select.EPOLLIN
+    ) -> None:
+        self._epoll.register(fd, events)
+        self._watched[fd] = react
+
+    def _unwatch(self, fd: int) -> None:
+        if self._watched.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
 
     # -- clients
+
+    def _serve(self, connection: Connection, events: int, ready: list[Request]) -> None:
+        if events & select.EPOLLOUT:
+            self._flush(connection)
+        if events & ~select.EPOLLOUT:  # an end or an error is noticed by reading, too
+            self._read(connection, ready, connection.read)
 
     def _read(
         self, connection: Connection, ready: list[Request], read: Callable[[], list[Request]]
@@ -149,7 +162,9 @@ class FrameServer:
         except OSError as error:
             self._drop(connection, str(error), logging.INFO)
 
-    def _accept(self, listener: socket.socket, address: Address) -> None:
+    def _accept(
+        self, listener: socket.socket, address: Address, events: int, ready: list[Request]
+    ) -> None:
         try:
             sock, peer = listener.accept()
         except OSError as error:
@@ -172,9 +187,9 @@ class FrameServer:
             sock.close()
             return
         self._arrivals.append(arrival)
-        self._selector.register(sock, selectors.EVENT_READ, arrival)
+        self._watch(sock.fileno(), partial(self._admit, arrival))
 
-    def _admit(self, arrival: Arrival) -> None:
+    def _admit(self, arrival: Arrival, events: int, ready: list[Request]) -> None:
         try:
             connection = arrival.read()
         except (FrameError, OSError, EOFError) as error:
@@ -182,9 +197,21 @@ class FrameServer:
             return
         if connection is not None:
             self._arrivals.remove(arrival)
-            self._selector.modify(arrival.sock, selectors.EVENT_READ, connection)
+            self._connections.append(connection)
+            self._watched[arrival.sock.fileno()] = partial(self._serve, connection)
             if isinstance(connection, SharedConnection):
-                self._shared.append(connection)
+                self._admit_shared(connection)
+
+    def _admit_shared(self, connection: SharedConnection) -> None:
+        self._shared.append(connection)
+
+        def look(events: int, ready: list[Request]) -> None:
+            self._read(connection, ready, connection.posted)
+
+        try:
+            self._watch(connection.bell, look, select.EPOLLIN | select.EPOLLET)
+        except OSError as error:  # not every descriptor can be watched
+            self._drop(connection, f"its bell: {error}", logging.WARNING)
 
     def _turn_away_the_late(self) -> None:
         now_s = time.monotonic()
@@ -194,27 +221,29 @@ class FrameServer:
     def _refuse_arrival(self, arrival: Arrival, reason: str) -> None:
         log.warning("refused %s: %s", arrival.peer, reason)
         self._arrivals.remove(arrival)
-        self._selector.unregister(arrival.sock)
+        self._unwatch(arrival.sock.fileno())
         arrival.close()
 
     def _drop(self, connection: Connection, reason: str, level: int) -> None:
         log.log(level, "closing %s: %s", connection.peer, reason)
-        if isinstance(connection, SharedConnection) and connection in self._shared:
+        if connection not in self._connections:
+            return  # dropped already
+        self._connections.remove(connection)
+        if isinstance(connection, SharedConnection):
             self._shared.remove(connection)
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(connection.sock)
-        connection.sock.close()
+            self._unwatch(connection.bell)
+        self._unwatch(connection.sock.fileno())
+        connection.close()
 
     def _close_all(self) -> None:
-        for key in list(self._selector.get_map().values()):
-            if key.data is not None and not isinstance(key.data, Address):
-                key.data.sock.close()
+        for client in [*self._arrivals, *self._connections]:
+            client.close()
         for sock, address in zip(self._listeners, self.addresses, strict=True):
             sock.close()
             if address.is_unix:
                 with contextlib.suppress(OSError):
                     os.unlink(address.host)
-        self._selector.close()
+        self._epoll.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
@@ -243,9 +272,7 @@ class FrameServer:
             self._drop(connection, str(error), logging.INFO)
             return
         if connection.wants_write:
-            self._selector.modify(
-                connection.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, connection
-            )
+            self._epoll.modify(connection.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
     def refuse(self, request: Request, reason: str) -> None:
         """Answer with an ERROR frame; the connection stays."""
@@ -262,4 +289,4 @@ class FrameServer:
             self._drop(connection, str(error), logging.INFO)
             return
         if not connection.wants_write:
-            self._selector.modify(connection.sock, selectors.EVENT_READ, connection)
+            self._epoll.modify(connection.sock.fileno(), select.EPOLLIN)

@@ -1,8 +1,8 @@
 """`ClientLink` through shared memory, for a server on the same node.
 
-Requests and answers are written in place in a segment (see `segment.py`); the Unix socket carries
-the segment's descriptor once, then single bytes that wake a side that sleeps. Its end-of-file is
-the peer's death.
+Requests and answers are written in place in a segment (see `segment.py`). The Unix socket carries
+the segment's and the bell's descriptor once, then single bytes that wake this side where it sleeps.
+Its end-of-file is the peer's death.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import time
 
 from actors.wire.address import Address, connect
 from actors.wire.atomics import find, observe, publish, spin_until
+from actors.wire.bell import Bell
 from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, Header, unpack_header
 from actors.wire.link import CONNECT_TIMEOUT_S, LinkClosed, LinkTimeout, RemoteError
 from actors.wire.patience import Patience
@@ -32,22 +33,24 @@ from actors.wire.segment import (
 
 FIRST_REQUEST_BYTES = 4 << 20
 FIRST_ANSWER_BYTES = 8 << 20
-BELL = b"!"
+LARGE_BODY_BYTES = 1 << 20
+"""From here on a server is woken at once: it works while the bodies for others are written."""
 BELLS_AT_ONCE = 64
 
 
 class _Channel:
     """One socket and its segment."""
 
-    def __init__(self, address: Address, shape: SegmentShape) -> None:
+    def __init__(self, address: Address, shape: SegmentShape, bell: Bell) -> None:
         self.address = address
+        self._bell = bell
         self._socket = connect(address, CONNECT_TIMEOUT_S)
         try:
             self.segment, fd = create_segment(shape)
             try:
                 hello = bytearray(HEADER_BYTES)
                 Header(FrameKind.ATTACH, 0, 0).pack_into(hello)
-                socket.send_fds(self._socket, [hello], [fd])
+                socket.send_fds(self._socket, [hello], [fd, bell.fd])
             finally:
                 os.close(fd)
             self._socket.setblocking(False)
@@ -66,12 +69,7 @@ class _Channel:
     def post(self, slot: int) -> None:
         publish(self._words, FIRST_STATE + slot * STATE_STRIDE, POSTED)
         if observe(self._words, SERVER_ASLEEP):
-            try:
-                self._socket.send(BELL, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                pass  # bells are waiting there already
-            except OSError as error:
-                raise LinkClosed(f"{self.address}: {error}") from error
+            self._bell.needed = True
 
     def wait(self, slot: int, deadline_s: float) -> None:
         """Return when the slot is answered. Raises LinkTimeout, LinkClosed."""
@@ -120,10 +118,12 @@ class _Channel:
 class SharedLink:
     """See `ClientLink`. Bodies that outgrow the segment get a larger one, on a new connection."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, bell: Bell) -> None:
         """Raises OSError where nobody listens."""
         self.address = address
-        self._channel = _Channel(address, shape_for(FIRST_REQUEST_BYTES, FIRST_ANSWER_BYTES))
+        self._bell = bell
+        shape = shape_for(FIRST_REQUEST_BYTES, FIRST_ANSWER_BYTES)
+        self._channel = _Channel(address, shape, bell)
         self._slot = 0
         self._calls: dict[int, tuple[_Channel, int]] = {}
         self._read: tuple[_Channel, int] | None = None
@@ -147,7 +147,7 @@ class SharedLink:
     def _grow(self, shape: SegmentShape) -> None:
         self._outgrown.append(self._channel)
         try:
-            self._channel = _Channel(self.address, shape)
+            self._channel = _Channel(self.address, shape, self._bell)
         except OSError as error:
             raise LinkClosed(f"{self.address}: {error}") from error
 
@@ -155,6 +155,8 @@ class SharedLink:
         header.pack_into(self._channel.segment.request(self._slot))
         self._calls[header.call_id] = (self._channel, self._slot)
         self._channel.post(self._slot)
+        if header.body_bytes >= LARGE_BODY_BYTES:
+            self._bell.ring()
 
     def wait(self, call_id: int, deadline_s: float) -> tuple[Header, memoryview]:
         self._release()

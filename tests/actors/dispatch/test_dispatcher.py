@@ -90,6 +90,49 @@ def test_sums_are_right(mesh: Mesh, held) -> None:
     dispatcher.close()
 
 
+def test_sums_are_added_in_shard_order_and_rounded_once(mesh: Mesh) -> None:
+    """The same bits as plain torch: fp32 partial sums, ascending shards, one rounding."""
+    addresses = [mesh.add(part) for part in HALVES]
+    dispatcher = Dispatcher(StaticViews(view(epoch(HALVES), addresses)), SECRET)
+    for tokens in (1, 33, 700):
+        rows, weights, ids = batch(tokens, seed=tokens)
+        total = torch.zeros(rows.shape)
+        for held, kernel in zip(HALVES, mesh.kernels, strict=True):
+            token, choice = torch.isin(ids, torch.tensor(held[0])).nonzero(as_tuple=True)
+            total += kernel.compute(
+                0, rows, token.int(), ids[token, choice].int(), weights[token, choice]
+            )
+        assert torch.equal(run(dispatcher, 0, rows, weights, ids), total.to(torch.bfloat16))
+    dispatcher.close()
+
+
+def test_calls_are_waited_for_in_any_order(mesh: Mesh) -> None:
+    addresses = [mesh.add(part) for part in OVERLAP]
+    dispatcher = Dispatcher(StaticViews(view(epoch(OVERLAP), addresses)), SECRET)
+    batches = [batch(tokens, seed=tokens) for tokens in (40, 5, 90)]
+    single = [run(dispatcher, 1, *given) for given in batches]
+    calls = [dispatcher.send(1, *given) for given in batches]
+    for number in (1, 2, 0):
+        assert torch.equal(dispatcher.wait(calls[number]), single[number])
+    dispatcher.close()
+
+
+def test_abandoned_call_does_not_disturb_the_next(mesh: Mesh) -> None:
+    addresses = [mesh.add(part) for part in HALVES]
+    views = StaticViews(view(epoch(HALVES), addresses, wait_s=0.3))
+    dispatcher = Dispatcher(views, SECRET)
+    rows, weights, ids = batch()
+    first = run(dispatcher, 0, rows, weights, ids)
+    call = dispatcher.send(0, rows, weights, ids)
+    mesh.kill(0)
+    with pytest.raises(ExpertUnavailable):
+        dispatcher.wait(call)
+    heir = mesh.add(HALVES[0])
+    views.publish(view(epoch(HALVES, 2), [heir, addresses[1]]))
+    assert torch.equal(run(dispatcher, 0, rows, weights, ids), first)
+    dispatcher.close()
+
+
 def test_padded_choices_are_left_out(mesh: Mesh) -> None:
     addresses = [mesh.add(part) for part in HALVES]
     dispatcher = Dispatcher(StaticViews(view(epoch(HALVES), addresses)), SECRET)

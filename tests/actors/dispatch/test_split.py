@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.dispatch.routing_table import RoutingTable, build_routing_table
-from actors.dispatch.split import ExpertsUnplaced, ShardBatch, Split
+from actors.dispatch.split import ExpertsUnplaced, ShardBatch, Split, round_to_bf16
 from placement.epoch import EMPTY_SLOT, PlanEpoch
 from tests.actors.fakes import epoch
 
@@ -116,3 +117,12 @@ def test_epoch_lists_a_shards_slots() -> None:
     assert plan.slots_of(0) == [(2, 0), (2, 1), (5, 1), (5, 0)]
     assert plan.slots_of(1) == [(2, 1)]
     assert plan.experts[1, 1].tolist() == [EMPTY_SLOT, EMPTY_SLOT]
+
+
+@given(value=st.floats(width=32))
+def test_rounding_is_torchs(value: float) -> None:
+    single = torch.tensor([value])
+    bits = np.uint32(single.view(torch.int32).item() & 0xFFFFFFFF)
+    wanted = single.to(torch.bfloat16)
+    got = torch.tensor([int(round_to_bf16(bits))]).to(torch.uint16).view(torch.bfloat16)
+    assert torch.equal(got, wanted) or (got.isnan().all() and wanted.isnan().all())

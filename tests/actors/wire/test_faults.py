@@ -1,0 +1,199 @@
+"""Peers that die or hang, and strangers, on both transports."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from actors.wire.address import connect
+from actors.wire.bell import Bell
+from actors.wire.body import sums_of
+from actors.wire.link import LinkClosed, LinkTimeout, RemoteError, open_link
+from tests.actors.fakes import HIDDEN, running
+from tests.actors.wire.bare_server import SECRET, server_process
+from tests.actors.wire.serving import (
+    is_closed_by_peer,
+    post_call,
+    raw_client,
+    shard_server,
+)
+
+NOTICED_S = 0.025
+"""How soon a killed peer has to be noticed."""
+TRIES = 5
+"""Another process may hold the core for longer than that, so the best of some tries counts."""
+
+
+def opened(address):
+    bell = Bell()
+    return open_link(address, SECRET, bell), bell
+
+
+def deadline(after_s: float) -> float:
+    return time.monotonic() + after_s
+
+
+@pytest.mark.parametrize("transport", ["unix", "tcp"])
+def test_killed_peer_is_noticed_at_once(transport: str, tmp_path) -> None:
+    took_s = []
+    for _ in range(TRIES):
+        with server_process(transport, tmp_path) as (process, address):
+            link, bell = opened(address)
+            post_call(link, bell, 1)
+            link.wait(1, deadline(5))
+            os.kill(process.pid, signal.SIGSTOP)  # so that it dies with the call unanswered
+            post_call(link, bell, 2)
+            killed_s: list[float] = []
+
+            def kill(pid: int = process.pid, when: list[float] = killed_s) -> None:
+                when.append(time.monotonic())
+                os.kill(pid, signal.SIGKILL)
+
+            timer = threading.Timer(0.1, kill)
+            timer.start()
+            with pytest.raises(LinkClosed) as caught:
+                link.wait(2, deadline(5))
+            took_s.append(time.monotonic() - killed_s[0])
+            assert not isinstance(caught.value, LinkTimeout)
+            timer.join()
+            link.close()
+        if took_s[-1] < NOTICED_S:
+            break
+    assert min(took_s) < NOTICED_S
+
+
+@pytest.mark.parametrize("transport", ["unix", "tcp"])
+def test_stopped_peer_misses_the_deadline(transport: str, tmp_path) -> None:
+    with server_process(transport, tmp_path) as (process, address):
+        link, bell = opened(address)
+        post_call(link, bell, 1)
+        link.wait(1, deadline(5))
+        os.kill(process.pid, signal.SIGSTOP)
+        post_call(link, bell, 2)
+        start_s = time.monotonic()
+        with pytest.raises(LinkTimeout):
+            link.wait(2, deadline(0.2))
+        assert 0.2 <= time.monotonic() - start_s < 2.0
+        link.close()
+
+
+@pytest.mark.parametrize("transport", ["unix", "tcp"])
+def test_calls_are_waited_for_in_any_order(transport: str, tmp_path) -> None:
+    server = shard_server(f"unix:{tmp_path}/s" if transport == "unix" else "tcp:127.0.0.1:0")
+    with running(server):
+        link, bell = opened(server.addresses[0])
+        for expert in range(4):
+            post_call(link, bell, expert, layer=expert % 2, expert=expert)
+        for expert in (2, 0, 3, 1):
+            header, body = link.wait(expert, deadline(5))
+            wanted = np.full((4, HIDDEN), expert + 1 + expert % 2, np.float32)
+            assert np.array_equal(sums_of(body, header.rows, HIDDEN), wanted)
+        link.close()
+
+
+@pytest.mark.parametrize("transport", ["unix", "tcp"])
+def test_bodies_outgrow_the_buffers(transport: str, tmp_path) -> None:
+    server = shard_server(f"unix:{tmp_path}/s" if transport == "unix" else "tcp:127.0.0.1:0")
+    with running(server):
+        link, bell = opened(server.addresses[0])
+        post_call(link, bell, 0)  # small, on its way when the buffers grow
+        for call_id, rows in enumerate((100_000, 3, 120_000), start=1):
+            post_call(link, bell, call_id, rows=rows)
+            header, body = link.wait(call_id, deadline(10))
+            assert (sums_of(body, header.rows, HIDDEN) == 3.0).all()
+            assert header.rows == rows
+        link.wait(0, deadline(5))
+        link.close()
+
+
+def test_forgotten_calls_free_their_slots(tmp_path) -> None:
+    server = shard_server(f"unix:{tmp_path}/s")
+    with running(server):
+        link, bell = opened(server.addresses[0])
+        for call_id in range(0, 60, 2):
+            post_call(link, bell, call_id)
+            post_call(link, bell, call_id + 1)
+            link.forget(call_id)
+            link.wait(call_id + 1, deadline(5))
+        link.close()
+
+
+@pytest.mark.parametrize("transport", ["unix", "tcp"])
+def test_refused_call_leaves_the_link_usable(transport: str, tmp_path) -> None:
+    server = shard_server(f"unix:{tmp_path}/s" if transport == "unix" else "tcp:127.0.0.1:0")
+    with running(server):
+        link, bell = opened(server.addresses[0])
+        post_call(link, bell, 1, layer=7)
+        with pytest.raises(RemoteError, match="layer 7 has no routed experts"):
+            link.wait(1, deadline(5))
+        post_call(link, bell, 2, expert=800)
+        with pytest.raises(RemoteError, match="expert out of"):
+            link.wait(2, deadline(5))
+        post_call(link, bell, 3)
+        link.wait(3, deadline(5))
+        link.close()
+
+
+def test_silent_strangers_hold_nobody_up(caplog) -> None:
+    """Several connect over TCP and say nothing; a client is served meanwhile, they are closed."""
+    server = shard_server("tcp:127.0.0.1:0")
+    with caplog.at_level(logging.WARNING), running(server):
+        address = server.addresses[0]
+        strangers = [connect(address, 5.0) for _ in range(5)]
+        start_s = time.monotonic()
+        link, bell = opened(address)
+        post_call(link, bell, 1)
+        link.wait(1, deadline(5))
+        assert time.monotonic() - start_s < 1.0
+        assert all(is_closed_by_peer(stranger) for stranger in strangers)
+        post_call(link, bell, 2)
+        link.wait(2, deadline(5))
+        link.close()
+    assert "said nothing for 2 s" in caplog.text
+
+
+def test_wrong_secret_is_refused(caplog) -> None:
+    server = shard_server("tcp:127.0.0.1:0")
+    with caplog.at_level(logging.WARNING), running(server):
+        with pytest.raises((LinkClosed, ValueError, OSError)):
+            open_link(server.addresses[0], b"another", Bell())
+        raw_client(server.addresses[0]).close()
+    assert "client does not know this mesh's secret" in caplog.text
+
+
+def test_nothing_is_left_behind(tmp_path) -> None:
+    """Closed links leave no descriptor in the server and no segment by name."""
+    server = shard_server(f"unix:{tmp_path}/s")
+    with running(server):
+
+        def use() -> None:
+            link, bell = opened(server.addresses[0])
+            post_call(link, bell, 1)
+            link.wait(1, deadline(5))
+            link.close()
+            bell.close()
+
+        use()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            use()
+        end_s = deadline(5)
+        while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < end_s:
+            time.sleep(0.05)
+        assert len(os.listdir("/proc/self/fd")) <= before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unix_client_without_a_segment_is_refused(tmp_path, caplog) -> None:
+    server = shard_server(f"unix:{tmp_path}/s")
+    with caplog.at_level(logging.WARNING), running(server):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(f"{tmp_path}/s")
+        sock.sendall(b"GET / HTTP/1.1\r\n".ljust(64))
+        assert is_closed_by_peer(sock)
+    assert "not an ExpertMesh frame" in caplog.text
