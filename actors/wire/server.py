@@ -60,7 +60,7 @@ class FrameServer:
             self.addresses.append(real)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
-        self._watch(self._wake_read, lambda events, ready: None)
+        self._watch(self._wake_read, _wake_up)
         self._stopping = False
 
     # -- the loop
@@ -124,7 +124,7 @@ class FrameServer:
         self._look_at_sockets(ready, timeout_s)
         for connection in self._shared:
             connection.say_asleep(False)
-        return ready
+        return ready + self._look_at_segments()
 
     def _look_at_sockets(self, ready: list[Request], timeout_s: float | None) -> None:
         for fd, events in self._epoll.poll(timeout_s):
@@ -205,11 +205,8 @@ class FrameServer:
     def _admit_shared(self, connection: SharedConnection) -> None:
         self._shared.append(connection)
 
-        def look(events: int, ready: list[Request]) -> None:
-            self._read(connection, ready, connection.posted)
-
         try:
-            self._watch(connection.bell, look, select.EPOLLIN | select.EPOLLET)
+            self._watch(connection.bell, _wake_up, select.EPOLLIN | select.EPOLLET)
         except OSError as error:  # not every descriptor can be watched
             self._drop(connection, f"its bell: {error}", logging.WARNING)
 
@@ -236,8 +233,10 @@ class FrameServer:
         connection.close()
 
     def _close_all(self) -> None:
-        for client in [*self._arrivals, *self._connections]:
-            client.close()
+        for arrival in self._arrivals:
+            arrival.close()
+        for connection in self._connections:
+            connection.close()
         for sock, address in zip(self._listeners, self.addresses, strict=True):
             sock.close()
             if address.is_unix:
@@ -290,3 +289,7 @@ class FrameServer:
             return
         if not connection.wants_write:
             self._epoll.modify(connection.sock.fileno(), select.EPOLLIN)
+
+
+def _wake_up(*_: object) -> None:
+    """What ends the loop's sleep without more to do: it looks around by itself."""

@@ -1,0 +1,72 @@
+"""One vLLM engine that generates on demand; `timed_engine` starts it as a process of its own.
+
+  python -m benchmarks.harness.engine_process MODEL
+
+Orders come as lines of JSON, {"prompts", "new_tokens"}; the answer to each is a line that begins
+with "answer ", before it "ready". Nothing here may import numba before vLLM is up (see
+`actors.vllm_plugin.connection`).
+"""
+
+import json
+import os
+import sys
+from itertools import pairwise
+from time import perf_counter
+from typing import Any
+
+ANSWER, READY = "answer ", "ready"
+
+
+def load_engine(model: str) -> Any:
+    from vllm import LLM
+
+    return LLM(
+        model=model,
+        dtype="bfloat16",
+        enforce_eager=True,
+        max_model_len=1024,
+        max_num_seqs=64,
+        max_num_batched_tokens=2048,
+        enable_prefix_caching=False,
+    )
+
+
+def generate(llm: Any, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
+    """Fields of `timed_engine.Timing`; every step's clock is that of the whole machine."""
+    from vllm import SamplingParams
+
+    greedy = SamplingParams(max_tokens=new_tokens, temperature=0.0, ignore_eos=True)
+    engine = llm.llm_engine
+    start_s = perf_counter()
+    for number, ids in enumerate(prompts):
+        engine.add_request(str(number), {"prompt_token_ids": ids}, greedy)
+    came: list[list[float]] = [[] for _ in prompts]
+    tokens: list[list[int]] = [[] for _ in prompts]
+    while engine.has_unfinished_requests():
+        outputs = engine.step()
+        now_s = perf_counter()
+        for output in outputs:
+            number = int(output.request_id.split("-")[0])
+            tokens[number] = list(output.outputs[0].token_ids)
+            came[number].append(now_s)
+    return {
+        "start_s": start_s,
+        "end_s": perf_counter(),
+        "first_s": [times[0] - start_s for times in came],
+        "gaps_s": [after - before for times in came for before, after in pairwise(times)],
+        "tokens": tokens,
+    }
+
+
+def main(model: str) -> None:
+    llm = load_engine(model)
+    print(READY, flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        timing = generate(llm, order["prompts"], order["new_tokens"])
+        print(ANSWER + json.dumps(timing), flush=True)
+    os._exit(0)  # vLLM's exit hooks take seconds and have nothing to save
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

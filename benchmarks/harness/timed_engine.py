@@ -1,0 +1,113 @@
+"""vLLM engines in processes of their own that generate on demand and say when tokens came."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import psutil
+
+from actors.dispatch.subscription import ADDRESS_VARIABLE, SECRET_VARIABLE
+from actors.process import thread_environment
+from benchmarks.harness.engine_process import ANSWER, READY
+from benchmarks.harness.generate import ENVIRONMENT
+from benchmarks.harness.local_mesh import SECRET
+
+VOCABULARY = 200  # prompts are random; any model has that many tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """`batch` requests at once, each with a random prompt, greedy, no early end."""
+
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+
+    def prompts(self, seed: int = 0) -> list[list[int]]:
+        random = np.random.default_rng(seed)
+        ids = random.integers(5, VOCABULARY, (self.batch, self.prompt_tokens))
+        return [[int(token) for token in prompt] for prompt in ids]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds: start and end (system-wide clock), first token and gaps of every request."""
+
+    start_s: float
+    end_s: float
+    first_s: list[float]
+    gaps_s: list[float]
+    tokens: list[list[int]]
+
+    @property
+    def tokens_per_s(self) -> float:
+        return sum(len(tokens) for tokens in self.tokens) / (self.end_s - self.start_s)
+
+
+class TimedEngine:
+    """One engine. address: of a mesh, None for monolithic vLLM; spinning: OpenMP's own default."""
+
+    def __init__(self, model: Path, threads: int, address: str | None, spinning: bool) -> None:
+        variables = ENVIRONMENT | thread_environment(threads)
+        if spinning:
+            variables = ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
+        if address:
+            variables |= {ADDRESS_VARIABLE: address, SECRET_VARIABLE: SECRET.decode()}
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the engine
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.harness.engine_process", str(model)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            env=os.environ | variables,
+        )
+        self.pid = self._process.pid
+
+    def wait_ready(self) -> Self:
+        self._line(READY)
+        return self
+
+    def start(self, workload: Workload, seed: int = 0) -> None:
+        """Begin to generate; `finish` returns what came of it."""
+        assert self._process.stdin is not None
+        order = {"prompts": workload.prompts(seed), "new_tokens": workload.new_tokens}
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+
+    def finish(self) -> Timing:
+        return Timing(**json.loads(self._line(ANSWER)))
+
+    def run(self, workload: Workload, seed: int = 0) -> Timing:
+        self.start(workload, seed)
+        return self.finish()
+
+    def _line(self, beginning: str) -> str:
+        """The rest of the next line that begins so; whatever else vLLM prints is passed over."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(beginning):
+                return line.removeprefix(beginning)
+        self._said.seek(0)
+        raise RuntimeError(f"the engine failed:\n{self._said.read()[-6000:]}")
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        self._process.kill()
+        self._process.wait()
+        self._said.close()
+
+
+def proportional_bytes(pids: list[int]) -> int:
+    """Memory of processes, pages they share counted once (PSS)."""
+    return sum(int(psutil.Process(pid).memory_full_info().pss) for pid in pids)
