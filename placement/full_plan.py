@@ -8,7 +8,7 @@ shaken by a few fixed random factors, can be split; meeting the goal on the give
    reserved slots too and keep the better one.
 2. Improve what misses the goal by local search.
 3. Where that is still missed, and replicas are enough to join all devices, build by wrapping, which
-   is exact, and keep the better one.
+   is exact on the given load though it leaves less room to move.
 """
 
 from __future__ import annotations
@@ -41,11 +41,8 @@ MOST_STEPS = 24
 UNJOINED_STEPS = 4
 """Times more steps where few replicas join devices: many small exchanges, each tried quickly."""
 
-SOFT_MISS = 2.0
-"""Weight of missing the goal against balance under shaken load, before improvement."""
-
-HARD_MISS = 1000.0
-"""The same afterwards: the given load comes first."""
+MISS_WEIGHT = 2.0
+"""Weight of missing the goal, which improvement may mend, against balance under shaken load."""
 
 UNLIMITED = 1 << 40
 """A move budget that never binds."""
@@ -84,14 +81,15 @@ def plan_layers(p: Problem) -> IntArray:
     goal = p.bound * (1 + close)
     experts = _build(p, FLEXIBLE, np.ones(L, np.bool_))
     missed = layer_times(experts, p.load, p.speed, p.offset) > goal
-    if (rival := missed & _unlike(p)).any():
-        _keep_better(p, experts, _build(p, RESERVED, rival), rival, goal, SOFT_MISS)
+    if (rivals := missed & _unlike(p)).any():
+        _keep_better(p, experts, _build(p, RESERVED, rivals), np.flatnonzero(rivals), goal)
     _improve(p, experts, missed, joined, goal)
-    missed &= joined & (layer_times(experts, p.load, p.speed, p.offset) > goal * (1 + CLOSE / 10))
+    times = layer_times(experts, p.load, p.speed, p.offset)
+    missed &= joined & (times > goal * (1 + CLOSE / 10))
     if missed.any() and p.least_copies == 1:
         wrapped = _build(p, WRAPPED, missed)
-        _improve(p, wrapped, missed, joined, goal)
-        _keep_better(p, experts, wrapped, missed, goal, HARD_MISS)
+        better = missed & (layer_times(wrapped, p.load, p.speed, p.offset) < times)
+        experts[better] = wrapped[better]
     return experts
 
 
@@ -127,27 +125,20 @@ def _improve(
 
 
 def _keep_better(
-    p: Problem,
-    experts: IntArray,
-    rival: IntArray,
-    chosen: NDArray[np.bool_],
-    goal: FloatArray,
-    weight: float,
+    p: Problem, experts: IntArray, rival: IntArray, rows: NDArray[np.int64], goal: FloatArray
 ) -> None:
-    """Replaces layers of `experts` by those of `rival` that score higher."""
-    rows = np.flatnonzero(chosen)
-    scores = [_judge(p, plan[rows], rows, goal, weight) for plan in (experts, rival)]
-    better = rows[scores[1] > scores[0]]
+    """Replaces those layers `rows` of `experts` where `rival` scores higher."""
+    better = rows[_judge(p, rival[rows], rows, goal) > _judge(p, experts[rows], rows, goal)]
     experts[better] = rival[better]
 
 
 def _judge(
-    p: Problem, experts: IntArray, rows: NDArray[np.int64], goal: FloatArray, weight: float
+    p: Problem, experts: IntArray, rows: NDArray[np.int64], goal: FloatArray
 ) -> FloatArray:
-    """Mean balance under shaken loads, minus `weight` times the miss of the goal, per layer."""
+    """Mean balance under shaken loads, minus a penalty for missing the goal, per layer."""
     load = p.load[rows]
     time = layer_times(experts, load, p.speed, p.offset)
-    score = -weight * np.maximum(time / goal[rows] - 1, 0.0)
+    score = -MISS_WEIGHT * np.maximum(time / goal[rows] - 1, 0.0)
     for shake in p.shakes:
         shaken = load * shake
         ideal = (shaken.sum(axis=1) + p.offset.sum()) / p.speed.sum()

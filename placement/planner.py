@@ -30,7 +30,7 @@ from placement.validation import (
 
 __all__ = ["Placement", "plan_placement", "split_tokens"]
 
-SHAKES = 2
+SHAKES = 1
 """Randomly changed loads by which a full plan chooses among constructions."""
 
 SHAKE_SIGMA = 0.25
