@@ -5,12 +5,11 @@ Loading is decided by device, not by slot; but a slot that keeps its expert need
 
 from __future__ import annotations
 
-from numba import njit
-
+from placement.kernel import entry
 from placement.types import EMPTY, IntArray
 
 
-@njit(cache=True)
+@entry
 def align_layers(current: IntArray, experts: IntArray) -> None:
     """Reorders the slots of `experts` [L, D, S] to match `current` [L, D, S'] where ids agree."""
     L, D, S = experts.shape

@@ -1,25 +1,78 @@
-"""Three ways to build a layer's placement from nothing; `full_plan` takes the best.
+"""Three ways to build a layer's placement from nothing; `full_plan` chooses.
 
 - `place_flexible`: replicated experts first, joining devices, then the others. Best where devices
   are alike or memory is ample.
 - `place_reserved`: every expert once, by remaining capacity per slot, then replicas into slots kept
   free where memory is least precious. Best where fast devices have few slots.
 - `place_wrapped`: device by device, whole experts and one cut expert fill it exactly (McNaughton's
-  wrap-around rule with a limit on pieces, or the alias method for two slots). Perfect on the load it
-  is given wherever redundant slots >= devices - 1, but joins devices loosely.
+  wrap-around rule with a limit on pieces; the alias method, for two slots). Exact on the load it is
+  given wherever redundant slots >= devices - 1, but joins devices loosely.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from placement.draft import Draft, place_copies, place_singles, reset
+from placement.draft import Draft, fill_spare, new_draft, place_copies, place_singles, reset
+from placement.kernel import entry, kernel
+from placement.survive import lacks_copies, place_evenly
 from placement.types import FloatArray, IntArray
 
+FLEXIBLE, RESERVED, WRAPPED = range(3)
+"""Ways of building a layer, see above."""
 
-@njit(cache=True)
+LOAN = 0.1
+"""How much a replica in a reserved slot is expected to take off its expert's first copy."""
+
+
+@entry
+def build_layers(
+    way: int,
+    chosen: NDArray[np.bool_],
+    load: FloatArray,
+    order: NDArray[np.int64],
+    speed: FloatArray,
+    slots: NDArray[np.int64],
+    bound: FloatArray,
+    domain: NDArray[np.int64],
+    ranking: NDArray[np.int64],
+    least_copies: int,
+    experts: IntArray,
+) -> None:
+    """Fills the chosen layers of `experts` [L, D, S], empty at entry.
+
+    load: [L, E]; order: [L, E] experts by falling load; speed, domain: [D]; slots: [L, D];
+    bound: [L] time that each device should be busy; ranking: [L, D] devices by falling capacity
+    per slot.
+    """
+    L, D, _ = experts.shape
+    E = load.shape[1]
+    a = new_draft(D)
+    for d in range(D):
+        a.domain[d] = domain[d]
+    copies = np.empty(E, np.int32)
+    for layer in range(L):
+        if not chosen[layer]:
+            continue
+        reset(a, slots[layer], speed, bound[layer])
+        plan = experts[layer]
+        if way == WRAPPED:
+            place_wrapped(a, plan, load[layer], order[layer], ranking[layer])
+        else:
+            spare = slots[layer].sum() - least_copies * E
+            count_copies(load[layer], D, spare, least_copies, copies)
+            if way == FLEXIBLE:
+                place_flexible(a, plan, load[layer], order[layer], copies)
+            else:
+                place_reserved(a, plan, load[layer], order[layer], copies, LOAN)
+        fill_spare(slots[layer], plan, load[layer], copies)
+        if least_copies > 1 and lacks_copies(plan, E, least_copies):
+            place_evenly(plan, order[layer], speed, slots[layer], least_copies)
+            fill_spare(slots[layer], plan, load[layer], copies)
+
+
+@kernel
 def count_copies(
     load: FloatArray, devices: int, spare: int, least: int, copies: NDArray[np.int32]
 ) -> None:
@@ -38,7 +91,7 @@ def count_copies(
         piece[best] = load[best] / copies[best] if copies[best] < devices else -1.0
 
 
-@njit(cache=True)
+@kernel
 def place_flexible(
     a: Draft,
     experts: IntArray,
@@ -56,7 +109,7 @@ def place_flexible(
     place_singles(a, experts, load, order, weight)
 
 
-@njit(cache=True)
+@kernel
 def place_reserved(
     a: Draft,
     experts: IntArray,
@@ -108,7 +161,7 @@ CUT_SHARE = 0.3
 """Part of a device's capacity that its cut expert should take, so that there is load to move."""
 
 
-@njit(cache=True)
+@kernel
 def place_wrapped(
     a: Draft,
     experts: IntArray,
@@ -148,7 +201,7 @@ def place_wrapped(
         line[k] = hottest
 
 
-@njit(cache=True)
+@kernel
 def choose_window(
     left: FloatArray, line: NDArray[np.int64], n: int, whole: int, room: float
 ) -> int:

@@ -7,18 +7,18 @@ exchanging the second hottest replica with a like-loaded single expert, or an em
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from placement.draft import holds
 from placement.flow import Flow, new_flow, solve
+from placement.kernel import entry, kernel
 from placement.types import EMPTY, FloatArray, IntArray
 
 ROUNDS = 4
 """Passes over a layer; each exchange shifts tokens, so another pair may become the hottest."""
 
 
-@njit(cache=True)
+@entry
 def part_layers(
     load: FloatArray,
     speed: FloatArray,
@@ -53,7 +53,7 @@ def part_layers(
                 break
 
 
-@njit(cache=True)
+@kernel
 def replicated(f: Flow) -> int:
     """Number of replicated experts in the solved layer."""
     n = 0
@@ -63,7 +63,7 @@ def replicated(f: Flow) -> int:
     return n
 
 
-@njit(cache=True)
+@kernel
 def two_hottest(f: Flow, i: int) -> tuple[int, int]:
     """The stubs of the i-th replicated expert with most and second most tokens."""
     first = f.first[i]
@@ -78,7 +78,7 @@ def two_hottest(f: Flow, i: int) -> tuple[int, int]:
     return first, second
 
 
-@njit(cache=True)
+@kernel
 def exchange(
     f: Flow,
     i: int,

@@ -14,9 +14,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from placement.kernel import kernel
 from placement.types import EMPTY, FloatArray, IntArray
 
 JOINED_PENALTY = 4.0
@@ -59,7 +59,7 @@ class Draft(NamedTuple):
     """[D] devices with free slots, densest first."""
 
 
-@njit(cache=True)
+@kernel
 def new_draft(D: int) -> Draft:
     """Scratch for layers on D devices."""
     return Draft(
@@ -77,7 +77,7 @@ def new_draft(D: int) -> Draft:
     )
 
 
-@njit(cache=True)
+@kernel
 def reset(a: Draft, slots: NDArray[np.int64], speed: FloatArray, time: float) -> None:
     """Empties the draft; each device should be busy for `time`."""
     a.link[:] = 0.0
@@ -90,7 +90,7 @@ def reset(a: Draft, slots: NDArray[np.int64], speed: FloatArray, time: float) ->
         a.group[d] = d
 
 
-@njit(cache=True)
+@kernel
 def place_singles(
     a: Draft, experts: IntArray, load: FloatArray, order: NDArray[np.int64], weight: FloatArray
 ) -> None:
@@ -120,7 +120,7 @@ def place_singles(
         sink(a.heap, a.density, 0, size)
 
 
-@njit(cache=True)
+@kernel
 def sink(heap: NDArray[np.int64], key: FloatArray, at: int, size: int) -> None:
     """Restores the heap order (largest key first, lowest id among equals) below one entry."""
     while True:
@@ -135,12 +135,12 @@ def sink(heap: NDArray[np.int64], key: FloatArray, at: int, size: int) -> None:
         at = child
 
 
-@njit(cache=True)
+@kernel
 def before(x: int, y: int, key: FloatArray) -> bool:
     return bool(key[x] > key[y] or (key[x] == key[y] and x < y))
 
 
-@njit(cache=True)
+@kernel
 def place_copies(
     a: Draft, experts: IntArray, e: int, tokens: float, copies: int, members: int
 ) -> None:
@@ -176,7 +176,7 @@ def place_copies(
     join(a, piece, members)
 
 
-@njit(cache=True)
+@kernel
 def link_cost(a: Draft, d: int, members: int) -> float:
     """Cost of what joins d and the expert's devices already; infinite if d is one of them."""
     linked = 0.0
@@ -193,7 +193,7 @@ def link_cost(a: Draft, d: int, members: int) -> float:
     return joined + near + LINK_PENALTY * linked / a.room[d]
 
 
-@njit(cache=True)
+@kernel
 def join(a: Draft, piece: float, members: int) -> None:
     """Notes that `piece` tokens can move between any two of a.member[:members]."""
     for k in range(members):
@@ -209,38 +209,36 @@ def join(a: Draft, piece: float, members: int) -> None:
                     a.group[d] = a.group[a.member[0]]
 
 
-@njit(cache=True)
+@kernel
 def fill_spare(
-    a: Draft, experts: IntArray, load: FloatArray, copies: NDArray[np.int32], most: int
+    slots: NDArray[np.int64], experts: IntArray, load: FloatArray, copies: NDArray[np.int32]
 ) -> None:
-    """Gives slots still free to the hottest experts the device lacks; at most `most` copies.
+    """Gives slots still empty to the hottest experts, per copy, that their device lacks.
 
-    `copies` [E] counts the copies placed and is kept up to date.
+    `copies` [E] is scratch.
     """
-    for d in range(a.slots.shape[0]):
-        a.used[d] = 0
-        for s in range(experts.shape[1]):
+    D, S = experts.shape
+    copies[:] = 0
+    for d in range(D):
+        for s in range(S):
             if experts[d, s] != EMPTY:
-                a.used[d] += 1
-        while a.used[d] < a.slots[d] and most > 0:
+                copies[experts[d, s]] += 1
+    for d in range(D):
+        for s in range(slots[d]):
+            if experts[d, s] != EMPTY:
+                continue
             best = -1
             gain = -1.0
             for e in range(load.shape[0]):
                 if load[e] > gain * (copies[e] + 1) and not holds(experts, d, e):
                     gain = load[e] / (copies[e] + 1)
                     best = e
-            if best < 0:
-                break
-            slot = 0
-            while experts[d, slot] != EMPTY:
-                slot += 1
-            experts[d, slot] = best
-            copies[best] += 1
-            a.used[d] += 1
-            most -= 1
+            experts[d, s] = best
+            if best >= 0:
+                copies[best] += 1
 
 
-@njit(cache=True)
+@kernel
 def holds(experts: IntArray, d: int, e: int) -> bool:
     """Whether device d has expert e."""
     for s in range(experts.shape[1]):

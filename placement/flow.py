@@ -21,9 +21,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from placement.kernel import entry, kernel
 from placement.types import FloatArray, IntArray
 
 PROOF_TOLERANCE = 2e-5
@@ -75,7 +75,7 @@ class Flow(NamedTuple):
     """[D] scratch: own stub of the same expert."""
 
 
-@njit(cache=True)
+@kernel
 def new_flow(E: int, D: int, S: int) -> Flow:
     """Scratch for layers of E experts on D devices with S slots each."""
     N = D * S
@@ -100,7 +100,7 @@ def new_flow(E: int, D: int, S: int) -> Flow:
     )
 
 
-@njit(cache=True)
+@kernel
 def solve(
     f: Flow, experts: IntArray, tokens: FloatArray, speed: FloatArray, offset: FloatArray
 ) -> float:
@@ -119,7 +119,7 @@ def solve(
     return settle(f, replicated, total, tokens, speed)
 
 
-@njit(cache=True)
+@kernel
 def settle(f: Flow, replicated: int, total: float, tokens: FloatArray, speed: FloatArray) -> float:
     """Moves flow until the slowest device is proven slowest; see `solve`."""
     for i in range(replicated):
@@ -138,7 +138,7 @@ def settle(f: Flow, replicated: int, total: float, tokens: FloatArray, speed: Fl
     return slowest
 
 
-@njit(cache=True)
+@kernel
 def shortage(f: Flow, drained: float, goal: float, speed: FloatArray) -> float:
     """Tokens that no split can serve within `goal`, after `solve`. Moves flow to find out.
 
@@ -154,7 +154,7 @@ def shortage(f: Flow, drained: float, goal: float, speed: FloatArray) -> float:
     return stuck
 
 
-@njit(cache=True)
+@kernel
 def slowest_device(f: Flow, speed: FloatArray) -> int:
     worst = 0
     slowest = -1.0
@@ -165,7 +165,7 @@ def slowest_device(f: Flow, speed: FloatArray) -> int:
     return worst
 
 
-@njit(cache=True)
+@kernel
 def list_stubs(f: Flow, experts: IntArray, tokens: FloatArray, offset: FloatArray) -> int:
     """Lists the replicas of replicated experts by expert and by device; loads the other ones."""
     D, S = experts.shape
@@ -208,7 +208,7 @@ def list_stubs(f: Flow, experts: IntArray, tokens: FloatArray, offset: FloatArra
     return n
 
 
-@njit(cache=True)
+@kernel
 def fill_expert(f: Flow, i: int, tokens: float, speed: FloatArray) -> None:
     """Water-fills one replicated expert exactly, the others fixed."""
     first = f.first[i]
@@ -248,7 +248,7 @@ def fill_expert(f: Flow, i: int, tokens: float, speed: FloatArray) -> None:
             f.load[d] += f.flow[stub]
 
 
-@njit(cache=True)
+@kernel
 def send_surplus(f: Flow, worst: int, goal: float, drained: float, speed: FloatArray) -> float:
     """One wave: what exceeds `goal` moves along shortest ways to devices below it.
 
@@ -307,7 +307,7 @@ def send_surplus(f: Flow, worst: int, goal: float, drained: float, speed: FloatA
     return moved
 
 
-@njit(cache=True)
+@kernel
 def level_along_tree(f: Flow, drained: float, speed: FloatArray) -> None:
     """Passes every device's surplus or deficit to its parent, leaves first, as flows allow."""
     D = speed.shape[0]
@@ -356,7 +356,7 @@ def level_along_tree(f: Flow, drained: float, speed: FloatArray) -> None:
             f.load[f.device[up]] += surplus
 
 
-@njit(cache=True)
+@kernel
 def closed_bound(f: Flow, worst: int, drained: float, speed: FloatArray) -> float:
     """load / speed of all devices that `worst` can pass load to: no split makes them faster."""
     f.seen[:] = False
@@ -385,3 +385,16 @@ def closed_bound(f: Flow, worst: int, drained: float, speed: FloatArray) -> floa
                     f.queue[n] = child
                     n += 1
     return load / rate
+
+
+@entry
+def layer_times(
+    experts: IntArray, load: FloatArray, speed: FloatArray, offset: FloatArray
+) -> FloatArray:
+    """float64 [L]: the slowest device's time under the best split of load [L, E]."""
+    L, D, S = experts.shape
+    times = np.empty(L)
+    f = new_flow(load.shape[1], D, S)
+    for layer in range(L):
+        times[layer] = solve(f, experts[layer], load[layer], speed, offset)
+    return times

@@ -1,23 +1,26 @@
 """Plans layers from nothing: builds them in several ways and keeps what stands up best.
 
 A plan must do two things: balance the load it was given, and leave enough room to move when the
-next batches differ. So each construction is first improved until it meets the goal on the given
-load, then judged by how well the given load, shaken by a few fixed random factors, can be split.
+next batches differ. So where ways of building compete, a plan is judged by how well the given load,
+shaken by a few fixed random factors, can be split; meeting the goal on the given load comes first.
+
+1. Build flexibly. Where that misses the goal and devices differ in capacity per slot, build with
+   reserved slots too and keep the better one.
+2. Improve what misses the goal by local search.
+3. Where that is still missed, and replicas are enough to join all devices, build by wrapping, which
+   is exact on the given load though it leaves less room to move.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from placement.construct import count_copies, place_flexible, place_reserved, place_wrapped
-from placement.draft import Draft, fill_spare, new_draft, reset
-from placement.flow import Flow, new_flow, solve
-from placement.improve import Search, improve, new_search
-from placement.survive import lacks_copies, place_evenly
+from placement.construct import FLEXIBLE, RESERVED, WRAPPED, build_layers
+from placement.flow import layer_times
+from placement.improve import improve_layers
 from placement.types import EMPTY, FloatArray, IntArray
 
 CLOSE = 0.0007
@@ -29,9 +32,6 @@ CLOSE_UNJOINED = 0.003
 ALIKE = 1.25
 """Devices whose capacities per slot differ by less than this factor count as alike."""
 
-LOAN = 0.1
-"""How much a replica in a spare slot is expected to take off its expert's first copy."""
-
 STEP_DEVICES = 600
 """Improvement steps times devices, so that time per layer stays in proportion."""
 
@@ -41,194 +41,114 @@ MOST_STEPS = 24
 UNJOINED_STEPS = 4
 """Times more steps where few replicas join devices: many small exchanges, each tried quickly."""
 
-SOFT_MISS = 2.0
-"""Weight of missing the goal against balance under shaken load, before improvement."""
+MISS_WEIGHT = 2.0
+"""Weight of missing the goal, which improvement may mend, against balance under shaken load."""
 
-HARD_MISS = 1000.0
-"""The same afterwards: the given load comes first."""
+UNLIMITED = 1 << 40
+"""A move budget that never binds."""
 
-
-class Plan(NamedTuple):
-    """Scratch for one layer, reused over layers."""
-
-    flow: Flow
-    draft: Draft
-    search: Search
-    copies: NDArray[np.int32]
-    """[E]"""
-    trial: IntArray
-    """[D, S] the placement being tried."""
-    best: IntArray
-    """[D, S] the best so far."""
-    shaken: FloatArray
-    """[E] scratch: shaken load."""
-    free: NDArray[np.bool_]
-    """[D, 0] tells `improve` that copies cost nothing."""
+LEAST_GAIN = 1e-6
+"""Part of a layer's time goal, in tokens, below which nothing counts as stuck."""
 
 
-@njit(cache=True)
-def plan_layers(
-    load: FloatArray,
-    order: NDArray[np.int64],
-    speed: FloatArray,
-    offset: FloatArray,
-    slots: NDArray[np.int64],
-    bound: FloatArray,
-    shakes: FloatArray,
-    domain: NDArray[np.int64],
-    least_copies: int,
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What to plan; arrays validated and contiguous."""
+
+    load: FloatArray
+    """[L, E] tokens, not all zero in any layer."""
+    speed: FloatArray
+    """[D]"""
+    offset: FloatArray
+    """[D] constant cost, in tokens."""
+    slots: NDArray[np.int64]
+    """[L, D]"""
+    bound: FloatArray
+    """[L] least time of the slowest device."""
+    domain: NDArray[np.int64]
+    """[D]"""
+    shakes: FloatArray
+    """[K, E] factors of about 1."""
+    least_copies: int
+
+
+def plan_layers(p: Problem) -> IntArray:
+    """int32 [L, D, S] placement of every layer."""
+    L, E = p.load.shape
+    D = p.speed.shape[0]
+    joined = p.slots.sum(axis=1) - E >= D - 1
+    close = np.where(joined, CLOSE, CLOSE_UNJOINED)
+    goal = p.bound * (1 + close)
+    experts = _build(p, FLEXIBLE, np.ones(L, np.bool_))
+    missed = layer_times(experts, p.load, p.speed, p.offset) > goal
+    if (rivals := missed & _unlike(p)).any():
+        _keep_better(p, experts, _build(p, RESERVED, rivals), np.flatnonzero(rivals), goal)
+    _improve(p, experts, missed, joined, goal)
+    times = layer_times(experts, p.load, p.speed, p.offset)
+    missed &= joined & (times > goal * (1 + CLOSE / 10))
+    if missed.any() and p.least_copies == 1:
+        wrapped = _build(p, WRAPPED, missed)
+        better = missed & (layer_times(wrapped, p.load, p.speed, p.offset) < times)
+        experts[better] = wrapped[better]
+    return experts
+
+
+def _build(p: Problem, way: int, chosen: NDArray[np.bool_]) -> IntArray:
+    L, D = p.slots.shape
+    experts = np.full((L, D, int(p.slots.max())), EMPTY, np.int32)
+    order = np.argsort(-p.load, axis=1, kind="stable")
+    density = p.speed / np.maximum(p.slots, 1)
+    ranking = np.argsort(-density, axis=1, kind="stable")
+    build_layers(
+        way, chosen, p.load, order, p.speed, p.slots, p.bound, p.domain, ranking, p.least_copies,
+        experts,
+    )  # fmt: skip
+    return experts
+
+
+def _improve(
+    p: Problem,
     experts: IntArray,
+    chosen: NDArray[np.bool_],
+    joined: NDArray[np.bool_],
+    goal: FloatArray,
 ) -> None:
-    """Fills `experts` [L, D, S].
-
-    load: [L, E], order: [L, E] experts by falling load; speed, offset: [D]; slots: [L, D];
-    bound: [L] least time of the slowest device; shakes: [K, E] factors of about 1;
-    domain: [D].
-    """
-    L, D, S = experts.shape
-    E = load.shape[1]
-    p = Plan(
-        new_flow(E, D, S),
-        new_draft(D),
-        new_search(D, S),
-        np.empty(E, np.int32),
-        np.empty((D, S), np.int32),
-        np.empty((D, S), np.int32),
-        np.empty(E),
-        np.empty((D, 0), np.bool_),
-    )
-    p.draft.domain[:] = domain
-    for layer in range(L):
-        plan_layer(
-            p, load[layer], order[layer], speed, offset, slots[layer], bound[layer], shakes,
-            least_copies,
-        )  # fmt: skip
-        experts[layer] = p.best
-
-
-@njit(cache=True)
-def plan_layer(
-    p: Plan,
-    load: FloatArray,
-    order: NDArray[np.int64],
-    speed: FloatArray,
-    offset: FloatArray,
-    slots: NDArray[np.int64],
-    bound: float,
-    shakes: FloatArray,
-    least_copies: int,
-) -> None:
-    """Leaves the best placement of one layer in p.best."""
-    E = load.shape[0]
-    D = speed.shape[0]
-    spare = slots.sum() - least_copies * E
-    joined = slots.sum() - E >= D - 1
-    close = CLOSE if joined else CLOSE_UNJOINED
-    goal = bound * (1 + close)
-    count_copies(load, D, spare, least_copies, p.copies)
-    unlike = unlike_devices(speed, slots)
+    if not chosen.any():
+        return
+    L, D = p.slots.shape
     steps = max(LEAST_STEPS, min(MOST_STEPS, STEP_DEVICES // D))
-    if not joined:
-        steps *= UNJOINED_STEPS
-    best = -np.inf
-    for way in range(2):
-        if way == 1 and not unlike:
-            break
-        reset(p.draft, slots, speed, bound)
-        p.trial[:] = EMPTY
-        if way == 0:
-            place_flexible(p.draft, p.trial, load, order, p.copies)
-        else:
-            place_reserved(p.draft, p.trial, load, order, p.copies, LOAN)
-        finish(p, load)
-        if least_copies > 1 and lacks_copies(p.trial, E, least_copies):
-            place_evenly(p.trial, order, speed, slots, least_copies)
-            finish(p, load)
-        if way == 0 and unlike:
-            unlike = solve(p.flow, p.trial, load, speed, offset) > goal
-        score = 0.0
-        if unlike:
-            score = judge(p, p.trial, load, speed, offset, bound, SOFT_MISS, close, shakes)
-        if score > best:
-            best = score
-            p.best[:] = p.trial
-    improve(
-        p.flow, p.search, p.best, load, speed, offset, slots, p.free, goal, 1 << 40,
-        1e-6 * bound, least_copies, steps,
+    improve_layers(
+        experts, p.load, p.speed, p.offset, p.slots, np.empty((L, D, 0), np.int32),
+        goal[None, :], np.where(chosen, UNLIMITED, 0), LEAST_GAIN * p.bound, p.least_copies,
+        np.where(joined, steps, steps * UNJOINED_STEPS),
     )  # fmt: skip
-    if not joined or least_copies > 1:
-        return
-    if solve(p.flow, p.best, load, speed, offset) <= goal * (1 + close / 10):
-        return
-    best = judge(p, p.best, load, speed, offset, bound, HARD_MISS, close, shakes)
-    reset(p.draft, slots, speed, bound)
-    p.trial[:] = EMPTY
-    place_wrapped(p.draft, p.trial, load, order, by_density(speed, slots))
-    finish(p, load)
-    improve(
-        p.flow, p.search, p.trial, load, speed, offset, slots, p.free, goal, 1 << 40,
-        1e-6 * bound, least_copies, steps,
-    )  # fmt: skip
-    if judge(p, p.trial, load, speed, offset, bound, HARD_MISS, close, shakes) > best:
-        p.best[:] = p.trial
 
 
-@njit(cache=True)
-def finish(p: Plan, load: FloatArray) -> None:
-    """Fills the slots that a construction left empty."""
-    D, S = p.trial.shape
-    placed = np.zeros(load.shape[0], np.int32)
-    for d in range(D):
-        for s in range(S):
-            if p.trial[d, s] != EMPTY:
-                placed[p.trial[d, s]] += 1
-    fill_spare(p.draft, p.trial, load, placed, D * S)
+def _keep_better(
+    p: Problem, experts: IntArray, rival: IntArray, rows: NDArray[np.int64], goal: FloatArray
+) -> None:
+    """Replaces those layers `rows` of `experts` where `rival` scores higher."""
+    better = rows[_judge(p, rival[rows], rows, goal) > _judge(p, experts[rows], rows, goal)]
+    experts[better] = rival[better]
 
 
-@njit(cache=True)
-def judge(
-    p: Plan,
-    experts: IntArray,
-    load: FloatArray,
-    speed: FloatArray,
-    offset: FloatArray,
-    bound: float,
-    weight: float,
-    close: float,
-    shakes: FloatArray,
-) -> float:
-    """Mean balance under shaken loads, minus `weight` times the miss of the bound over `close`."""
-    time = solve(p.flow, experts, load, speed, offset)
-    score = -weight * max(time / bound - 1 - close, 0.0)
-    for k in range(shakes.shape[0]):
-        for e in range(load.shape[0]):
-            p.shaken[e] = load[e] * shakes[k, e]
-        time = solve(p.flow, experts, p.shaken, speed, offset)
-        score += (p.shaken.sum() + offset.sum()) / (speed.sum() * time * shakes.shape[0])
+def _judge(
+    p: Problem, experts: IntArray, rows: NDArray[np.int64], goal: FloatArray
+) -> FloatArray:
+    """Mean balance under shaken loads, minus a penalty for missing the goal, per layer."""
+    load = p.load[rows]
+    time = layer_times(experts, load, p.speed, p.offset)
+    score = -MISS_WEIGHT * np.maximum(time / goal[rows] - 1, 0.0)
+    for shake in p.shakes:
+        shaken = load * shake
+        ideal = (shaken.sum(axis=1) + p.offset.sum()) / p.speed.sum()
+        score += ideal / layer_times(experts, shaken, p.speed, p.offset) / p.shakes.shape[0]
     return score
 
 
-@njit(cache=True)
-def unlike_devices(speed: FloatArray, slots: NDArray[np.int64]) -> bool:
-    """Whether devices differ much in capacity per slot."""
-    least = np.inf
-    most = 0.0
-    for d in range(speed.shape[0]):
-        if slots[d] > 0:
-            least = min(least, speed[d] / slots[d])
-            most = max(most, speed[d] / slots[d])
-    return most > ALIKE * least
-
-
-@njit(cache=True)
-def by_density(speed: FloatArray, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Devices by falling capacity per slot (insertion sort: few, and compiled in no time)."""
-    order = np.arange(speed.shape[0])
-    for k in range(1, speed.shape[0]):
-        d = order[k]
-        j = k - 1
-        while j >= 0 and speed[order[j]] * slots[d] < speed[d] * slots[order[j]]:
-            order[j + 1] = order[j]
-            j -= 1
-        order[j + 1] = d
-    return order
+def _unlike(p: Problem) -> NDArray[np.bool_]:
+    """Whether devices differ much in capacity per slot, per layer."""
+    density = p.speed / np.maximum(p.slots, 1)
+    most = np.where(p.slots > 0, density, 0.0).max(axis=1)
+    least = np.where(p.slots > 0, density, np.inf).min(axis=1)
+    return np.asarray(most > ALIKE * least)

@@ -16,11 +16,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from placement.draft import holds
-from placement.flow import DRAINED, Flow, shortage, solve
+from placement.flow import DRAINED, Flow, new_flow, shortage, solve
+from placement.kernel import entry, kernel
 from placement.types import EMPTY, FloatArray, IntArray
 
 SOURCES = 3
@@ -65,7 +65,7 @@ class Search(NamedTuple):
     """[S] tokens of each slot of one source."""
 
 
-@njit(cache=True)
+@kernel
 def new_search(D: int, S: int) -> Search:
     """Scratch for layers on D devices."""
     return Search(
@@ -79,7 +79,56 @@ def new_search(D: int, S: int) -> Search:
     )
 
 
-@njit(cache=True)
+@entry
+def improve_layers(
+    experts: IntArray,
+    load: FloatArray,
+    speed: FloatArray,
+    offset: FloatArray,
+    slots: NDArray[np.int64],
+    current: IntArray,
+    goals: FloatArray,
+    budget: NDArray[np.int64],
+    least_gain: FloatArray,
+    least_copies: int,
+    steps: NDArray[np.int64],
+) -> None:
+    """Improves `experts` [L, D, S] by at most budget [L] copies per layer.
+
+    load: [L, E]; speed, offset: [D]; slots: [L, D]; goals: [G, L] time goals, met one after the
+    other; least_gain: [L] tokens; steps: [L] changes per goal. current: [L, D, S'] what devices
+    hold, besides `experts`; copies of these are free. S' = 0 says that all copies are.
+    """
+    L, D, S = experts.shape
+    E = load.shape[1]
+    f = new_flow(E, D, S)
+    q = new_search(D, S)
+    resident = np.zeros((D, E if current.shape[2] > 0 else 0), np.bool_)
+    for layer in range(L):
+        left = budget[layer]
+        if left == 0:
+            continue
+        if current.shape[2] > 0:
+            resident[:] = False
+            mark_residents(experts[layer], resident)
+            mark_residents(current[layer], resident)
+        for stage in range(goals.shape[0]):
+            left -= improve(
+                f, q, experts[layer], load[layer], speed, offset, slots[layer], resident,
+                goals[stage, layer], left, least_gain[layer], least_copies, steps[layer],
+            )  # fmt: skip
+
+
+@kernel
+def mark_residents(experts: IntArray, resident: NDArray[np.bool_]) -> None:
+    """Marks in resident [D, E] what experts [D, S] holds."""
+    for d in range(experts.shape[0]):
+        for s in range(experts.shape[1]):
+            if experts[d, s] != EMPTY:
+                resident[d, experts[d, s]] = True
+
+
+@kernel
 def improve(
     f: Flow,
     q: Search,
@@ -139,22 +188,22 @@ def improve(
     return spent
 
 
-@njit(cache=True)
+@kernel
 def copies_needed(experts: IntArray, change: NDArray[np.int64], resident: NDArray[np.bool_]) -> int:
     """Copies to load for one change."""
     if resident.shape[1] == 0:
         return 0
-    a, sa, b, sb, exchange = change
+    a, sa, b, sb, exchange = change[0], change[1], change[2], change[3], change[4]
     cost = 0 if resident[b, experts[a, sa]] else 1
     if exchange and experts[b, sb] != EMPTY and not resident[a, experts[b, sb]]:
         cost += 1
     return cost
 
 
-@njit(cache=True)
+@kernel
 def apply(experts: IntArray, change: NDArray[np.int64]) -> tuple[int, int]:
     """Makes a change; returns what `undo` needs."""
-    a, sa, b, sb, exchange = change
+    a, sa, b, sb, exchange = change[0], change[1], change[2], change[3], change[4]
     e = experts[a, sa]
     g = experts[b, sb]
     experts[b, sb] = e
@@ -163,13 +212,13 @@ def apply(experts: IntArray, change: NDArray[np.int64]) -> tuple[int, int]:
     return e, g
 
 
-@njit(cache=True)
+@kernel
 def undo(experts: IntArray, change: NDArray[np.int64], e: int, g: int) -> None:
     experts[change[0], change[1]] = e
     experts[change[2], change[3]] = g
 
 
-@njit(cache=True)
+@kernel
 def find_changes(
     f: Flow,
     q: Search,
@@ -227,7 +276,7 @@ def find_changes(
     return found
 
 
-@njit(cache=True)
+@kernel
 def keep(
     q: Search, gain: float, a: int, sa: int, b: int, sb: int, exchange: int, found: int
 ) -> int:
@@ -235,7 +284,8 @@ def keep(
     k = TRIALS - 1
     while k > 0 and q.promise[k - 1] < gain:
         q.promise[k] = q.promise[k - 1]
-        q.change[k] = q.change[k - 1]
+        for field in range(5):
+            q.change[k, field] = q.change[k - 1, field]
         k -= 1
     q.promise[k] = gain
     q.change[k, 0] = a
@@ -246,7 +296,7 @@ def keep(
     return min(found + 1, TRIALS)
 
 
-@njit(cache=True)
+@kernel
 def stub_flow(f: Flow, experts: IntArray, tokens: FloatArray, d: int, s: int) -> float:
     """Tokens that slot s of device d serves in the solved layer."""
     e = experts[d, s]
@@ -259,7 +309,7 @@ def stub_flow(f: Flow, experts: IntArray, tokens: FloatArray, d: int, s: int) ->
     return 0.0
 
 
-@njit(cache=True)
+@kernel
 def pick_devices(f: Flow, q: Search, speed: FloatArray, goal: float) -> tuple[int, int]:
     """Picks the devices with most stuck load and those with most to spare, after `shortage`.
 
@@ -275,7 +325,7 @@ def pick_devices(f: Flow, q: Search, speed: FloatArray, goal: float) -> tuple[in
     return n_sources, pick_largest(q.rank, q.targets)
 
 
-@njit(cache=True)
+@kernel
 def pick_largest(rank: FloatArray, picked: NDArray[np.int64]) -> int:
     """Fills `picked` with the places of the largest positive values, which it erases."""
     for n in range(picked.shape[0]):
@@ -290,7 +340,7 @@ def pick_largest(rank: FloatArray, picked: NDArray[np.int64]) -> int:
     return picked.shape[0]
 
 
-@njit(cache=True)
+@kernel
 def sum_groups(f: Flow, q: Search, speed: FloatArray, goal: float) -> None:
     """q.pool [D]: tokens stuck in a device's group, or those its group could still take.
 

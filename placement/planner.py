@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from placement.align import align_layers
 from placement.bounds import balance_of, layer_bounds
 from placement.domains import part_layers
-from placement.full_plan import plan_layers
+from placement.full_plan import UNLIMITED, Problem, plan_layers
 from placement.hierarchy import plan_by_groups
 from placement.incremental import adapt_layers
 from placement.split import split_layers, split_tokens
@@ -30,7 +30,7 @@ from placement.validation import (
 
 __all__ = ["Placement", "plan_placement", "split_tokens"]
 
-SHAKES = 2
+SHAKES = 1
 """Randomly changed loads by which a full plan chooses among constructions."""
 
 SHAKE_SIGMA = 0.25
@@ -38,9 +38,6 @@ SHAKE_SIGMA = 0.25
 
 FLAT_DEVICES = 256
 """Devices planned in one level; more are planned by groups."""
-
-UNLIMITED = 1 << 40
-"""A move budget that never binds."""
 
 
 def plan_placement(
@@ -89,16 +86,18 @@ def plan_placement(
     weight = np.where(tokens.sum(axis=1, keepdims=True) > 0, tokens, 1.0)
     bounds = layer_bounds(weight, rate, room, constant)
     if old is not None and budget is not None:
-        experts = np.full((L, D, int(room.max())), EMPTY, np.int32)
-        forced = adapt_layers(
-            weight, rate, constant, room, bounds, old, budget, min_copies, experts
+        experts, forced = adapt_layers(
+            weight, rate, constant, room, bounds, old, budget, min_copies
         )
         reason = f"kept the current placement and changed at most {budget} copies per layer"
         if forced.any():
             reason += f"; {int(forced.sum())} more for experts left without a device"
         allowed = forced + budget - _moves_per_layer(experts, old)
     else:
-        experts = _plan_anew(weight, rate, constant, room, bounds, domain, min_copies, seed)
+        shakes = np.exp(np.random.default_rng(seed).normal(0.0, SHAKE_SIGMA, (SHAKES, E)))
+        experts = _plan_anew(
+            Problem(weight, rate, constant, room, bounds, domain, shakes, min_copies)
+        )
         reason = "planned from nothing" if old is None else "planned anew: no move budget given"
         allowed = np.full(L, UNLIMITED)
     if domains is not None:
@@ -131,45 +130,30 @@ def _moves_per_layer(experts: IntArray, current: IntArray) -> NDArray[np.int64]:
     return np.bincount(moves[:, 0], minlength=experts.shape[0])
 
 
-def _plan_anew(
-    weight: FloatArray,
-    rate: FloatArray,
-    constant: FloatArray,
-    room: NDArray[np.int64],
-    bounds: FloatArray,
-    domain: NDArray[np.int64],
-    min_copies: int,
-    seed: int,
-) -> IntArray:
-    rng = np.random.default_rng(seed)
+def _plan_anew(whole: Problem) -> IntArray:
+    """Plans flat, or by groups where there are too many devices for that."""
+    if whole.speed.shape[0] <= FLAT_DEVICES or whole.least_copies > 1:
+        return plan_layers(whole)
 
-    def plan_flat(
+    def plan_part(
         load: FloatArray, speed: FloatArray, slots: NDArray[np.int64]
     ) -> tuple[IntArray, FloatArray]:
-        none = np.zeros(speed.shape[0])
-        limits = layer_bounds(load, speed, slots)
-        alone = np.arange(speed.shape[0])
-        experts = run(load, speed, none, slots, limits, alone)
-        return experts, split_layers(experts, load, speed, none)
+        offset = np.zeros(speed.shape[0])
+        weight = np.where(load.sum(axis=1, keepdims=True) > 0, load, 1.0)
+        part = Problem(
+            load=weight,
+            speed=speed,
+            offset=offset,
+            slots=slots,
+            bound=layer_bounds(weight, speed, slots),
+            domain=np.arange(speed.shape[0]),
+            shakes=np.ascontiguousarray(whole.shakes[:, : load.shape[1]]),
+            least_copies=1,
+        )
+        experts = plan_layers(part)
+        return experts, split_layers(experts, load, speed, offset)
 
-    def run(
-        load: FloatArray,
-        speed: FloatArray,
-        offset: FloatArray,
-        slots: NDArray[np.int64],
-        limits: FloatArray,
-        apart: NDArray[np.int64],
-    ) -> IntArray:
-        L, E = load.shape
-        experts = np.full((L, speed.shape[0], int(slots.max())), EMPTY, np.int32)
-        shakes = np.exp(rng.normal(0.0, SHAKE_SIGMA, (SHAKES, E)))
-        order = np.argsort(-load, axis=1, kind="stable")
-        plan_layers(load, order, speed, offset, slots, limits, shakes, apart, min_copies, experts)
-        return experts
-
-    if rate.shape[0] > FLAT_DEVICES and min_copies == 1:
-        return plan_by_groups(weight, rate, room, plan_flat)
-    return run(weight, rate, constant, room, bounds, domain)
+    return plan_by_groups(whole.load, whole.speed, whole.slots, plan_part)
 
 
 def _ceiling(

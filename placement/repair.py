@@ -8,14 +8,38 @@ with the most time left.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from placement.draft import holds
+from placement.kernel import entry, kernel
 from placement.types import EMPTY, FloatArray, IntArray
 
 
-@njit(cache=True)
+@entry
+def carry_layers(
+    load: FloatArray,
+    speed: FloatArray,
+    slots: NDArray[np.int64],
+    current: IntArray,
+    least_copies: int,
+    experts: IntArray,
+) -> NDArray[np.int64]:
+    """Fills `experts` [L, D, S] from `current` [L, D, S']; returns [L] the copies that takes.
+
+    load: [L, E]; speed: [D]; slots: [L, D].
+    """
+    forced = np.zeros(load.shape[0], np.int64)
+    for layer in range(load.shape[0]):
+        plan = experts[layer]
+        carry_layer(load[layer], speed, slots[layer], current[layer], least_copies, plan)
+        for d in range(plan.shape[0]):
+            for s in range(plan.shape[1]):
+                if plan[d, s] != EMPTY and not holds(current[layer], d, plan[d, s]):
+                    forced[layer] += 1
+    return forced
+
+
+@kernel
 def carry_layer(
     load: FloatArray,
     speed: FloatArray,
@@ -55,7 +79,7 @@ def carry_layer(
                 house(order[k], load, speed, slots, wanted, held, copies, experts)
 
 
-@njit(cache=True)
+@kernel
 def house(
     e: int,
     load: FloatArray,
@@ -96,7 +120,7 @@ def house(
     held[best] += load[e] / copies[e]
 
 
-@njit(cache=True)
+@kernel
 def keep_residents(
     load: FloatArray,
     slots: int,
@@ -134,7 +158,7 @@ def keep_residents(
             experts[free] = current[s]
 
 
-@njit(cache=True)
+@kernel
 def cheaper(x: int, y: int, load: FloatArray, copies: NDArray[np.int64]) -> bool:
     """Whether to drop a replica of expert x rather than one of y."""
     if (copies[x] == 1) != (copies[y] == 1):

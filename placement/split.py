@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike
 
 from placement.flow import Flow, new_flow, solve
+from placement.kernel import entry, kernel
 from placement.types import FloatArray, IntArray
 from placement.validation import check_experts, check_load, check_speed
 
@@ -37,7 +37,7 @@ def split_tokens(experts: ArrayLike, counts: ArrayLike, speed: ArrayLike) -> Flo
     return split_layers(placed, load, rate, np.zeros(rate.shape[0]))
 
 
-@njit(cache=True)
+@entry
 def split_layers(
     experts: IntArray, counts: FloatArray, speed: FloatArray, offset: FloatArray
 ) -> FloatArray:
@@ -51,7 +51,7 @@ def split_layers(
     return shares
 
 
-@njit(cache=True)
+@kernel
 def copy_shares(f: Flow, experts: IntArray, tokens: FloatArray, shares: FloatArray) -> None:
     """Copies a solved layer's flows into shares [D, S]."""
     D, S = experts.shape

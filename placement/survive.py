@@ -8,13 +8,13 @@ with only slots on devices that hold the expert already.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from placement.kernel import kernel
 from placement.types import EMPTY, FloatArray, IntArray
 
 
-@njit(cache=True)
+@kernel
 def lacks_copies(experts: IntArray, E: int, least_copies: int) -> bool:
     """Whether some expert has fewer than `least_copies` copies in experts [D, S]."""
     copies = np.zeros(E, np.int64)
@@ -22,10 +22,13 @@ def lacks_copies(experts: IntArray, E: int, least_copies: int) -> bool:
         for s in range(experts.shape[1]):
             if experts[d, s] != EMPTY:
                 copies[experts[d, s]] += 1
-    return bool(copies.min() < least_copies)
+    for e in range(E):
+        if copies[e] < least_copies:
+            return True
+    return False
 
 
-@njit(cache=True)
+@kernel
 def place_evenly(
     experts: IntArray,
     order: NDArray[np.int64],
