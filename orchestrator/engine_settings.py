@@ -39,12 +39,14 @@ def engine_config(
         flags.setdefault(EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR)
     environment = {
         ADDRESS_VARIABLE: str(directory),
-        SECRET_VARIABLE: secret.decode(),
         # Threads are ours to place: shards share the cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     if config.cluster.ray_address is None:
         environment |= _private_folders(run_dir)
+    else:
+        # Links within a machine need none; Ray writes an actor's environment into its logs.
+        environment[SECRET_VARIABLE] = secret.decode()
     return EngineConfig(
         engine_id=engine_id,
         model=str(config.model.path),

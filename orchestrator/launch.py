@@ -7,7 +7,9 @@ was started is known at each moment and can be ended.
 import logging
 import os
 import secrets
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import ray
@@ -30,6 +32,8 @@ from orchestrator.stop_signals import StopRequested, StopSignals
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+GATEWAY_START_TIMEOUT_S = 60.0
+"""An endpoint that is just being opened can be closed only after that."""
 STOP_MARGIN_S = 20.0
 """On top of the drain: time the components have for closing down."""
 
@@ -55,8 +59,10 @@ def run_mesh(config: MeshConfig, progress: Progress) -> int:
         except UserError as error:
             progress.give_up()
             session.stop(progress)
-            fix = f"{error.fix}; logs are in" if error.fix else "logs are in"
-            raise UserError(error.message, f"{fix} {run_dir.logs}") from error
+            where = f"logs are in {run_dir.logs}"
+            raise UserError(
+                error.message, f"{error.fix}; {where}" if error.fix else where
+            ) from error
         except BaseException:
             progress.give_up()
             session.stop(progress)
@@ -79,7 +85,6 @@ class _Session:
         self._stop = stop
         self._private = config.cluster.ray_address is None
         self._controller: ActorHandle | None = None
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="gateway")
         self._gateway: Future[None] | None = None
 
     def start(self, progress: Progress) -> None:
@@ -102,7 +107,7 @@ class _Session:
         self._controller = cluster.start_controller(self._config, self._run_dir, self._secret)
         started: ray.ObjectRef[str] = self._controller.start.remote()
         # The endpoint opens while the model loads; until then /health says that it does.
-        self._gateway = self._threads.submit(self._open_gateway)
+        self._gateway = _in_background(self._open_gateway)
         self._follow_start(started, progress)
         progress.step("Open the endpoint")
         self._await_gateway()
@@ -168,7 +173,6 @@ class _Session:
             self._end_controller(progress)
         if not self._private and self._gateway is not None:
             self._close_gateway()
-        self._threads.shutdown(wait=not self._private, cancel_futures=True)
         stop_ray(private=self._private)
         progress.done()
 
@@ -189,9 +193,11 @@ class _Session:
 
     def _close_gateway(self) -> None:
         """In a shared cluster the endpoint has to be taken down; a private one goes as a whole."""
+        assert self._gateway is not None
         from orchestrator.gateway.deploy import remove_gateway
 
         try:
+            self._gateway.exception(GATEWAY_START_TIMEOUT_S)
             remove_gateway()
         except (RayError, OSError, TimeoutError) as error:
             log.warning("while stopping: %s", cause_of(error))
@@ -199,3 +205,18 @@ class _Session:
 
 def _finished(answer: "ray.ObjectRef[Any]", timeout_s: float) -> bool:
     return bool(ray.wait([answer], timeout=timeout_s)[0])
+
+
+def _in_background(work: Callable[[], None]) -> Future[None]:
+    """Run `work` in a thread that nobody has to wait for, not even at this program's end."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="open-gateway", daemon=True).start()
+    return future

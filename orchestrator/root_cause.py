@@ -8,10 +8,13 @@ has the cause.
 import re
 from pathlib import Path
 
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 LOG_TAIL_BYTES = 256 << 10
 """A cause is near the end of a log."""
+
+DYING_WORDS_LINES = 3
+"""A process that ends by an error says so at the very end of its log."""
 
 POINTERS = ("See root cause above", "see the stack trace above", "check the stack trace above")
 """What vLLM says instead of a cause."""
@@ -36,8 +39,11 @@ _PYDANTIC = re.compile(r"^\d+ validation errors? for (\w+)")
 
 def cause_of(error: BaseException) -> str:
     """What an exception of an actor call says, in one line."""
-    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
-        error = error.cause
+    if isinstance(error, RayTaskError):
+        if isinstance(error.cause, RayError):  # the true one could not be sent
+            return last_error(error.traceback_str) or type(error).__name__
+        if isinstance(error.cause, BaseException):
+            error = error.cause
     if isinstance(error, ActorDiedError):
         return _cause_of_death(error)
     return one_line(type(error).__name__, str(error))
@@ -48,20 +54,24 @@ def one_line(kind: str, text: str) -> str:
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if not lines:
         return kind
-    said = lines[0]
+    said = lines[0].rstrip(".")
     if section := _PYDANTIC.match(said):
-        # The field, then what is wrong with it: "  Value error, ... [type=..., input_value=...]".
-        detail = " ".join(lines[1:3]).split(" [type=")[0].replace("Value error, ", "")
-        return f"{section[1]}: {detail}"
+        # Then the field, if it is about one, and "Value error, what is wrong [type=...]".
+        detail = " ".join(lines[1:]).split(" [type=")[0].replace("Value error, ", "")
+        return f"{section[1]}: {detail.rstrip('.')}"
     return said if kind.rpartition(".")[2] in _PLAIN_KINDS else f"{kind}: {said}"
 
 
-def cause_in_log(folder: Path, pid: int) -> str:
-    """The last error in the log of a Ray worker of this machine; "" where there is none."""
+def cause_in_log(folder: Path, pid: int, last_lines: int | None = None) -> str:
+    """The last error in the log of a Ray worker of this machine; "" where there is none.
+
+    last_lines: how near the end it must be; an error long before a death is not its cause.
+    """
     for log in sorted(folder.glob(f"worker-*-{pid}.err")):
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
-            found = last_error(file.read().decode(errors="replace"))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+        found = last_error("\n".join(lines[-last_lines if last_lines else 0 :]))
         if found:
             return found
     return ""
@@ -69,10 +79,12 @@ def cause_in_log(folder: Path, pid: int) -> str:
 
 def last_error(text: str) -> str:
     """The last line of a log that names an error, pointers to other lines left out."""
-    for line in reversed(text.splitlines()):
-        match = _ERROR_LINE.match(line.strip())
+    lines = text.splitlines()
+    for number in reversed(range(len(lines))):
+        match = _ERROR_LINE.match(lines[number].strip())
         if match and not is_pointer(match["text"]):
-            return one_line(match["kind"], match["text"])
+            more = lines[number + 1 :] if _PYDANTIC.match(match["text"]) else []
+            return one_line(match["kind"], "\n".join([match["text"], *more]))
     return ""
 
 

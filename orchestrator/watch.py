@@ -10,7 +10,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from orchestrator.components import Component
 from orchestrator.errors import UserError
-from orchestrator.root_cause import cause_in_log, cause_of, is_pointer
+from orchestrator.root_cause import DYING_WORDS_LINES, cause_in_log, cause_of, is_pointer
 from orchestrator.status import ComponentState
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,8 @@ class Watch:
     def _why_lost(self, component: Component, error: RayError) -> str:
         """The exception's own cause, or the log's where the exception only points there."""
         cause = cause_of(error)
-        if isinstance(error, RayActorError) or is_pointer(cause):
+        if isinstance(error, RayActorError):
+            return cause_in_log(self._logs, component.pid, DYING_WORDS_LINES) or cause
+        if is_pointer(cause):
             return cause_in_log(self._logs, component.pid) or cause
         return cause

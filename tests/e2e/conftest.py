@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints.make import make_checkpoint
-from tests.e2e.mesh_process import MeshProcess, mesh_config, serving, write_config
+from tests.e2e.mesh_process import MeshProcess, mesh_config, serving
 
 
 @pytest.fixture(scope="session")
@@ -16,8 +16,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mesh(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshProcess]:
+def mesh(tiny_model: Path) -> Iterator[MeshProcess]:
     """A mesh that serves, embedded router. Tests leave it as it is."""
-    config = mesh_config(tiny_model, "shared")
-    with serving(write_config(tmp_path_factory.mktemp("mesh"), config)) as running:
+    with serving(mesh_config(tiny_model, "shared")) as running:
         yield running

@@ -1,17 +1,20 @@
 """A mesh run through the real command line, and what it leaves behind."""
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import psutil
@@ -23,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CLI = (sys.executable, "-m", "orchestrator.cli")
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
-SHARED_MEMORY = Path("/dev/shm")
-RUN_FOLDERS = Path("/tmp")
+SHARED_MEMORY = re.compile(r" (/dev/shm/\S+)$", re.MULTILINE)
+TRACK_S = 0.05
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -52,7 +55,7 @@ def mesh_config(model: Path, name: str, **sections: Any) -> dict[str, Any]:
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> Path:
     path = folder / f"{config['mesh']['name']}.yaml"
-    path.write_text(yaml.safe_dump(dict(config)))
+    path.write_text(yaml.safe_dump(dict(config), sort_keys=False))
     return path
 
 
@@ -67,17 +70,24 @@ def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> flo
 
 
 class MeshProcess:
-    """`expertmesh serve CONFIG` in a process group of its own; every line it writes is kept."""
+    """`expertmesh serve CONFIG` in a process group of its own; every line it writes is kept.
 
-    def __init__(self, config: Path) -> None:
+    Leaving the `with` block kills what still runs.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        # Short, because Unix sockets lie below it; its own, to see what is left there.
+        self._folder = Path(tempfile.mkdtemp(prefix="e2e-", dir="/tmp"))
+        self._run = self._folder / "run"
+        self._run.mkdir()
+        path = write_config(self._folder, {**config, "cluster": {"temp_dir": str(self._run)}})
         self.out: list[str] = []
         self.err: list[str] = []
         self.seen: dict[int, psutil.Process] = {}
         """Every process that was ever seen below it."""
-        self._segments_before = set(SHARED_MEMORY.iterdir())
-        self._folders_before = set(RUN_FOLDERS.glob("xmesh-*"))
+        self._segments: set[Path] = set()
         self._process = subprocess.Popen(
-            [*CLI, "serve", str(config)],
+            [*CLI, "serve", str(path)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -93,19 +103,36 @@ class MeshProcess:
         for thread in self._threads:
             thread.start()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.running:
+            self._process.kill()
+        for process in self.seen.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     @staticmethod
     def _read(stream: Any, lines: list[str]) -> None:
         lines.extend(iter(stream.readline, ""))
 
     def _track(self) -> None:
         me = psutil.Process(self._process.pid)
+        turn = 0
         while self._process.poll() is None:
             try:
-                for process in [me, *me.children(recursive=True)]:
-                    self.seen.setdefault(process.pid, process)
+                family = [me, *me.children(recursive=True)]
             except psutil.NoSuchProcess:
                 continue
-            time.sleep(0.05)
+            for process in family:
+                self.seen.setdefault(process.pid, process)
+            if turn % 10 == 0:
+                self._segments |= set().union(*map(_segments_of, family))
+            turn += 1
+            time.sleep(TRACK_S)
 
     # -- while it runs
 
@@ -134,13 +161,6 @@ class MeshProcess:
         match = re.search(r"ready at (\S+)", "".join(self.out))
         assert match, self.transcript
         return match[1]
-
-    @property
-    def run_folder(self) -> Path:
-        """Where its sockets are, from the address it names."""
-        folder = Path(self.status()["address"].removeprefix("unix:")).parents[1]
-        assert folder.is_dir()
-        return folder
 
     def status(self) -> dict[str, Any]:
         """`expertmesh status --json`."""
@@ -203,51 +223,28 @@ class MeshProcess:
         return living
 
     def left_over(self) -> list[str]:
-        """Processes, run folders and shared-memory segments that outlived it."""
-        own = {p for p in RUN_FOLDERS.glob("xmesh-*") if p not in self._folders_before}
-        segments = {p for p in SHARED_MEMORY.iterdir() if p not in self._segments_before}
-        return [*self.living(), *map(str, own - _others()), *map(str, segments - _others())]
-
-    def kill_everything(self) -> None:
-        """For the end of a failed test."""
-        for process in [psutil.Process(self.pid)] if self.running else []:
-            process.kill()
-        for process in self.seen.values():
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        self.wait()
+        """Processes, files of its run and shared-memory segments that outlived it."""
+        segments = [str(path) for path in self._segments if path.exists()]
+        return [*self.living(), *segments, *map(str, self._run.iterdir())]
 
 
-def _others() -> set[Path]:
-    """Files in shared memory and run folders that living processes use: not left over."""
-    used = set()
-    for process in psutil.process_iter():
-        try:
-            words = " ".join(process.cmdline())
-            maps = Path(f"/proc/{process.pid}/maps").read_text()
-        except (psutil.Error, OSError):
-            continue
-        used |= {Path(found) for found in re.findall(r"/tmp/xmesh-\w+", words)}
-        used |= {Path(found) for found in re.findall(r"/dev/shm/\S+", maps)}
-    return used
+def _segments_of(process: psutil.Process) -> set[Path]:
+    try:
+        maps = Path(f"/proc/{process.pid}/maps").read_text()
+    except OSError:
+        return set()
+    return {Path(path) for path in SHARED_MEMORY.findall(maps)}
 
 
 @contextmanager
-def serving(config: Path) -> Iterator[MeshProcess]:
-    """A mesh that is ready; ends it, if the test has not, and then nothing may be left."""
-    mesh = MeshProcess(config)
-    try:
+def serving(config: Mapping[str, Any]) -> Iterator[MeshProcess]:
+    """A mesh that is ready; at the end it is asked to stop, and then nothing may be left."""
+    with MeshProcess(config) as mesh:
         mesh.wait_for("ready at")
         yield mesh
-        if mesh.running:
-            mesh.signal(signal.SIGTERM)
-            assert mesh.wait() == 0, mesh.transcript
-            assert mesh.left_over() == []
-    finally:
-        if mesh.running:
-            mesh.kill_everything()
+        mesh.signal(signal.SIGTERM)
+        assert mesh.wait() == 0, mesh.transcript
+        assert mesh.left_over() == []
 
 
 def run_cli(*arguments: str, timeout_s: float = 60, **variables: str) -> Any:

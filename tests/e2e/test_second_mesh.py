@@ -1,0 +1,81 @@
+"""A second mesh beside the first, with a router actor: it serves, loses parts, and goes.
+
+The tests are one story and run in this order: each takes something more from the mesh.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.status import ComponentKind
+from tests.e2e.mesh_process import MeshProcess, mesh_config, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.vllm]
+
+NOTICE_TIMEOUT_S = 4.0
+"""Two looks of the monitor, with room for a busy machine."""
+IDLE_STOP_S = 15.0
+"""Measured 3 s on two free cores; the limit leaves room for a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def second(tiny_model: Path) -> Iterator[MeshProcess]:
+    with MeshProcess(mesh_config(tiny_model, "second", router={"mode": "actor"})) as running:
+        running.wait_for("ready at")
+        yield running
+
+
+def test_both_serve_side_by_side(mesh: MeshProcess, second: MeshProcess) -> None:
+    assert second.url != mesh.url
+    assert second.complete() == mesh.complete()
+
+
+def test_the_router_is_listed_and_used(second: MeshProcess) -> None:
+    status = second.status()
+    assert status["router_mode"] == "actor"
+    assert second.component(ComponentKind.ROUTER)["id"] == "router-0"
+
+
+def lose(second: MeshProcess, kind: ComponentKind) -> str:
+    """Kill a component; what the endpoint's health says once it is noticed."""
+    victim = second.component(kind)
+    os.kill(victim["pid"], signal.SIGKILL)
+    wait_until(lambda: second.component(kind)["state"] == "dead", NOTICE_TIMEOUT_S, "noticed")
+    said = second.component(kind)
+    assert said["pid"] == victim["pid"]
+    assert said["detail"] == "its process died: killed from outside, out of memory, or crashed"
+    health = second.get("/health")
+    assert health.status_code == 503
+    reason: str = health.json()["reason"]
+    return reason
+
+
+def test_a_lost_router_is_told(second: MeshProcess) -> None:
+    assert "router router-0 is dead: its process died" in lose(second, ComponentKind.ROUTER)
+
+
+def test_a_lost_shard_is_told_with_what_it_held(second: MeshProcess) -> None:
+    reason = lose(second, ComponentKind.SHARD)
+    assert "experts have no living replica" in reason
+    assert "shard nvidia-0 is dead: its process died" in reason
+
+
+def test_a_lost_engine_takes_its_children_along(second: MeshProcess) -> None:
+    lose(second, ComponentKind.ENGINE)
+    cores = [p for p in second.living() if "EngineCore" in p]
+    assert cores == []
+    answer = second.post("/v1/completions", {"model": "tiny", "prompt": "x"})
+    assert answer.status_code == 503
+    assert answer.json()["error"]["type"] == "service_unavailable_error"
+
+
+def test_ctrl_c_ends_it_and_leaves_the_other_alone(second: MeshProcess, mesh: MeshProcess) -> None:
+    before = mesh.complete()
+    second.signal(signal.SIGINT, group=True)
+    assert second.wait(IDLE_STOP_S) == 0, second.transcript
+    assert second.left_over() == []
+    assert second.err == []
+    assert mesh.complete() == before

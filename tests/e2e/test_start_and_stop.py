@@ -1,0 +1,67 @@
+"""A start that is interrupted or fails: told in one line, and nothing is left running."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.mesh_process import MeshProcess, mesh_config, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray]
+
+STOP_S = 25.0
+"""Measured 2 to 5 s on two free cores: Ray's own start is waited for."""
+ORPHANS_S = 20.0
+"""How long processes may outlive a `serve` that was killed; measured 2 s."""
+RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "agent.py", "agent/main.py")
+"""Two small processes of Ray's that try for a minute to report their raylet's death, then end."""
+
+
+@pytest.mark.parametrize(
+    ("step", "number", "group"),
+    [
+        ("Start Ray ...", signal.SIGINT, True),
+        ("Start expert shards ...", signal.SIGTERM, False),
+        ("Load the engine ...", signal.SIGINT, True),
+    ],
+)
+def test_a_signal_while_it_starts(
+    tiny_model: Path, step: str, number: signal.Signals, group: bool
+) -> None:
+    with MeshProcess(mesh_config(tiny_model, "early")) as mesh:
+        mesh.wait_for(step)
+        mesh.signal(number, group)
+        if group:  # an impatient person
+            mesh.signal(number, group)
+        assert mesh.wait(STOP_S) == 0, mesh.transcript
+        assert mesh.err == []
+        assert mesh.said("Stop the mesh: done")
+        assert not mesh.said("ready at")
+        assert mesh.left_over() == []
+
+
+def test_everything_dies_with_a_killed_serve(tiny_model: Path) -> None:
+    with MeshProcess(mesh_config(tiny_model, "killed")) as mesh:
+        mesh.wait_for("Load the engine ...")
+        wait_until(lambda: any("EngineCore" in p for p in mesh.living()), 120, "engine core")
+        mesh.signal(signal.SIGKILL)
+        mesh.wait()
+
+        def ours() -> list[str]:
+            return [p for p in mesh.living() if not any(agent in p for agent in RAY_AGENTS)]
+
+        wait_until(lambda: ours() == [], ORPHANS_S, "orphans ended")
+
+
+@pytest.mark.vllm
+def test_an_engine_that_fails_names_the_root_cause(tiny_model: Path) -> None:
+    config = mesh_config(tiny_model, "greedy")
+    config["engines"] |= {"kv_cache_gib": 100_000}
+    with MeshProcess(config) as mesh:
+        assert mesh.wait(300) == 2, mesh.transcript
+        (line,) = mesh.err
+        assert line.startswith("error: engine engine-0 did not start: Available memory on node")
+        assert "is less than requested memory for kv (100000.0 GiB). Decrease --kv-cache" in line
+        assert mesh.living() == []
+        logs = Path(line.rpartition(" logs are in ")[2].strip())
+        assert list(logs.glob("worker-*.err"))
