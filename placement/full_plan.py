@@ -132,9 +132,7 @@ def _keep_better(
     experts[better] = rival[better]
 
 
-def _judge(
-    p: Problem, experts: IntArray, rows: NDArray[np.int64], goal: FloatArray
-) -> FloatArray:
+def _judge(p: Problem, experts: IntArray, rows: NDArray[np.int64], goal: FloatArray) -> FloatArray:
     """Mean balance under shaken loads, minus a penalty for missing the goal, per layer."""
     load = p.load[rows]
     time = layer_times(experts, load, p.speed, p.offset)

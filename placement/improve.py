@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0912, PLR0917 - compiled loops take arrays one by one
 """Makes a layer's placement fit a time goal by few copies: the local search behind every plan.
 
 Works on what is stuck: the tokens that no split can serve within the goal (`flow.shortage`). They
@@ -261,7 +262,7 @@ def find_changes(
                     bring = 0.0 if free or resident[b, e] else 1.0
                     link = 0.0
                     if droppable:
-                        link = min(q.served[sa], min(excess, room + freed)) - freed
+                        link = min(q.served[sa], excess, room + freed) - freed
                         link /= max(bring, FREE_COPY)
                     shift = q.served[sa] - freed
                     swap = 0.0

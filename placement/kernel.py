@@ -1,8 +1,8 @@
 """How the hot loops of this package are compiled.
 
 `entry` marks functions called from Python, `kernel` those that only entries and kernels call. An
-entry is cached with all its kernels next to its source; kernels get no Python wrapper, which saves a
-good part of compile time. Division by zero gives infinity, as in numpy, instead of raising: that
+entry is cached with all its kernels next to its source; kernels get no Python wrapper, which saves
+a good part of compile time. Division by zero gives infinity, as in numpy, instead of raising: that
 saves more, and callers guard where it could happen. Entries release the interpreter lock, so that a
 controller may plan in a thread.
 

@@ -1,0 +1,100 @@
+"""Keep, nudge or re-plan: what to do about a load that is not the one planned for.
+
+Three questions in turn. How well would the placement that is loaded serve the new load? If nearly
+as well as any could, keep it: copies cost bandwidth and gain nothing. How far has the load moved
+since it was planned? A little: nudge, some copies per layer. A lot in many layers, or a nudge that
+would leave much undone: re-plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from placement.bounds import layer_bounds
+from placement.flow import layer_times
+from placement.types import FloatArray
+from placement.validation import check_experts, check_load, check_slots, check_speed
+
+KEEP_GAP = 0.015
+"""Predicted balance this near to what is possible is kept."""
+
+REPLAN_GAP = 0.3
+"""A gap that no budget of a few copies per layer closes."""
+
+REPLAN_CHANGE = 0.3
+"""Part of a layer's tokens that changed expert: then its plan is for another load."""
+
+REPLAN_LAYERS = 0.5
+"""Part of the layers that must have changed so for a re-plan."""
+
+
+class Action(Enum):
+    """What to do with the placement."""
+
+    KEEP = "keep"
+    NUDGE = "nudge"
+    REPLAN = "re-plan"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do, and why."""
+
+    action: Action
+    reason: str
+    balance: float
+    """Predicted balance of the placement as it is."""
+    possible: float
+    """Ceiling for any placement."""
+    change: FloatArray
+    """[L] part of the tokens that changed expert since the plan."""
+
+
+def decide(
+    load: ArrayLike,
+    planned: ArrayLike,
+    experts: ArrayLike,
+    speed: ArrayLike,
+    slots: ArrayLike,
+) -> Decision:
+    """Weighs the placement `experts` [L, D, S], made for load `planned` [L, E], against `load`.
+
+    speed: [D]; slots: [D] or [L, D]. Raises `ValueError` for input that does not fit.
+    """
+    now = check_load(load)
+    before = check_load(planned, "planned")
+    rate = check_speed(speed)
+    L, E = now.shape
+    if before.shape != now.shape:
+        raise ValueError(f"planned has shape {before.shape}, load has {now.shape}")
+    room = check_slots(slots, L, rate.shape[0], E)
+    placed = check_experts(experts, L, rate.shape[0], E, "experts")
+    change = np.abs(_normal(now) - _normal(before)).sum(axis=1) / 2
+    bounds = layer_bounds(now, rate, room)
+    times = layer_times(placed, now, rate, np.zeros(rate.shape[0]))
+    ideal = now.sum() / rate.sum()
+    balance = float(ideal / times.sum()) if times.any() else 1.0
+    possible = float(ideal / bounds.sum()) if bounds.any() else 1.0
+    gap = 1 - balance / possible
+    moved = float((change > REPLAN_CHANGE).mean())
+    figures = f"balance {balance:.3f} of {possible:.3f} possible"
+    if gap <= KEEP_GAP:
+        action, why = Action.KEEP, f"{figures}: no copy would pay"
+    elif moved >= REPLAN_LAYERS:
+        action = Action.REPLAN
+        why = f"{figures}; over {REPLAN_CHANGE:.0%} of the load moved in {moved:.0%} of the layers"
+    elif gap > REPLAN_GAP:
+        action, why = Action.REPLAN, f"{figures}: too far for a few copies"
+    else:
+        action = Action.NUDGE
+        why = f"{figures}; load moved by {float(change.mean()):.1%} per layer"
+    return Decision(action, why, balance, possible, change)
+
+
+def _normal(load: FloatArray) -> FloatArray:
+    total = load.sum(axis=1, keepdims=True)
+    return load / np.where(total > 0, total, 1.0)

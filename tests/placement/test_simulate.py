@@ -1,0 +1,94 @@
+"""Traces survive both of their forms; replays tell policies apart."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+
+from placement.simulate import Decided, Fixed, Nudged, Replanned, simulate
+from placement.trace import Trace, from_arrays, from_records, to_arrays, to_records
+
+
+@pytest.fixture
+def trace() -> Trace:
+    rng = np.random.default_rng(0)
+    base = rng.lognormal(0, 1, (2, 32))
+    counts = []
+    for _ in range(6):
+        base *= rng.lognormal(0, 0.3, base.shape)
+        counts.append(rng.poisson(base * 200))
+    T = len(counts)
+    return Trace(np.array(counts), np.arange(T) * 30.0, np.full(T, 30.0), ("chat", "code") * 3)
+
+
+def test_arrays_round_trip_through_a_file(trace):
+    file = io.BytesIO()
+    np.savez(file, **to_arrays(trace))
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as arrays:
+        back = from_arrays(arrays)
+    np.testing.assert_array_equal(back.counts, trace.counts)
+    np.testing.assert_array_equal(back.start_s, trace.start_s)
+    assert back.domain == trace.domain
+
+
+def test_records_round_trip_through_lines(trace):
+    lines = [json.dumps(record) for record in to_records(trace)]
+    back = from_records(json.loads(line) for line in lines)
+    np.testing.assert_array_equal(back.counts, trace.counts)
+    np.testing.assert_array_equal(back.window_s, trace.window_s)
+    assert back.domain == trace.domain
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([], "must be a header"),
+        ([{"schema": 9, "layers": 1, "experts": 1}], "schema 9 is not supported"),
+        ([{"schema": 1, "layers": 1, "experts": 2}, {"counts": [[1]]}], "window 0 has counts"),
+        ([{"schema": 1, "layers": 1, "experts": 1}, {"counts": [[1.5]]}], "whole numbers"),
+        ([{"schema": 1, "layers": 1, "experts": 1}, {"counts": [[-1]]}], ">= 0"),
+    ],
+)
+def test_bad_records_are_named(records, message):
+    with pytest.raises(ValueError, match=message):
+        from_records(records)
+
+
+def test_bad_arrays_are_named():
+    with pytest.raises(ValueError, match="no array named 'counts'"):
+        from_arrays({})
+    with pytest.raises(ValueError, match="shape \\[windows"):
+        from_arrays({"counts": np.ones((2, 2), int)})
+
+
+def test_policies_differ_as_they_should(trace):
+    speed, slots = np.repeat([1.0, 0.4], 2), np.full(4, 10)
+    runs = simulate(
+        trace.counts,
+        speed,
+        {
+            "fixed": Fixed(speed, slots),
+            "re-planned": Replanned(speed, slots),
+            "nudged": Nudged(speed, slots, max_moves_per_layer=2),
+            "decided": Decided(speed, slots),
+        },
+        expert_bytes=7,
+    )
+    assert runs["fixed"].moves.tolist() == [0] * 5
+    assert runs["nudged"].moves.max() <= 2 * 2
+    assert runs["nudged"].moves.sum() < runs["re-planned"].moves.sum()
+    assert runs["decided"].moves.sum() < runs["re-planned"].moves.sum()
+    assert runs["nudged"].balance.mean() >= runs["fixed"].balance.mean()
+    np.testing.assert_array_equal(runs["nudged"].bytes, runs["nudged"].moves * 7)
+    for run in runs.values():
+        assert run.balance.shape == (5,)
+        assert (run.balance <= 1 + 1e-9).all()
+
+
+def test_one_window_is_not_enough(trace):
+    with pytest.raises(ValueError, match="windows >= 2"):
+        simulate(trace.counts[:1], np.ones(4), {})
