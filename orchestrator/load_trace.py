@@ -1,13 +1,12 @@
-"""Recorded expert load, window by window: the file between `record`, `plan` and `simulate`.
+"""Trace files of expert load: what `record` writes, and `plan` and `simulate` read.
 
-Two forms, chosen by the file's name:
-  .npz    arrays counts int64 [W, L, E], layers int32 [L], window_s float64 [W]; model and schema
-          as arrays of one element
-  .jsonl  a first line {"schema", "model", "layers", "num_experts"}, then a line per window
-          {"window_s", "counts": [L][E]}; complete up to the last whole line
+The content is `placement.trace.Trace`, in either of its two forms by the file's name: `.npz`
+(arrays) or `.jsonl` (a header, then one line per window; complete up to the last whole line). The
+file adds whose counts they are: `model`, and `layer_indices`, the model's layer of each row.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,45 +15,45 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import UserError
-
-SCHEMA = 1
+from placement.trace import SCHEMA, Trace, from_arrays, from_records, to_arrays
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadTrace:
-    """counts: int64 [W, L, E], assignments of each (layer, expert) in each window; layers: the
-    model's layer indices; window_s: [W] length of each window."""
+    """model: name it was served under; layers: [L] the model's layer indices; trace: the counts."""
 
     model: str
     layers: tuple[int, ...]
-    counts: npt.NDArray[np.int64]
-    window_s: npt.NDArray[np.float64]
+    trace: Trace
 
     def total(self) -> npt.NDArray[np.float64]:
         """[L, E] assignments over all windows."""
-        return self.counts.sum(axis=0).astype(np.float64)
+        return self.trace.counts.sum(axis=0).astype(np.float64)
 
 
 def header_line(model: str, layers: tuple[int, ...], num_experts: int) -> str:
     """First line of a jsonl trace."""
-    head = {"schema": SCHEMA, "model": model, "layers": list(layers), "num_experts": num_experts}
+    head = {
+        "schema": SCHEMA,
+        "layers": len(layers),
+        "experts": num_experts,
+        "model": model,
+        "layer_indices": list(layers),
+    }
     return json.dumps(head) + "\n"
 
 
-def window_line(window_s: float, counts: npt.NDArray[np.int64]) -> str:
-    """Line of one window. counts: [L, E]."""
-    return json.dumps({"window_s": round(window_s, 3), "counts": counts.tolist()}) + "\n"
+def window_line(start_s: float, window_s: float, counts: npt.NDArray[np.int64]) -> str:
+    """Line of one window. start_s: since the recording began; counts: [L, E]."""
+    record = {"start_s": round(start_s, 3), "window_s": round(window_s, 3)}
+    return json.dumps(record | {"counts": counts.tolist()}) + "\n"
 
 
-def write_npz(path: Path, trace: LoadTrace) -> None:
-    np.savez_compressed(
-        path,
-        schema=np.array([SCHEMA]),
-        model=np.array([trace.model]),
-        layers=np.array(trace.layers, np.int32),
-        counts=trace.counts,
-        window_s=trace.window_s,
-    )
+def write_npz(path: Path, recorded: LoadTrace) -> None:
+    arrays = to_arrays(recorded.trace)
+    arrays["model"] = np.array(recorded.model)
+    arrays["layer_indices"] = np.array(recorded.layers, np.int32)
+    np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 def read_trace(path: Path) -> LoadTrace:
@@ -64,56 +63,43 @@ def read_trace(path: Path) -> LoadTrace:
         UserError: there is no such file, or it is no trace; names the file and what is wrong.
     """
     try:
-        trace = _read_npz(path) if path.suffix == ".npz" else _read_jsonl(path)
+        recorded = _read_npz(path) if path.suffix == ".npz" else _read_jsonl(path)
     except FileNotFoundError:
         raise UserError(
             f"trace {path} does not exist", "record one with `expertmesh record`"
         ) from None
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{path} is not a load trace ({error})") from error
-    _check(path, trace)
-    return trace
+    if not len(recorded.trace.counts):
+        raise UserError(f"{path} holds no window", "record for longer")
+    return recorded
 
 
 def _read_npz(path: Path) -> LoadTrace:
     with np.load(path, allow_pickle=False) as data:
-        if int(data["schema"][0]) != SCHEMA:
-            raise ValueError(f"schema {int(data['schema'][0])}, this version reads {SCHEMA}")
-        return LoadTrace(
-            str(data["model"][0]),
-            tuple(int(layer) for layer in data["layers"]),
-            np.asarray(data["counts"], np.int64),
-            np.asarray(data["window_s"], np.float64),
-        )
+        arrays = dict(data)
+    layers = tuple(int(layer) for layer in arrays.pop("layer_indices"))
+    return _checked(str(arrays.pop("model")), layers, from_arrays(arrays))
 
 
 def _read_jsonl(path: Path) -> LoadTrace:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if not lines:
+    records = list(_whole_lines(path))
+    if not records:
         raise ValueError("it is empty")
-    head: dict[str, Any] = json.loads(lines[0])
-    if head["schema"] != SCHEMA:
-        raise ValueError(f"schema {head['schema']}, this version reads {SCHEMA}")
-    windows = [json.loads(line) for line in lines[1:] if line.endswith("}")]
-    shape = (len(windows), len(head["layers"]), head["num_experts"])
-    return LoadTrace(
-        head["model"],
-        tuple(head["layers"]),
-        np.array([window["counts"] for window in windows], np.int64).reshape(shape),
-        np.array([window["window_s"] for window in windows], np.float64),
-    )
+    head = records[0]
+    trace = from_records(records)
+    return _checked(str(head["model"]), tuple(head["layer_indices"]), trace)
 
 
-def _check(path: Path, trace: LoadTrace) -> None:
-    counts = trace.counts
-    if counts.ndim != 3 or counts.shape[1] != len(trace.layers):
-        raise UserError(
-            f"{path}: counts must be [windows, {len(trace.layers)} layers, experts], "
-            f"got {list(counts.shape)}"
-        )
-    if len(trace.window_s) != len(counts):
-        raise UserError(f"{path}: {len(counts)} windows, but {len(trace.window_s)} lengths")
-    if not len(counts):
-        raise UserError(f"{path} holds no window", "record for longer")
-    if (counts < 0).any():
-        raise UserError(f"{path}: counts below zero")
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Records of a file whose last line may have been cut short."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def _checked(model: str, layers: tuple[int, ...], trace: Trace) -> LoadTrace:
+    if len(layers) != trace.counts.shape[1]:
+        raise ValueError(f"{len(layers)} layer indices for {trace.counts.shape[1]} layers")
+    return LoadTrace(model, layers, trace)

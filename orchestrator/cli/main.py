@@ -99,6 +99,19 @@ def plan_command(
     raise typer.Exit(plan(config, load, as_json))
 
 
+@app.command("simulate")
+def simulate_command(
+    trace: Annotated[Path, typer.Argument(help="Recorded load: .npz or .jsonl.")],
+    config: Config = None,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Replay a recorded load on a config's shards: balance, moves and bytes per policy."""
+    from orchestrator.cli.simulate import simulate_trace
+
+    raise typer.Exit(simulate_trace(trace, config, as_json))
+
+
 @app.command("record")
 def record_command(
     file: Annotated[Path, typer.Argument(help="Trace to write: .jsonl or .npz.")],

@@ -47,9 +47,9 @@ def plan(
 
 def check_fits(trace: LoadTrace, spec: ExpertSpec) -> None:
     """Raises UserError unless the trace is of a model with these layers and experts."""
-    if trace.layers != spec.layers or trace.counts.shape[2] != spec.num_experts:
+    if trace.layers != spec.layers or trace.trace.counts.shape[2] != spec.num_experts:
         raise UserError(
-            f"the trace is of {trace.model}: {trace.counts.shape[2]} experts in layers "
+            f"the trace is of {trace.model}: {trace.trace.counts.shape[2]} experts in layers "
             f"{list(trace.layers)}, but the config's model has {spec.num_experts} in "
             f"{list(spec.layers)}",
             "record one from this model",

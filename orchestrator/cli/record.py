@@ -10,6 +10,7 @@ from orchestrator.cli.endpoint import ask, not_a_mesh
 from orchestrator.errors import UserError
 from orchestrator.expert_load import ExpertLoad
 from orchestrator.load_trace import LoadTrace, header_line, window_line, write_npz
+from placement.trace import Trace
 
 
 def record(url: str, path: Path, window_s: float, windows: int | None) -> int:
@@ -21,29 +22,33 @@ def record(url: str, path: Path, window_s: float, windows: int | None) -> int:
     if path.suffix not in {".jsonl", ".npz"}:
         raise UserError(f"{path} is neither .jsonl nor .npz", "name the file with one of these")
     first = fetch_load(url)
+    starts: list[float] = []
     lengths: list[float] = []
     counts: list[npt.NDArray[np.int64]] = []
     if path.suffix == ".jsonl":
         path.write_text(header_line(first.model, first.layers, first.counts.shape[1]))
     before, at_s = first.counts, time.monotonic()
+    begun_s = at_s
     try:
         while windows is None or len(counts) < windows:
             time.sleep(window_s)
             now, now_s = fetch_load(url), time.monotonic()
             # A replaced shard starts counting at zero again: such a window is no loss of tokens.
             counts.append(np.maximum(now.counts - before, 0))
+            starts.append(at_s - begun_s)
             lengths.append(now_s - at_s)
             before, at_s = now.counts, now_s
             if path.suffix == ".jsonl":
                 with path.open("a") as file:
-                    file.write(window_line(lengths[-1], counts[-1]))
+                    file.write(window_line(starts[-1], lengths[-1], counts[-1]))
             print(f"window {len(counts)}: {int(counts[-1].sum())} assignments", flush=True)
     except KeyboardInterrupt:
         pass
     if path.suffix == ".npz":
         shape = (len(counts), *first.counts.shape)
         stacked = np.array(counts, np.int64).reshape(shape)
-        write_npz(path, LoadTrace(first.model, first.layers, stacked, np.array(lengths)))
+        trace = Trace(stacked, np.array(starts), np.array(lengths), ("",) * len(counts))
+        write_npz(path, LoadTrace(first.model, first.layers, trace))
     print(f"{len(counts)} windows in {path}")
     return 0
 

@@ -11,9 +11,11 @@ import pytest
 
 from orchestrator.cli.plan import plan
 from orchestrator.cli.record import record
+from orchestrator.cli.simulate import simulate_trace
 from orchestrator.errors import UserError
 from orchestrator.expert_load import sum_load
 from orchestrator.load_trace import LoadTrace, read_trace, write_npz
+from placement.trace import Trace
 from tests.checkpoints.make import make_checkpoint
 
 
@@ -29,6 +31,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "  slow: {vendor: ascend, emulated: true, speed: 0.25, memory: 4MiB}\n"
     )
     return path
+
+
+def recorded(layers: tuple[int, ...], counts: np.ndarray) -> LoadTrace:
+    windows = len(counts)
+    trace = Trace(counts, np.arange(windows) * 1.0, np.ones(windows), ("",) * windows)
+    return LoadTrace("m", layers, trace)
 
 
 def planned(config: Path, capsys: pytest.CaptureFixture[str], trace: Path | None = None) -> dict:
@@ -56,13 +64,13 @@ def test_plan_follows_a_recorded_load(config: Path, capsys, tmp_path: Path) -> N
     counts = np.ones((1, layers, experts), np.int64)
     counts[:, :, 0] = 1000
     indices = tuple(int(layer) for layer in uniform["placement"])
-    write_npz(tmp_path / "t.npz", LoadTrace("m", indices, counts, np.array([1.0])))
+    write_npz(tmp_path / "t.npz", recorded(indices, counts))
     skewed = planned(config, capsys, tmp_path / "t.npz")
     assert all(0 in layer["fast-0"] for layer in skewed["placement"].values())
 
 
 def test_plan_refuses_the_trace_of_another_model(config: Path, tmp_path: Path) -> None:
-    write_npz(tmp_path / "t.npz", LoadTrace("m", (0,), np.ones((1, 1, 2), np.int64), np.ones(1)))
+    write_npz(tmp_path / "t.npz", recorded((0,), np.ones((1, 1, 2), np.int64)))
     with pytest.raises(UserError, match="the trace is of m: 2 experts in layers"):
         plan(config, tmp_path / "t.npz", as_json=True)
 
@@ -104,8 +112,8 @@ def test_record_writes_differences(mesh: str, tmp_path: Path, name: str) -> None
     assert record(mesh, tmp_path / name, window_s=0.1, windows=3) == 0
     trace = read_trace(tmp_path / name)
     assert (trace.model, trace.layers) == ("tiny", (1, 4))
-    assert (trace.counts == np.ones((3, 2, 3))).all()
-    assert (trace.window_s >= 0.1).all()
+    assert (trace.trace.counts == np.ones((3, 2, 3))).all()
+    assert (trace.trace.window_s >= 0.1).all()
 
 
 def test_record_refuses_another_file_type(tmp_path: Path) -> None:
@@ -116,3 +124,35 @@ def test_record_refuses_another_file_type(tmp_path: Path) -> None:
 def test_record_without_a_mesh(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no mesh answers at"):
         record("http://127.0.0.1:1", tmp_path / "t.npz", 1.0, 1)
+
+
+def test_simulate_compares_policies(config: Path, capsys, tmp_path: Path) -> None:
+    uniform = planned(config, capsys)
+    layers = tuple(int(layer) for layer in uniform["placement"])
+    counts = np.random.default_rng(0).poisson(50, (4, len(layers), uniform["experts"]))
+    write_npz(tmp_path / "t.npz", recorded(layers, counts.astype(np.int64)))
+    # Memory for six in ten experts a shard: where an expert lives matters.
+    room = uniform["bytes_per_expert"] * uniform["experts"] * len(layers) * 6 // 10
+    text = (
+        config.read_text().replace("4MiB", str(room)).replace("./model", f"{config.parent}/model")
+    )
+    config = tmp_path / "tight.yaml"
+    config.write_text(text)
+    assert simulate_trace(tmp_path / "t.npz", config, as_json=True) == 0
+    policies = json.loads(capsys.readouterr().out)["policies"]
+    assert policies["plan once"]["copies"] == 0
+    assert policies["re-plan every window"]["copies"] > 0
+    assert all(0 < result["worst_balance"] <= 1 + 1e-9 for result in policies.values())
+    assert simulate_trace(tmp_path / "t.npz", config, as_json=False) == 0
+    assert "keep, nudge or re-plan" in capsys.readouterr().out
+
+
+def test_simulate_needs_two_windows(config: Path, capsys, tmp_path: Path) -> None:
+    uniform = planned(config, capsys)
+    layers = tuple(int(layer) for layer in uniform["placement"])
+    write_npz(
+        tmp_path / "t.npz",
+        recorded(layers, np.ones((1, len(layers), uniform["experts"]), np.int64)),
+    )
+    with pytest.raises(UserError, match="holds one window: record two"):
+        simulate_trace(tmp_path / "t.npz", config, as_json=True)

@@ -1,0 +1,88 @@
+"""`expertmesh simulate`: what each planning policy would have made of a recorded load."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from actors.experts.families import read_expert_spec
+from orchestrator.cli.plan import capacities_of, check_fits
+from orchestrator.config.bytesize import format_bytes
+from orchestrator.config.load import load_config
+from orchestrator.errors import UserError
+from orchestrator.load_trace import read_trace
+from orchestrator.mesh_plan import limit_redundancy, slots_of_memory
+from placement.simulate import Decided, Fixed, Nudged, Policy, Replanned, simulate
+
+
+def simulate_trace(
+    trace_path: Path, path: Path | None, as_json: bool, console: Console | None = None
+) -> int:
+    """Replay a trace on the shards of a config under every policy and print what came out."""
+    config = load_config(path)
+    try:
+        spec = read_expert_spec(config.model.path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    recorded = read_trace(trace_path)
+    check_fits(recorded, spec)
+    if len(recorded.trace.counts) < 2:
+        raise UserError(f"{trace_path} holds one window", "record two at least")
+    capacities, notes = capacities_of(config, spec)
+    slots = limit_redundancy(
+        slots_of_memory(spec, capacities), spec.num_experts, config.placement.redundant_slots
+    )
+    speed = np.array([capacity.speed for capacity in capacities])
+    policies: dict[str, Policy] = {
+        "plan once": Fixed(speed, slots),
+        "re-plan every window": Replanned(speed, slots),
+        "nudge every window": Nudged(speed, slots),
+        "keep, nudge or re-plan": Decided(speed, slots),
+    }
+    replays = simulate(recorded.trace.counts, speed, policies, spec.bytes_per_expert)
+    report = {
+        "model": recorded.model,
+        "windows": len(recorded.trace.counts),
+        "shards": [capacity.id for capacity in capacities],
+        "notes": notes,
+        "policies": {
+            name: {
+                "mean_balance": float(replay.balance.mean()),
+                "worst_balance": float(replay.balance.min()),
+                "copies": int(replay.moves.sum()),
+                "bytes": int(replay.bytes.sum()),
+                "balance": [round(float(value), 4) for value in replay.balance],
+            }
+            for name, replay in replays.items()
+        },
+    }
+    if as_json:
+        import json
+
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+    else:
+        show(report, console or Console(highlight=False))
+    return 0
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    console.print(
+        f"{report['model']}: {report['windows']} windows on {len(report['shards'])} shards"
+    )
+    table = Table()
+    for column in ("policy", "mean balance", "worst", "copies", "moved"):
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for name, result in report["policies"].items():
+        table.add_row(
+            name,
+            f"{result['mean_balance']:.4f}",
+            f"{result['worst_balance']:.4f}",
+            str(result["copies"]),
+            format_bytes(result["bytes"]),
+        )
+    console.print(table)
+    for note in report["notes"]:
+        console.print(f"note: {note}")
