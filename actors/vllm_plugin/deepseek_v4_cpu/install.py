@@ -1,14 +1,16 @@
 """Lets DeepSeek-V4 run in vLLM on CPUs that lack Triton or AMX.
 
 vLLM 0.32 serves DeepSeek-V4 on CPU only with a Triton CPU backend on processors with AMX. Three
-causes stand in the way elsewhere; each is checked on its own and left alone where it is absent:
+causes stand in the way elsewhere, and a fourth makes the answers differ from the reference's; each
+is checked on its own and left alone where it is absent:
 
 - metadata kernels exist in Triton only: torch versions are registered with vLLM's own dispatcher,
   after vLLM registered its fallbacks, for the kernels that then still have none;
 - kernel selectors of FP8 and MXFP4 weights demand AMX, though the kernels behind them also run on
   AVX512-BF16: those selectors accept such processors;
 - the CPU planner of sliding-window attention leaves out two layer types its base class reads: the
-  missing entries are added, empty as the others are.
+  missing entries are added, empty as the others are;
+- the CPU kernel of MXFP4 experts ignores `swiglu_limit`: see `clamped_experts`.
 """
 
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 
 from actors.vllm_plugin.deepseek_v4_cpu import metadata_kernels
+from actors.vllm_plugin.deepseek_v4_cpu.clamped_experts import clamp_experts
 
 _MLA = "vllm.v1.attention.backends.mla"
 
@@ -156,5 +159,6 @@ FIXES: dict[str, Callable[[], bool]] = {
     "FP8 linear layers without AMX": accept_fp8_linear,
     "FP8 and MXFP4 experts without AMX": accept_quantized_experts,
     "complete tile schedule": complete_tile_schedule,
+    "clamped SwiGLU in MXFP4 experts": clamp_experts,
 }
 """What `install` tries, by the name it reports."""
