@@ -6,6 +6,7 @@ rounds, and p50 is the median of the best round (other work on the machine only 
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import torch
 
 from actors.dispatch.dispatcher import Dispatcher
 from benchmarks.harness.bare_shards import SECRET, BareMesh, FixedView, bare_shards
+from benchmarks.harness.priority import undisturbed
 from benchmarks.harness.report import Report, Target, run_benchmark
 
 TOP_K = 8
@@ -68,13 +70,15 @@ def measure_rows(
 
 
 def measure_mesh(
-    mesh: BareMesh, batches: list[int], folder: Path, rounds: int
+    mesh: BareMesh, batches: list[int], folder: Path, arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    with bare_shards(mesh, folder) as (view, _):
+    with bare_shards(mesh, folder) as (view, processes):
+        pids = [os.getpid(), *(process.pid for process in processes)]
         dispatcher = Dispatcher(FixedView(view), SECRET)
         for rows in batches:
             case = {k: v for k, v in asdict(mesh).items() if k not in ("intermediate",)}
-            timed = measure_rows(dispatcher, mesh, rows, rounds, ROUND_S)
+            with undisturbed(pids, arguments.realtime):
+                timed = measure_rows(dispatcher, mesh, rows, arguments.rounds, ROUND_S)
             yield case | {"rows": rows} | timed
         dispatcher.close()
 
@@ -119,7 +123,9 @@ def measure(arguments: argparse.Namespace) -> Report:
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="xm") as folder:
         for mesh, batches in cases(arguments.quick):
-            for run in measure_mesh(mesh, batches, Path(folder), arguments.rounds):
+            for run in measure_mesh(
+                mesh, batches, Path(folder), arguments.rounds, arguments.realtime
+            ):
                 print(".", end="", flush=True)
                 runs.append(run)
     targets = [

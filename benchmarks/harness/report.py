@@ -65,6 +65,9 @@ def run_benchmark(
     )
     parser.add_argument("--quick", action="store_true", help="few cases, under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write runs and targets here")
+    parser.add_argument(
+        "--realtime", action="store_true", help="measure at real-time priority (root only)"
+    )
     options(parser)
     arguments = parser.parse_args()
     where = machine()
@@ -76,6 +79,7 @@ def run_benchmark(
             "benchmark": report.benchmark,
             "machine": where,
             "quick": arguments.quick,
+            "realtime": arguments.realtime,
             "notes": list(report.notes),
             "runs": report.runs,
             "targets": [asdict(target) | {"met": target.met} for target in report.targets],
