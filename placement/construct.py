@@ -34,6 +34,7 @@ def build_layers(
     load: FloatArray,
     order: NDArray[np.int64],
     speed: FloatArray,
+    offset: FloatArray,
     slots: NDArray[np.int64],
     bound: FloatArray,
     domain: NDArray[np.int64],
@@ -43,7 +44,7 @@ def build_layers(
 ) -> None:
     """Fills the chosen layers of `experts` [L, D, S], empty at entry.
 
-    load: [L, E]; order: [L, E] experts by falling load; speed, domain: [D]; slots: [L, D];
+    load: [L, E]; order: [L, E] experts by falling load; speed, offset, domain: [D]; slots: [L, D];
     bound: [L] time that each device should be busy; ranking: [L, D] devices by falling capacity
     per slot.
     """
@@ -56,7 +57,7 @@ def build_layers(
     for layer in range(L):
         if not chosen[layer]:
             continue
-        reset(a, slots[layer], speed, bound[layer])
+        reset(a, slots[layer], speed, offset, bound[layer])
         plan = experts[layer]
         if way == WRAPPED:
             place_wrapped(a, plan, load[layer], order[layer], ranking[layer])

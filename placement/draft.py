@@ -79,12 +79,15 @@ def new_draft(D: int) -> Draft:
 
 
 @kernel
-def reset(a: Draft, slots: NDArray[np.int64], speed: FloatArray, time: float) -> None:
-    """Empties the draft; each device should be busy for `time`."""
+def reset(
+    a: Draft, slots: NDArray[np.int64], speed: FloatArray, offset: FloatArray, time: float
+) -> None:
+    """Empties the draft; each device should be busy for `time`, `offset` [D] included."""
     a.link[:] = 0.0
     for d in range(slots.shape[0]):
         a.slots[d] = slots[d]
-        a.room[d] = speed[d] * time
+        # A device whose constant cost takes all its time is left a token's worth of room.
+        a.room[d] = max(speed[d] * time - offset[d], 1e-6 * speed[d] * time)
         a.used[d] = 0
         a.held[d] = 0.0
         a.movable[d] = 0.0

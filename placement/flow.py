@@ -387,6 +387,19 @@ def closed_bound(f: Flow, worst: int, drained: float, speed: FloatArray) -> floa
     return load / rate
 
 
+@kernel
+def slot_flow(f: Flow, experts: IntArray, tokens: FloatArray, d: int, s: int) -> float:
+    """Tokens that slot s of device d serves in the solved layer."""
+    e = experts[d, s]
+    if f.copies[e] == 1:
+        return tokens[e]
+    i = f.rank[e]
+    for stub in range(f.first[i], f.first[i + 1]):
+        if f.device[stub] == d:
+            return f.flow[stub]
+    return 0.0
+
+
 @entry
 def layer_times(
     experts: IntArray, load: FloatArray, speed: FloatArray, offset: FloatArray

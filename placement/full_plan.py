@@ -100,8 +100,8 @@ def _build(p: Problem, way: int, chosen: NDArray[np.bool_]) -> IntArray:
     density = p.speed / np.maximum(p.slots, 1)
     ranking = np.argsort(-density, axis=1, kind="stable")
     build_layers(
-        way, chosen, p.load, order, p.speed, p.slots, p.bound, p.domain, ranking, p.least_copies,
-        experts,
+        way, chosen, p.load, order, p.speed, p.offset, p.slots, p.bound, p.domain, ranking,
+        p.least_copies, experts,
     )  # fmt: skip
     return experts
 

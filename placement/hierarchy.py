@@ -19,7 +19,8 @@ GROUP_DEVICES = 32
 """Devices per group: where planning one layer is fastest per device."""
 
 OUTER_SHARE = 0.6
-"""Part of a group's slots spent on different experts; the others are copies inside the group."""
+"""Most of a group's slots spent on different experts; the others are copies inside the group, one
+per device at least, so that replicas can join its devices."""
 
 Planner = Callable[[FloatArray, FloatArray, NDArray[np.int64]], tuple[IntArray, FloatArray]]
 """(load [L, E], speed [D], slots [L, D]) -> experts [L, D, S], shares [L, D, S]."""
@@ -34,7 +35,7 @@ def plan_by_groups(
     experts = np.full((L, D, int(slots.max())), EMPTY, np.int32)
     groups = group_devices(speed, slots)
     group_slots = np.stack([slots[:, g].sum(axis=1) for g in groups], axis=1)
-    outer_slots = _outer_slots(group_slots, E)
+    outer_slots = _outer_slots(group_slots, np.array([len(g) for g in groups]), E)
     group_speed = np.array([speed[g].sum() for g in groups])
     outer, shares = plan(load, group_speed, outer_slots)
     for index, members in enumerate(groups):
@@ -62,10 +63,12 @@ def group_devices(speed: FloatArray, slots: NDArray[np.int64]) -> list[NDArray[n
     return [np.sort(order[turn == g]) for g in range(n)]
 
 
-def _outer_slots(group_slots: NDArray[np.int64], experts: int) -> NDArray[np.int64]:
+def _outer_slots(
+    group_slots: NDArray[np.int64], group_size: NDArray[np.int64], experts: int
+) -> NDArray[np.int64]:
     """Slots for different experts per group [L, G]: enough for all experts, room left inside."""
-    wanted = np.maximum((group_slots * OUTER_SHARE).astype(np.int64), 1)
-    wanted = np.minimum(np.minimum(wanted, experts), group_slots)
+    wanted = np.minimum((group_slots * OUTER_SHARE).astype(np.int64), group_slots - group_size)
+    wanted = np.minimum(np.maximum(wanted, np.minimum(group_slots, 1)), experts)
     full = np.minimum(group_slots, experts)
     for row, limit in zip(wanted, full, strict=True):
         while row.sum() < experts:

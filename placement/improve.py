@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.draft import holds
-from placement.flow import DRAINED, Flow, new_flow, shortage, solve
+from placement.flow import DRAINED, Flow, new_flow, shortage, slot_flow, solve
 from placement.kernel import entry, kernel
 from placement.types import EMPTY, FloatArray, IntArray
 
@@ -241,7 +241,7 @@ def find_changes(
         excess = q.pool[a]
         for sa in range(slots[a]):
             if experts[a, sa] != EMPTY:
-                q.served[sa] = stub_flow(f, experts, tokens, a, sa)
+                q.served[sa] = slot_flow(f, experts, tokens, a, sa)
         for j in range(n_targets):
             b = q.targets[j]
             room = q.pool[b]
@@ -251,7 +251,7 @@ def find_changes(
                 droppable = True
                 fetch = 0.0
                 if g != EMPTY:
-                    freed = stub_flow(f, experts, tokens, b, sb)
+                    freed = slot_flow(f, experts, tokens, b, sb)
                     droppable = f.copies[g] > least_copies
                     fetch = 0.0 if free or resident[a, g] else 1.0
                 movable = g == EMPTY or not holds(experts, a, g)
@@ -295,19 +295,6 @@ def keep(
     q.change[k, 3] = sb
     q.change[k, 4] = exchange
     return min(found + 1, TRIALS)
-
-
-@kernel
-def stub_flow(f: Flow, experts: IntArray, tokens: FloatArray, d: int, s: int) -> float:
-    """Tokens that slot s of device d serves in the solved layer."""
-    e = experts[d, s]
-    if f.copies[e] == 1:
-        return tokens[e]
-    i = f.rank[e]
-    for stub in range(f.first[i], f.first[i + 1]):
-        if f.device[stub] == d:
-            return f.flow[stub]
-    return 0.0
 
 
 @kernel

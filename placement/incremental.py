@@ -41,7 +41,7 @@ def adapt_layers(  # noqa: PLR0917
     """
     L, D = slots.shape
     experts = np.full((L, D, int(slots.max())), EMPTY, np.int32)
-    forced = carry_layers(load, speed, slots, current, least_copies, experts)
+    forced = carry_layers(load, speed, offset, slots, bound, current, least_copies, experts)
     goals = bound * (1 + np.array(STAGES))[:, None]
     improve_layers(
         experts, load, speed, offset, slots, current, goals, np.full(L, budget),

@@ -103,8 +103,8 @@ def _house_all(
             device = _roomiest(left, slots[layer], experts)
             if device < 0 or left[device] < size[layer]:
                 raise ValueError(
-                    f"too little memory: no device has {int(size[layer])} bytes left for an "
-                    f"expert of layer {int(layer)}"
+                    f"too little memory: no device that lacks an expert of layer {int(layer)} "
+                    f"has {int(size[layer])} bytes left for it; it is spread too unevenly"
                 )
             slots[layer, device] += 1
             left[device] -= size[layer]

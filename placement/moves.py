@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from placement.schedule import ScheduleState
+from placement.schedule import Load, ScheduleState
 from placement.types import EMPTY, IntArray
 from placement.validation import check_experts
 
@@ -103,46 +103,32 @@ def schedule_moves(
     if storage_bytes_per_s <= 0 or budget_bytes_per_s <= 0:
         raise ValueError("storage_bytes_per_s and budget_bytes_per_s must be positive")
     staging = np.broadcast_to(np.asarray(staging_bytes, np.float64), (D,))
-    state = ScheduleState(old, settle_slots(old, new), size, staging)
+    _check_all_stay(old, new)
+    state = ScheduleState(old, new, size, staging)
     batches = []
-    while state.pending:
-        chosen = state.next_batch(max_batch_bytes)
-        if not chosen:
-            layer, device, slot = min(state.pending)
+    while state.incoming:
+        loads = state.next_batch(max_batch_bytes)
+        if not loads:
+            (layer, device), experts = min(state.incoming.items())
             raise ValueError(
-                f"staging_bytes: layer {layer}, device {device} must load expert "
-                f"{int(state.target[layer, device, slot])} before it can drop "
-                f"{int(state.live[layer, device, slot])}; it needs {int(size[layer])} bytes"
+                f"staging_bytes: layer {layer}, device {device} must load expert {experts[0]} "
+                f"before it can drop another one; that takes {int(size[layer])} bytes"
             )
-        batches.append(_batch(state, chosen, link, storage_bytes_per_s, budget_bytes_per_s))
-        state.commit(chosen)
-    emptied = (state.live != EMPTY) & (state.target == EMPTY)
+        batches.append(_batch(state, loads, link, storage_bytes_per_s, budget_bytes_per_s))
+        state.commit(loads)
+    wanted = (state.live[:, :, :, None] == new[:, :, None, :]).any(axis=3)
+    drops = np.argwhere((state.live != EMPTY) & ~wanted)
     return MoveSchedule(
         batches=tuple(batches),
-        drops=tuple((int(a), int(b), int(c)) for a, b, c in np.argwhere(emptied)),
+        drops=tuple((int(a), int(b), int(c)) for a, b, c in drops),
         bytes=sum(batch.bytes for batch in batches),
         duration_s=sum(batch.duration_s for batch in batches),
     )
 
 
-def settle_slots(current: IntArray, target: IntArray) -> IntArray:
-    """`target` with each device's experts in the slots they have in `current`, where they stay."""
-    settled = np.full_like(target, EMPTY)
-    for layer, device in np.ndindex(*target.shape[:2]):
-        wanted = [int(e) for e in target[layer, device] if e != EMPTY]
-        row = current[layer, device]
-        stays = np.isin(row, wanted) & (row != EMPTY)
-        settled[layer, device, stays] = row[stays]
-        fresh = [e for e in wanted if e not in set(row[stays].tolist())]
-        # Empty slots first: they need neither staging nor a drop.
-        free = sorted(np.flatnonzero(~stays), key=lambda s: (row[s] != EMPTY, s))
-        settled[layer, device, free[: len(fresh)]] = fresh
-    return settled
-
-
 def _batch(
     state: ScheduleState,
-    chosen: list[tuple[tuple[int, int, int], bool]],
+    loads: list[Load],
     link: NDArray[np.float64],
     storage: float,
     budget: float,
@@ -152,25 +138,32 @@ def _batch(
     busy_out = np.zeros(link.shape[0])
     read = 0.0
     moves = []
-    for (layer, device, slot), staged in chosen:
-        expert = int(state.target[layer, device, slot])
-        # A replica that made way for this batch can no longer be copied from.
-        rows, slots = np.nonzero(state.live[layer] == expert)
-        pairs = zip(rows.tolist(), slots.tolist(), strict=True)
-        holders = np.array([d for d, s in pairs if (layer, d, s) not in state.dropped], np.int64)
-        seconds = state.size[layer] / link
-        busy_in[device] += seconds[device]
+    for load in loads:
+        seconds = state.size[load.layer] / link
+        busy_in[load.device] += seconds[load.device]
+        # What made way for this batch is not live any more, so it is no source.
+        holders = np.flatnonzero((state.live[load.layer] == load.expert).any(axis=1))
         source = CHECKPOINT
         if holders.size:
             source = int(holders[np.argmin(busy_out[holders] + seconds[holders])])
             busy_out[source] += seconds[source]
         else:
-            read += state.size[layer] / storage
-        replaced = int(state.live[layer, device, slot])
-        moves.append(Move(layer, device, slot, expert, source, replaced, staged))
+            read += state.size[load.layer] / storage
+        moves.append(
+            Move(
+                load.layer, load.device, load.slot, load.expert, source, load.replaces, load.staged
+            )
+        )
     total = int(sum(state.size[move.layer] for move in moves))
     slowest = max(float(busy_in.max()), float(busy_out.max()), read, total / budget)
     return Batch(tuple(moves), total, slowest)
+
+
+def _check_all_stay(current: IntArray, target: IntArray) -> None:
+    for layer, (old, new) in enumerate(zip(current, target, strict=True)):
+        lost = np.setdiff1d(old[old != EMPTY], new[new != EMPTY])
+        if lost.size:
+            raise ValueError(f"target: layer {layer} holds no copy of expert {int(lost[0])}")
 
 
 def _per(values: ArrayLike, n: int, name: str) -> NDArray[np.float64]:

@@ -2,8 +2,7 @@
 """Carries a placement over to new slots: keeps what fits, copies only what must be.
 
 An expert is homeless when fewer devices hold it than the plan demands: its last device left, or the
-slot it was in. It gets an empty slot, or the slot of a replica that others can spare, on the device
-with the most time left.
+slot it was in. Hottest first, each gets an empty slot, or that of a replica others can spare.
 """
 
 from __future__ import annotations
@@ -12,29 +11,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.draft import holds
+from placement.flow import DRAINED, Flow, new_flow, shortage, slot_flow, solve
 from placement.kernel import entry, kernel
 from placement.types import EMPTY, FloatArray, IntArray
+
+TRIALS = 8
+"""Homes evaluated exactly per homeless expert."""
+
+DISPLACED = 0.5
+"""What tokens of a displaced replica count, before trying: not all of them stay here."""
 
 
 @entry
 def carry_layers(
     load: FloatArray,
     speed: FloatArray,
+    offset: FloatArray,
     slots: NDArray[np.int64],
+    bound: FloatArray,
     current: IntArray,
     least_copies: int,
     experts: IntArray,
 ) -> NDArray[np.int64]:
     """Fills `experts` [L, D, S] from `current` [L, D, S']; returns [L] the copies that takes.
 
-    load: [L, E]; speed: [D]; slots: [L, D].
+    load: [L, E]; speed, offset: [D]; slots: [L, D]; bound: [L] least time of the slowest device.
     """
-    forced = np.zeros(load.shape[0], np.int64)
-    for layer in range(load.shape[0]):
+    L, D, S = experts.shape
+    E = load.shape[1]
+    forced = np.zeros(L, np.int64)
+    f = new_flow(E, D, S)
+    housed = np.empty(E)
+    for layer in range(L):
         plan = experts[layer]
-        carry_layer(load[layer], speed, slots[layer], current[layer], least_copies, plan)
-        for d in range(plan.shape[0]):
-            for s in range(plan.shape[1]):
+        carry_layer(
+            f, load[layer], speed, offset, slots[layer], bound[layer], current[layer],
+            least_copies, housed, plan,
+        )  # fmt: skip
+        for d in range(D):
+            for s in range(S):
                 if plan[d, s] != EMPTY and not holds(current[layer], d, plan[d, s]):
                     forced[layer] += 1
     return forced
@@ -42,14 +57,21 @@ def carry_layers(
 
 @kernel
 def carry_layer(
+    f: Flow,
     load: FloatArray,
     speed: FloatArray,
+    offset: FloatArray,
     slots: NDArray[np.int64],
+    bound: float,
     current: IntArray,
     least_copies: int,
+    housed: FloatArray,
     experts: IntArray,
 ) -> None:
-    """Fills `experts` [D, S] from `current` [D, S'], housing every expert `least_copies` times."""
+    """Fills `experts` [D, S] from `current` [D, S'], housing every expert `least_copies` times.
+
+    housed: [E] scratch, the load of experts that have a home.
+    """
     E = load.shape[0]
     D = speed.shape[0]
     experts[:] = EMPTY
@@ -60,65 +82,92 @@ def carry_layer(
                 copies[current[d, s]] += 1
     for d in range(D):
         keep_residents(load, slots[d], current[d], experts[d], copies)
-    held = np.zeros(D)
-    for d in range(D):
-        for s in range(slots[d]):
-            if experts[d, s] >= 0:
-                held[d] += load[experts[d, s]] / copies[experts[d, s]]
-    order = np.arange(E)
-    for k in range(1, E):
-        e = order[k]
-        j = k - 1
-        while j >= 0 and copies[e] < least_copies and load[order[j]] < load[e]:
-            order[j + 1] = order[j]
-            j -= 1
-        order[j + 1] = e
+    for e in range(E):
+        housed[e] = load[e] if copies[e] > 0 else 0.0
     # First one home for everybody, then the further ones: slots may not suffice otherwise.
     for wanted in range(1, least_copies + 1):
-        for k in range(E):
-            if copies[order[k]] < wanted:
-                house(order[k], load, speed, slots, wanted, held, copies, experts)
+        while True:
+            hottest = -1
+            for e in range(E):
+                if copies[e] < wanted and (hottest < 0 or load[e] > load[hottest]):
+                    hottest = e
+            if hottest < 0:
+                break
+            housed[hottest] = load[hottest]
+            if not house(f, hottest, housed, speed, offset, slots, bound, wanted, copies, experts):
+                # No device can take it: only possible for further copies, in tight slots.
+                copies[hottest] = wanted
 
 
 @kernel
 def house(
+    f: Flow,
     e: int,
     load: FloatArray,
     speed: FloatArray,
+    offset: FloatArray,
     slots: NDArray[np.int64],
+    bound: float,
     wanted: int,
-    held: FloatArray,
     copies: NDArray[np.int64],
     experts: IntArray,
-) -> None:
-    """Gives e one more home, over an expert with more than `wanted` copies if no slot is empty."""
-    best = -1
-    best_slot = -1
-    least = np.inf
-    for d in range(speed.shape[0]):
+) -> bool:
+    """Gives e one more home where least load is stuck then; False if there is none.
+
+    It takes an empty slot, or that of an expert with more than `wanted` copies. The least busy
+    such slots are tried exactly.
+    """
+    D = speed.shape[0]
+    tokens = load[e]
+    load[e] = 0.0
+    solve(f, experts, load, speed, offset)
+    load[e] = tokens
+    level = np.full(TRIALS, np.inf)
+    device = np.full(TRIALS, -1)
+    slot = np.zeros(TRIALS, np.int64)
+    for d in range(D):
         if holds(experts, d, e):
             continue
         for s in range(slots[d]):
-            f = experts[d, s]
-            if f >= 0 and copies[f] <= wanted:
+            g = experts[d, s]
+            if g >= 0 and copies[g] <= wanted:
                 continue
-            level = held[d] + load[e] / (copies[e] + 1)
-            if f >= 0:
-                # Its other replicas must serve what this one did.
-                level += load[f] / (copies[f] * (copies[f] - 1))
-            if level < least * speed[d]:
-                least = level / speed[d]
-                best = d
-                best_slot = s
+            busy = (f.load[d] + tokens / (copies[e] + 1)) / speed[d]
+            if g >= 0:
+                busy += slot_flow(f, experts, load, d, s) / speed[d] * DISPLACED
+            if busy >= level[TRIALS - 1]:
+                continue
+            k = TRIALS - 1
+            while k > 0 and level[k - 1] > busy:
+                level[k] = level[k - 1]
+                device[k] = device[k - 1]
+                slot[k] = slot[k - 1]
+                k -= 1
+            level[k] = busy
+            device[k] = d
+            slot[k] = s
+    best = -1
+    least = np.inf
+    total = load.sum()
+    for k in range(TRIALS):
+        if device[k] < 0:
+            break
+        g = experts[device[k], slot[k]]
+        experts[device[k], slot[k]] = e
+        solve(f, experts, load, speed, offset)
+        stuck = shortage(f, DRAINED * total, bound, speed)
+        experts[device[k], slot[k]] = g
+        if stuck < least * (1 - 1e-9):
+            least = stuck
+            best = k
     if best < 0:
-        return
-    f = experts[best, best_slot]
-    if f >= 0:
-        held[best] -= load[f] / copies[f]
-        copies[f] -= 1
-    experts[best, best_slot] = e
+        return False
+    g = experts[device[best], slot[best]]
+    if g >= 0:
+        copies[g] -= 1
+    experts[device[best], slot[best]] = e
     copies[e] += 1
-    held[best] += load[e] / copies[e]
+    return True
 
 
 @kernel

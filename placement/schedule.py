@@ -1,18 +1,39 @@
-"""Which copies can be loaded next: the bookkeeping behind `moves.schedule_moves`."""
+"""Which copies can be loaded next: the bookkeeping behind `moves.schedule_moves`.
+
+An incoming expert takes, in order of preference: an empty slot; the slot of a replica that others
+stand in for, dropped before loading; or staging memory, until the last replica it replaces is safe
+on another device. For the last way one walks from device to device: what this device must give up
+comes in there, what that one must give up comes in elsewhere, until a device has a free slot or the
+walk meets itself. The devices on that path or circle load together and commit together, so each
+needs staging for one expert only, and the walk never gets stuck where all devices have that.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from placement.types import EMPTY, IntArray
 
-Slot = tuple[int, int, int]
-"""layer, device, slot"""
+Place = tuple[int, int]
+"""layer, device"""
+
+
+class Load(NamedTuple):
+    """One copy of a batch."""
+
+    layer: int
+    device: int
+    slot: int
+    expert: int
+    replaces: int
+    staged: bool
 
 
 class ScheduleState:
-    """What is loaded now, what is wanted, and which slots still differ."""
+    """What is loaded now, what still has to come in, and which slots may be given up."""
 
     def __init__(
         self,
@@ -22,105 +43,129 @@ class ScheduleState:
         staging: NDArray[np.float64],
     ) -> None:
         self.live = current.copy()
-        self.target = target
         self.size = size
         self.staging = staging
-        differs = (target != current) & (target != EMPTY)
-        self.pending: set[Slot] = {(int(a), int(b), int(c)) for a, b, c in np.argwhere(differs)}
-        self._copies: dict[tuple[int, int], int] = {}
-        for layer, expert in zip(
-            np.nonzero(current != EMPTY)[0], current[current != EMPTY], strict=True
-        ):
-            key = (int(layer), int(expert))
-            self._copies[key] = self._copies.get(key, 0) + 1
-        self.dropped: set[Slot] = set()
+        self.incoming: dict[Place, list[int]] = {}
+        self.unwanted: dict[Place, list[int]] = {}
+        """Slots that are empty, or hold an expert the target does not want there."""
+        self.copies: dict[tuple[int, int], int] = {}
+        for layer, device in np.ndindex(*current.shape[:2]):
+            held = current[layer, device].tolist()
+            wanted = target[layer, device].tolist()
+            incoming = [e for e in wanted if e != EMPTY and e not in held]
+            if incoming:
+                self.incoming[layer, device] = incoming
+            self.unwanted[layer, device] = [
+                s for s, e in enumerate(held) if e == EMPTY or e not in wanted
+            ]
+            for expert in held:
+                if expert != EMPTY:
+                    self.copies[layer, expert] = self.copies.get((layer, expert), 0) + 1
 
-    def next_batch(self, max_bytes: float) -> list[tuple[Slot, bool]]:
-        """Slots to load together, each with whether it needs staging; empty if nothing can.
-
-        Reserves what it takes: dropped replicas stop counting at once.
-        """
-        chosen: list[tuple[Slot, bool]] = []
-        taken: set[Slot] = set()
+    def next_batch(self, max_bytes: float) -> list[Load]:
+        """Copies to load together; empty if nothing can be loaded."""
+        batch: list[Load] = []
         room = self.staging.copy()
         total = 0.0
-        for at in sorted(self.pending, key=self._urgency):
-            if at in taken:
-                continue
-            if chosen and total + self.size[at[0]] > max_bytes:
-                break
-            chain = self._chain(at, taken, room)
-            for slot, staged in chain:
-                taken.add(slot)
-                total += self.size[slot[0]]
-                if staged:
-                    room[slot[1]] -= self.size[slot[0]]
-                else:
-                    self._drop(slot)
-            chosen += chain
-        return chosen
+        for easy in (True, False):
+            for place in sorted(self.incoming):
+                for expert in list(self.incoming.get(place, ())):
+                    if batch and total + self.size[place[0]] > max_bytes:
+                        return batch
+                    if expert not in self.incoming.get(place, ()):
+                        continue
+                    loads = self._take_slot(place, expert) if easy else []
+                    if not easy:
+                        loads = self._walk(place, expert, batch, room)
+                    batch += loads
+                    total += self.size[place[0]] * len(loads)
+        return batch
 
-    def commit(self, chosen: list[tuple[Slot, bool]]) -> None:
+    def commit(self, batch: list[Load]) -> None:
         """The batch is loaded: new copies serve, replaced ones are gone."""
-        for slot, staged in chosen:
-            if staged:
-                self._drop(slot)
-            layer, expert = slot[0], int(self.target[slot])
-            self.live[slot] = expert
-            self._copies[layer, expert] = self._copies.get((layer, expert), 0) + 1
-            self.pending.discard(slot)
-            self.dropped.discard(slot)
+        for load in batch:
+            if load.staged:
+                self.copies[load.layer, load.replaces] -= 1
+        for load in batch:
+            self.live[load.layer, load.device, load.slot] = load.expert
+            key = (load.layer, load.expert)
+            self.copies[key] = self.copies.get(key, 0) + 1
 
-    def _urgency(self, at: Slot) -> tuple[int, Slot]:
-        """Copies into empty slots first, then over replicas, then over last replicas."""
-        replaced = int(self.live[at])
-        if replaced == EMPTY:
-            return 0, at
-        return (1 if self._copies[at[0], replaced] > 1 else 2), at
+    def _take_slot(self, place: Place, expert: int) -> list[Load]:
+        """Loads into an empty slot, or over a replica that can be spared, if there is one."""
+        slot = self._free_slot(place)
+        return [] if slot is None else [self._assign(place, expert, slot, staged=False)]
 
-    def _chain(
-        self, at: Slot, taken: set[Slot], room: NDArray[np.float64]
-    ) -> list[tuple[Slot, bool]]:
-        """The copy at `at` with those that must be loaded along; empty if that cannot be yet.
+    def _free_slot(self, place: Place) -> int | None:
+        held = [(s, int(self.live[place][s])) for s in self.unwanted[place]]
+        for slot, expert in held:
+            if expert == EMPTY:
+                return slot
+        for slot, expert in held:
+            if self.copies[place[0], expert] > 1:
+                return slot
+        return None
 
-        If the slot holds the last replica of an expert, a copy of that expert elsewhere must be
-        in the batch too, and so on until a free slot, or round in a circle.
-        """
-        chain: list[tuple[Slot, bool]] = []
-        inside: set[Slot] = set()
-        free = room.copy()
-        while at not in inside:
-            replaced = int(self.live[at])
-            if replaced == EMPTY or self._copies[at[0], replaced] > 1:
-                return [*chain, (at, False)]
-            if free[at[1]] < self.size[at[0]]:
+    def _assign(self, place: Place, expert: int, slot: int, *, staged: bool) -> Load:
+        replaced = int(self.live[place][slot])
+        self.unwanted[place].remove(slot)
+        self.incoming[place].remove(expert)
+        if not self.incoming[place]:
+            del self.incoming[place]
+        if not staged and replaced != EMPTY:
+            self.copies[place[0], replaced] -= 1
+            self.live[place][slot] = EMPTY
+        return Load(*place, slot, expert, replaced, staged)
+
+    def _walk(
+        self, place: Place, expert: int, batch: list[Load], room: NDArray[np.float64]
+    ) -> list[Load]:
+        """Loads `expert` along with what must be loaded for it; empty if that cannot be yet."""
+        layer = place[0]
+        path: list[tuple[Place, int, int]] = []
+        while True:
+            free = self._free_slot(place)
+            if free is not None:
+                loads = [self._assign(place, expert, free, staged=False)]
+                break
+            if room[place[1]] < self.size[layer]:
                 return []
-            free[at[1]] -= self.size[at[0]]
-            chain.append((at, True))
-            inside.add(at)
-            if self._arrives(at[0], replaced, taken):
-                return chain
-            following = self._copy_of(at[0], replaced, taken)
+            step = self._next_step(place, batch, room)
+            if step is None:
+                return []
+            slot, following = step
+            path.append((place, expert, slot))
             if following is None:
-                return []
-            at = following
-        return chain
+                loads = []
+                break
+            expert = int(self.live[place][slot])
+            place = following
+            met = [i for i, (other, _, _) in enumerate(path) if other == place]
+            if met:
+                # A circle: what led to it waits for another batch.
+                path = path[met[0] :]
+                path[0] = (place, expert, path[0][2])
+                loads = []
+                break
+        for at, incoming, slot in path:
+            loads.append(self._assign(at, incoming, slot, staged=True))
+            room[at[1]] -= self.size[layer]
+        return loads
 
-    def _arrives(self, layer: int, expert: int, taken: set[Slot]) -> bool:
-        """Whether this batch already loads the expert somewhere."""
-        return any(s[0] == layer and int(self.target[s]) == expert for s in taken)
-
-    def _copy_of(self, layer: int, expert: int, taken: set[Slot]) -> Slot | None:
-        """A pending copy of the expert, the one easiest to load."""
-        options = [
-            s
-            for s in self.pending
-            if s[0] == layer and s not in taken and int(self.target[s]) == expert
-        ]
-        return min(options, key=self._urgency) if options else None
-
-    def _drop(self, slot: Slot) -> None:
-        replaced = int(self.live[slot])
-        if replaced != EMPTY and slot not in self.dropped:
-            self._copies[slot[0], replaced] -= 1
-            self.dropped.add(slot)
+    def _next_step(
+        self, place: Place, batch: list[Load], room: NDArray[np.float64]
+    ) -> tuple[int, Place | None] | None:
+        """A slot to give up and the device its expert goes to; None for one on its way already."""
+        layer = place[0]
+        arriving = {load.expert for load in batch if load.layer == layer}
+        for slot in self.unwanted[place]:
+            if int(self.live[place][slot]) in arriving:
+                return slot, None
+        for slot in self.unwanted[place]:
+            expert = int(self.live[place][slot])
+            for other, wanted in self.incoming.items():
+                if other[0] != layer or expert not in wanted:
+                    continue
+                if room[other[1]] >= self.size[layer] or self._free_slot(other) is not None:
+                    return slot, other
+        return None

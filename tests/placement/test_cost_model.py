@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placement.cost_model import DeviceCost, fit_cost, planner_speed
@@ -12,6 +12,7 @@ from placement.hash_layers import hash_routed_load
 from placement.planner import plan_placement
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1e-2), st.floats(1e-8, 1e-4))
 def test_fit_recovers_exact_costs(call_s, token_s):
     tokens = np.array([1.0, 16, 256, 4096])

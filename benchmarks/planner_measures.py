@@ -1,0 +1,204 @@
+"""What is measured about a planner on one case; times are process times on one core, minima."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from planner_baselines import evenly_split, plan_greedy, plan_vllm, without_twins
+from planner_workloads import Case
+from scipy.optimize import linprog
+from scipy.sparse import coo_matrix, hstack
+
+from placement.bounds import balance_of, layer_bounds
+from placement.moves import schedule_moves
+from placement.planner import Placement, plan_placement, split_tokens
+
+
+def least_ms(action: Callable[[], Any], repeats: int = 5) -> float:
+    """Least process time of some runs, in milliseconds."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        action()
+        times.append(time.process_time() - start)
+    return min(times) * 1e3
+
+
+def balance(experts: np.ndarray, counts: np.ndarray, speed: np.ndarray) -> float:
+    """Balance with tokens split on true counts."""
+    times = split_tokens(experts, counts, speed).sum(axis=2) / speed
+    return balance_of(times, counts.astype(float), speed)
+
+
+def ceiling(load: np.ndarray, case: Case) -> float:
+    """The balance no placement can exceed."""
+    slots = np.broadcast_to(np.minimum(case.slots, case.experts), (case.layers, case.devices))
+    bounds = layer_bounds(load, case.speed, np.ascontiguousarray(slots))
+    return float(load.sum() / case.speed.sum() / bounds.sum())
+
+
+def plan_quality(case: Case, counts: np.ndarray, repeats: int) -> dict[str, float]:
+    """Full plans of every window but the last, seen in the next one; and how long they take."""
+    planned, following, batches = [], [], []
+    for window in range(case.windows - 1):
+        load = counts[window].sum(axis=0).astype(float)
+        plan = plan_placement(load, case.speed, case.slots)
+        planned.append(plan.balance / plan.bound)
+        following.append(balance(plan.experts, counts[window + 1].sum(axis=0), case.speed))
+        batches += [balance(plan.experts, b, case.speed) for b in counts[window + 1, :4]]
+    full_ms = least_ms(lambda: plan_placement(load, case.speed, case.slots), repeats)
+    return {
+        "planned / bound": float(np.mean(planned)),
+        "ceiling": ceiling(load, case),
+        "next window": float(np.mean(following)),
+        "2k batch": float(np.mean(batches)),
+        "full plan ms": full_ms,
+    }
+
+
+def baseline_quality(case: Case, counts: np.ndarray) -> dict[str, dict[str, float]]:
+    """The same for the others: their placement with equal parts, and with our split."""
+    rows: dict[str, dict[str, float]] = {}
+    for name, planner in (("vLLM EPLB", plan_vllm), ("greedy EPLB", plan_greedy)):
+        found: dict[str, list[float]] = {"equal": [], "next": [], "batch": [], "ours": []}
+        took = 0.0
+        for window in range(min(case.windows - 1, 3)):
+            load = counts[window].sum(axis=0).astype(float)
+            start = time.process_time()
+            experts = planner(load, case.slots)
+            took = (time.process_time() - start) * 1e3
+            if experts is None:
+                break
+
+            def even(tokens: np.ndarray, experts: np.ndarray = experts) -> float:
+                return balance_of(evenly_split(experts, tokens) / case.speed, tokens, case.speed)
+
+            after = counts[window + 1]
+            found["equal"].append(even(load) / ceiling(load, case))
+            found["next"].append(even(after.sum(axis=0)))
+            found["batch"] += [even(b) for b in after[:4]]
+            found["ours"].append(balance(without_twins(experts), after.sum(axis=0), case.speed))
+        if found["equal"]:
+            rows[name] = {
+                "planned / bound": float(np.mean(found["equal"])),
+                "next window": float(np.mean(found["next"])),
+                "2k batch": float(np.mean(found["batch"])),
+                "next window, our split": float(np.mean(found["ours"])),
+                "full plan ms": took,
+            }
+    return rows
+
+
+def split_quality(case: Case, counts: np.ndarray) -> dict[str, float]:
+    """Time per layer of a split on next window's batches, and its distance from the optimum."""
+    plan = plan_placement(counts[0].sum(axis=0), case.speed, case.slots)
+    batch = counts[1, 0].astype(float)
+    micros = least_ms(lambda: split_tokens(plan.experts, batch, case.speed), 9)
+    shares = split_tokens(plan.experts, batch, case.speed)
+    gaps = []
+    for layer in range(0, case.layers, max(1, case.layers // 12)):
+        reached = (shares[layer].sum(axis=1) / case.speed).max()
+        gaps.append(reached / optimal_split(plan.experts[layer], batch[layer], case.speed) - 1)
+    return {"split µs / layer": micros * 1e3 / case.layers, "split over LP": float(max(gaps))}
+
+
+def optimal_split(experts: np.ndarray, tokens: np.ndarray, speed: np.ndarray) -> float:
+    """Slowest device's time by linear programming, for one layer."""
+    device, slot = np.nonzero(experts >= 0)
+    n = device.size
+    ones, columns = np.ones(n), np.arange(n)
+    serve = coo_matrix((ones, (experts[device, slot], columns)), shape=(tokens.size, n + 1))
+    limit = hstack([coo_matrix((ones, (device, columns)), shape=(speed.size, n)), -speed[:, None]])
+    cost = np.zeros(n + 1)
+    cost[n] = 1
+    return float(linprog(cost, limit, np.zeros(speed.size), serve, tokens).fun)
+
+
+def drift(case: Case, counts: np.ndarray, budget: int) -> dict[str, Any]:
+    """Nudges from window to window: copies, balance right after and in the window that follows."""
+    plan = plan_placement(counts[0].sum(axis=0), case.speed, case.slots)
+    first = plan.experts
+    after, served, stale, copies, times = [], [], [], [], []
+    for window in range(1, case.windows):
+        load = counts[window].sum(axis=0)
+        served.append(balance(plan.experts, load, case.speed))
+        stale.append(balance(first, load, case.speed))
+        nudge = _nudge(case, load, plan, budget)
+        times.append(least_ms(lambda load=load, plan=plan: _nudge(case, load, plan, budget), 2))
+        copies.append(len(nudge.moves) / case.layers)
+        after.append(nudge.balance)
+        plan = nudge
+    return {
+        "after nudge": after,
+        "next window": served,
+        "never moved": stale,
+        "copies / layer": copies,
+        "ms": times,
+    }
+
+
+def _nudge(case: Case, load: np.ndarray, plan: Placement, budget: int) -> Placement:
+    return plan_placement(
+        load, case.speed, case.slots, current=plan.experts, max_moves_per_layer=budget
+    )
+
+
+def throttled(case: Case, counts: np.ndarray) -> float:
+    """Balance with one device at 80 % of its speed and no move; mean over devices."""
+    load = counts[0].sum(axis=0)
+    plan = plan_placement(load, case.speed, case.slots)
+    found = []
+    for device in range(case.devices):
+        speed = case.speed.copy()
+        speed[device] *= 0.8
+        found.append(balance(plan.experts, load, speed))
+    return float(np.mean(found))
+
+
+def device_lost(case: Case, counts: np.ndarray) -> dict[str, float]:
+    """One device gone: mandatory copies plus two per layer, against the survivors' bound.
+
+    Every device has one slot more than in the case, without which some could not be replaced.
+    """
+    load = counts[0].sum(axis=0).astype(float)
+    roomy = case.slots + 1
+    plan = plan_placement(load, case.speed, roomy)
+    found, forced = [], []
+    for device in range(0, case.devices, max(1, case.devices // 4)):
+        left = np.delete(plan.experts, device, axis=1)
+        speed, slots = np.delete(case.speed, device), np.delete(roomy, device)
+        after = plan_placement(load, speed, slots, current=left, max_moves_per_layer=2)
+        found.append(after.balance / after.bound)
+        forced.append(len(after.moves) / case.layers)
+    return {"balance / bound": float(np.mean(found)), "copies / layer": float(np.mean(forced))}
+
+
+def full_replan_copies(case: Case, counts: np.ndarray, window: int) -> float:
+    """Copies per layer that planning anew takes, one window after the other."""
+    old = plan_placement(counts[window - 1].sum(axis=0), case.speed, case.slots)
+    new = plan_placement(counts[window].sum(axis=0), case.speed, case.slots, current=old.experts)
+    return len(new.moves) / case.layers
+
+
+def schedule_figures(case: Case, counts: np.ndarray) -> dict[str, float]:
+    """Batches and seconds to carry out one full re-plan: 20 MB experts, 10 GB/s links."""
+    old = plan_placement(counts[0].sum(axis=0), case.speed, case.slots).experts[:4]
+    new = plan_placement(counts[1].sum(axis=0), case.speed, case.slots).experts[:4]
+    start = time.process_time()
+    schedule = schedule_moves(
+        old,
+        new,
+        expert_bytes=20_000_000,
+        link_bytes_per_s=10e9,
+        storage_bytes_per_s=2e9,
+        staging_bytes=100_000_000,
+    )
+    return {
+        "batches": len(schedule.batches),
+        "GB": schedule.bytes / 1e9,
+        "predicted s": schedule.duration_s,
+        "ms to schedule": (time.process_time() - start) * 1e3,
+    }
