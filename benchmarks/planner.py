@@ -42,7 +42,7 @@ def cases(quick: bool) -> list[Case]:
     found = []
     for kind in ("zipf", "lognormal") if quick else ("zipf", "lognormal", "uniform"):
 
-        def case(  # noqa: PLR0917
+        def case(
             name: str, layers: int, top_k: int, speed: Any, slots: Any, kind: str = kind
         ) -> Case:
             return Case(
