@@ -123,9 +123,7 @@ def measure(arguments: argparse.Namespace) -> Report:
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="xm") as folder:
         for mesh, batches in cases(arguments.quick):
-            for run in measure_mesh(
-                mesh, batches, Path(folder), arguments.rounds, arguments.realtime
-            ):
+            for run in measure_mesh(mesh, batches, Path(folder), arguments):
                 print(".", end="", flush=True)
                 runs.append(run)
     targets = [

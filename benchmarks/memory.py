@@ -33,7 +33,9 @@ def measure(arguments: argparse.Namespace) -> Report:
             engine.wait_ready().run(WORKLOAD)
             whole = proportional_bytes([engine.pid]) / MB
         mesh = stack.enter_context(LocalMesh(model, folder / "mesh"))
-        mesh.serve([ShardShape()] * SHARDS)
+        # Room for its half of the experts only: replicas would be counted as constant.
+        room = -(-spec.num_experts // SHARDS) * len(spec.layers) * spec.bytes_per_expert
+        mesh.serve([ShardShape(memory_bytes=room)] * SHARDS)
         engine = stack.enter_context(closing(TimedEngine(model, 1, mesh.address, spinning=False)))
         engine.wait_ready().run(WORKLOAD)
         alone = proportional_bytes([engine.pid]) / MB
