@@ -32,11 +32,11 @@ CLOSE_UNJOINED = 0.003
 ALIKE = 1.25
 """Devices whose capacities per slot differ by less than this factor count as alike."""
 
-STEP_DEVICES = 600
+STEP_DEVICES = 300
 """Improvement steps times devices, so that time per layer stays in proportion."""
 
 LEAST_STEPS = 1
-MOST_STEPS = 24
+MOST_STEPS = 18
 
 UNJOINED_STEPS = 4
 """Times more steps where few replicas join devices: many small exchanges, each tried quickly."""
@@ -79,26 +79,27 @@ def plan_layers(p: Problem) -> IntArray:
     joined = p.slots.sum(axis=1) - E >= D - 1
     close = np.where(joined, CLOSE, CLOSE_UNJOINED)
     goal = p.bound * (1 + close)
-    experts = _build(p, FLEXIBLE, np.ones(L, np.bool_))
+    order = np.argsort(-p.load, axis=1, kind="stable")
+    experts = _build(p, order, FLEXIBLE, np.ones(L, np.bool_))
     missed = layer_times(experts, p.load, p.speed, p.offset) > goal
     if (rivals := missed & _unlike(p)).any():
-        _keep_better(p, experts, _build(p, RESERVED, rivals), np.flatnonzero(rivals), goal)
+        _keep_better(p, experts, _build(p, order, RESERVED, rivals), np.flatnonzero(rivals), goal)
     _improve(p, experts, missed, joined, goal)
     times = layer_times(experts, p.load, p.speed, p.offset)
     missed &= joined & (times > goal * (1 + CLOSE / 10))
     if missed.any() and p.least_copies == 1:
-        wrapped = _build(p, WRAPPED, missed)
+        wrapped = _build(p, order, WRAPPED, missed)
         better = missed & (layer_times(wrapped, p.load, p.speed, p.offset) < times)
         experts[better] = wrapped[better]
     return experts
 
 
-def _build(p: Problem, way: int, chosen: NDArray[np.bool_]) -> IntArray:
+def _build(p: Problem, order: NDArray[np.int64], way: int, chosen: NDArray[np.bool_]) -> IntArray:
     L, D = p.slots.shape
     experts = np.full((L, D, int(p.slots.max())), EMPTY, np.int32)
-    order = np.argsort(-p.load, axis=1, kind="stable")
-    density = p.speed / np.maximum(p.slots, 1)
-    ranking = np.argsort(-density, axis=1, kind="stable")
+    ranking = np.empty((L, D), np.int64)
+    if way == WRAPPED:
+        ranking[:] = np.argsort(-p.speed / np.maximum(p.slots, 1), axis=1, kind="stable")
     build_layers(
         way, chosen, p.load, order, p.speed, p.offset, p.slots, p.bound, p.domain, ranking,
         p.least_copies, experts,
