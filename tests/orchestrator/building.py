@@ -1,0 +1,42 @@
+"""Small meshes for tests of the controller's parts."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from ray.actor import ActorHandle
+
+from actors.dispatch.mesh_view import MeshView, Peer
+from actors.wire.address import Address
+from orchestrator.components import Component
+from orchestrator.status import ComponentKind, ComponentState
+from placement.epoch import EMPTY_SLOT, PlanEpoch
+
+NO_HANDLE = cast(ActorHandle, None)
+"""For components whose actor a test does not call."""
+
+
+def component(
+    name: str,
+    kind: ComponentKind,
+    state: ComponentState = ComponentState.READY,
+    detail: str = "",
+    handle: Any = NO_HANDLE,
+) -> Component:
+    made = Component(name, kind, handle)
+    made.state, made.detail = state, detail
+    return made
+
+
+def epoch(held: Sequence[Sequence[int]], num_experts: int = 4) -> PlanEpoch:
+    """One layer, number 2; shard d holds the experts `held[d]`."""
+    slots = max(map(len, held))
+    experts = np.full((1, len(held), slots), EMPTY_SLOT, np.int32)
+    for shard, own in enumerate(held):
+        experts[0, shard, : len(own)] = own
+    return PlanEpoch(1, num_experts, (2,), experts, np.ones(experts.shape))
+
+
+def view(mesh: str = "test") -> MeshView:
+    shards = (Peer("s0", "node", (Address("/tmp/s0"),)), Peer("s1", "node", (Address("/tmp/s1"),)))
+    return MeshView(mesh, "/model", "embedded", 5.0, 5.0, epoch([[0, 1], [2, 3]]), shards)
