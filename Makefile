@@ -37,8 +37,9 @@ types: setup ## Check types
 	@$(BIN)/mypy
 
 bench-quick: setup ## Run every benchmark that has a --quick mode
-	@for script in $$(grep -l -e '--quick' benchmarks/*.py 2>/dev/null); do \
-		echo "== $$script"; $(BIN)/python $$script --quick || exit 1; done
+	@for script in $$(grep -l '__main__' benchmarks/*.py); do \
+		name=$$(basename $$script .py); echo "== $$name"; \
+		$(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 clean: ## Remove .venv, caches and what builds left
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
