@@ -85,7 +85,9 @@ def start_engine(config: EngineConfig, threads: int, max_concurrency: int) -> Ac
         (config,),
         name=engine_actor_name(config.engine_id),
         num_cpus=threads,
-        environment={**thread_environment(threads), **config.variables()},
+        # The rest of its environment holds the mesh's secret, and Ray writes what it is given here
+        # into its logs: the engine sets that itself, before it imports vLLM.
+        environment=thread_environment(threads),
         max_concurrency=max_concurrency,
     )
 
