@@ -25,7 +25,7 @@ KEEP_GAP = 0.015
 REPLAN_GAP = 0.3
 """A gap that no budget of a few copies per layer closes."""
 
-REPLAN_CHANGE = 0.3
+REPLAN_CHANGE = 0.25
 """Part of a layer's tokens that changed expert: then its plan is for another load."""
 
 REPLAN_LAYERS = 0.5
@@ -61,8 +61,9 @@ def decide(
     speed: ArrayLike,
     slots: ArrayLike,
 ) -> Decision:
-    """Weighs the placement `experts` [L, D, S], made for load `planned` [L, E], against `load`.
+    """Weighs the placement `experts` [L, D, S] against `load` [L, E].
 
+    planned: [L, E] the load of the last full plan, whatever nudges followed; only its shape counts.
     speed: [D]; slots: [D] or [L, D]. Raises `ValueError` for input that does not fit.
     """
     now = check_load(load)

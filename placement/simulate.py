@@ -140,8 +140,12 @@ class Decided:
             action = decide(load, self._planned, current, self.speed, self.slots).action
         if action is Action.KEEP and current is not None:
             return current
-        self._planned = load
-        budget = self.max_moves_per_layer if action is Action.NUDGE else None
+        budget = None
+        if action is Action.NUDGE:
+            budget = self.max_moves_per_layer
+        else:
+            # Nudges do not count: what they patched up is still a plan for the load back then.
+            self._planned = load
         return plan_placement(
             load, self.speed, self.slots, current=current, max_moves_per_layer=budget
         ).experts
