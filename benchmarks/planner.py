@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import planner_measures as measure
-from planner_workloads import Case, draw
-
+from benchmarks import planner_measures as measure
+from benchmarks.planner_workloads import Case, draw
 from placement.planner import plan_placement
 
 Runs = dict[str, dict[str, Any]]

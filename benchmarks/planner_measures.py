@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from planner_baselines import evenly_split, plan_greedy, plan_vllm, without_twins
-from planner_workloads import Case
 from scipy.optimize import linprog
 from scipy.sparse import coo_matrix, hstack
 
+from benchmarks.planner_baselines import evenly_split, plan_greedy, plan_vllm, without_twins
+from benchmarks.planner_workloads import Case
 from placement.bounds import balance_of, layer_bounds
 from placement.moves import schedule_moves
 from placement.planner import Placement, plan_placement, split_tokens

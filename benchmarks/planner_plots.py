@@ -6,9 +6,9 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from planner_baselines import evenly_split, plan_vllm, without_twins
-from planner_workloads import Case, draw
 
+from benchmarks.planner_baselines import evenly_split, plan_vllm, without_twins
+from benchmarks.planner_workloads import Case, draw
 from placement.bounds import balance_of
 from placement.planner import list_moves
 from placement.simulate import Decided, Fixed, Nudged, Replanned, simulate
