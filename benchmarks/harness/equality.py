@@ -30,7 +30,7 @@ class Comparison:
     """One mesh against monolithic vLLM.
 
     prompts: compared; equal: with all tokens equal; worst_gap: largest top-2 gap at a first
-    divergence (0.0 without one); mean_delta, max_delta: |difference of logprob| under teacher
+    divergence (0.0 without one); mean_, median_, max_delta: |difference of logprob| under teacher
     forcing.
     """
 
@@ -39,6 +39,7 @@ class Comparison:
     equal: int
     worst_gap: float
     mean_delta: float
+    median_delta: float
     max_delta: float
 
     @property
@@ -136,5 +137,6 @@ def compare_runs(name: str, reference: dict[str, Any], run: dict[str, Any]) -> C
         len(reference["tokens"]) - len(gaps),
         max(gaps, default=0.0),
         float(delta.mean()),
+        float(np.median(delta)),
         float(delta.max()),
     )

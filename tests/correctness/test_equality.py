@@ -18,14 +18,15 @@ from tests.checkpoints.make import make_checkpoint
 pytestmark = pytest.mark.vllm
 
 PROMPTS, TOKENS = 8, 16
-MEAN_DELTA = 0.02
+# A rounding that tips a router over chooses another expert and shifts one token's probability by a
+# lot: the median says how near the arithmetic is, the mean also how often that happens.
+MEDIAN_DELTA, MEAN_DELTA = 0.01, 0.06
 EQUAL = PROMPTS // 2
 
 MESHES = (
-    MeshShape("1 shard", (ShardShape(),)),
+    MeshShape("1 shard, TCP", (ShardShape(),), tcp=True),
     MeshShape("2 shards, router", (ShardShape(), ShardShape()), "actor"),
     MeshShape("4 unequal shards, replicas", tuple(map(ShardShape, (1.0, 0.7, 0.5, 0.35)))),
-    MeshShape("2 shards, TCP", (ShardShape(), ShardShape()), tcp=True),
 )
 
 
@@ -58,6 +59,7 @@ def compare_with_whole(model: Path) -> tuple[list[Comparison], dict[str, int]]:
 def test_mesh_is_the_same_model(kind: str, tmp_path: Path) -> None:
     comparisons, sizes = compare_with_whole(make_checkpoint(kind, tmp_path / kind))
     for comparison in comparisons:
+        assert comparison.median_delta <= MEDIAN_DELTA, comparison
         assert comparison.mean_delta <= MEAN_DELTA, comparison
         assert comparison.equal >= EQUAL, comparison
     # The engine holds no routed experts: it is smaller by about all of them.
