@@ -6,6 +6,7 @@ promised: the probabilities agree, and most prompts agree to the last token.
 """
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,16 @@ PROMPTS, TOKENS = 8, 16
 MEDIAN_DELTA, MEAN_DELTA = 0.01, 0.06
 EQUAL = PROMPTS // 2
 
+ONE_OVER_TCP = MeshShape("1 shard, TCP", (ShardShape(),), tcp=True)
 MESHES = (
-    MeshShape("1 shard, TCP", (ShardShape(),), tcp=True),
     MeshShape("2 shards, router", (ShardShape(), ShardShape()), "actor"),
     MeshShape("4 unequal shards, replicas", tuple(map(ShardShape, (1.0, 0.7, 0.5, 0.35)))),
 )
 
 
-def compare_with_whole(model: Path) -> tuple[list[Comparison], dict[str, int]]:
+def compare_with_whole(
+    model: Path, meshes: Sequence[MeshShape]
+) -> tuple[list[Comparison], dict[str, int]]:
     chosen = random.Random(0)
     prompts = [
         [chosen.randrange(10, 250) for _ in range(chosen.randrange(5, 20))] for _ in range(PROMPTS)
@@ -41,7 +44,7 @@ def compare_with_whole(model: Path) -> tuple[list[Comparison], dict[str, int]]:
         "max_tokens": TOKENS,
         "flags": {"max_num_seqs": PROMPTS, "max_num_batched_tokens": 512},
     }
-    return compare(request, MESHES)
+    return compare(request, meshes)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,7 @@ def compare_with_whole(model: Path) -> tuple[list[Comparison], dict[str, int]]:
     ],
 )
 def test_mesh_is_the_same_model(kind: str, tmp_path: Path) -> None:
-    comparisons, sizes = compare_with_whole(make_checkpoint(kind, tmp_path / kind))
+    comparisons, sizes = compare_with_whole(make_checkpoint(kind, tmp_path / kind), MESHES)
     for comparison in comparisons:
         assert comparison.median_delta <= MEDIAN_DELTA, comparison
         assert comparison.mean_delta <= MEAN_DELTA, comparison
@@ -67,7 +70,7 @@ def test_mesh_is_the_same_model(kind: str, tmp_path: Path) -> None:
 
 
 def test_demo_model_is_equal_to_the_last_token() -> None:
-    comparisons, sizes = compare_with_whole(DEMO / "checkpoint")
+    comparisons, sizes = compare_with_whole(DEMO / "checkpoint", (ONE_OVER_TCP, *MESHES))
     for comparison in comparisons:
         assert comparison.only_near_ties, comparison
         assert comparison.mean_delta <= 0.01, comparison
