@@ -22,7 +22,7 @@ from placement.planner import plan_placement
 
 Runs = dict[str, dict[str, Any]]
 
-EQUAL_BUDGET = 3
+EQUAL_BUDGET = 4
 UNEQUAL_BUDGET = 3
 """Copies per layer and window a nudge may take; most layers take none."""
 

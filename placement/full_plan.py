@@ -32,11 +32,11 @@ CLOSE_UNJOINED = 0.003
 ALIKE = 1.25
 """Devices whose capacities per slot differ by less than this factor count as alike."""
 
-STEP_DEVICES = 300
+STEP_DEVICES = 250
 """Improvement steps times devices, so that time per layer stays in proportion."""
 
 LEAST_STEPS = 1
-MOST_STEPS = 18
+MOST_STEPS = 16
 
 UNJOINED_STEPS = 4
 """Times more steps where few replicas join devices: many small exchanges, each tried quickly."""
@@ -85,13 +85,29 @@ def plan_layers(p: Problem) -> IntArray:
     if (rivals := missed & _unlike(p)).any():
         _keep_better(p, experts, _build(p, order, RESERVED, rivals), np.flatnonzero(rivals), goal)
     _improve(p, experts, missed, joined, goal)
-    times = layer_times(experts, p.load, p.speed, p.offset)
-    missed &= joined & (times > goal * (1 + CLOSE / 10))
-    if missed.any() and p.least_copies == 1:
-        wrapped = _build(p, order, WRAPPED, missed)
-        better = missed & (layer_times(wrapped, p.load, p.speed, p.offset) < times)
-        experts[better] = wrapped[better]
+    if p.least_copies == 1:
+        _wrap_missed(p, experts, order, np.flatnonzero(missed & joined), goal)
     return experts
+
+
+def _wrap_missed(
+    p: Problem,
+    experts: IntArray,
+    order: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    goal: FloatArray,
+) -> None:
+    """Replaces layers, out of `rows`, that still miss the goal by wrapped ones where faster."""
+    times = layer_times(experts[rows], p.load[rows], p.speed, p.offset)
+    late = times > goal[rows] * (1 + CLOSE / 10)
+    rows, times = rows[late], times[late]
+    if rows.size == 0:
+        return
+    chosen = np.zeros(p.load.shape[0], np.bool_)
+    chosen[rows] = True
+    wrapped = _build(p, order, WRAPPED, chosen)[rows]
+    faster = layer_times(wrapped, p.load[rows], p.speed, p.offset) < times
+    experts[rows[faster]] = wrapped[faster]
 
 
 def _build(p: Problem, order: NDArray[np.int64], way: int, chosen: NDArray[np.bool_]) -> IntArray:

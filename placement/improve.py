@@ -24,13 +24,13 @@ from placement.flow import DRAINED, Flow, new_flow, shortage, slot_flow, solve
 from placement.kernel import entry, kernel
 from placement.types import EMPTY, FloatArray, IntArray
 
-SOURCES = 3
+SOURCES = 4
 """Devices with stuck load considered per step."""
 
-TARGETS = 4
+TARGETS = 6
 """Devices with time to spare considered per step."""
 
-TRIALS = 6
+TRIALS = 8
 """Changes evaluated exactly per step."""
 
 FREE_COPY = 0.2
