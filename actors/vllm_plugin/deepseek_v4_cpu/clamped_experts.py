@@ -20,6 +20,8 @@ SCALE = 2.0**SCALE_BITS
 ALPHA, LIMIT = 14, 15
 """Positions of these arguments of `fused_experts_cpu`."""
 ROUTING_WEIGHTS, METHOD = 4, 6
+PROBE = 64
+"""Hidden and inner size of the one expert that shows whether the limit is ignored."""
 
 
 def clamps_silu(hf_config: Any) -> bool:
@@ -29,15 +31,39 @@ def clamps_silu(hf_config: Any) -> bool:
 
 
 def clamp_experts() -> bool:
-    """Wrap vLLM's preparation and kernel call; True if vLLM is the version that needs it."""
+    """Wrap vLLM's preparation and kernel call if they ignore the limit; True if it did."""
     from vllm.model_executor.layers.fused_moe.experts import cpu_moe
 
     module: Any = cpu_moe
-    if not hasattr(torch.ops._C, "fused_experts_cpu"):
+    if not hasattr(torch.ops._C, "fused_experts_cpu") or not torch.cpu._is_avx512_bf16_supported():
+        return False
+    if not ignores_limit(module):
         return False
     module.prepare_mxfp4_moe_layer_for_cpu = prepare_clamped(module.prepare_mxfp4_moe_layer_for_cpu)
     module.fused_experts_cpu = run_clamped(module.fused_experts_cpu)
     return True
+
+
+def ignores_limit(module: Any) -> bool:
+    """Whether vLLM's call gives the same with and without a limit far below the activations."""
+    rows, weights = torch.full((1, PROBE), 64.0, dtype=torch.bfloat16), torch.ones(1, 1)
+    w13 = torch.full((1, 2 * PROBE, PROBE // 2), 0x22, dtype=torch.uint8)  # every value is 1
+    w2 = torch.full((1, PROBE, PROBE // 2), 0x22, dtype=torch.uint8)
+    one = torch.full((1, 2 * PROBE, PROBE // 32), 127, dtype=torch.uint8)  # 2 ** 0
+    pack, pack_scale = torch.ops._C.convert_weight_packed, torch.ops._C.convert_scale_packed
+    held = pack(w13), pack(w2)
+    scales = pack_scale(one), pack_scale(one[:, :PROBE].contiguous())
+    method = METHODS[WeightFormat.MXFP4]
+    results = []
+    for limit in (None, 1.0):
+        out = torch.empty_like(rows)
+        ids = torch.zeros(1, 1, dtype=torch.int32)
+        module.fused_experts_cpu(
+            out, rows, *held, weights, ids, method, *scales,
+            None, None, None, None, None, None, limit, True,
+        )  # fmt: skip
+        results.append(out)
+    return torch.equal(*results)
 
 
 def current_model_clamps() -> bool:
