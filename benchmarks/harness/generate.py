@@ -31,6 +31,8 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "HF_HUB_OFFLINE": "1",
     "EXPERTMESH_V4_ON_CPU": "1",
+    # vLLM compiles its logprobs: seconds in each new process, for an answer that is the same.
+    "TORCH_COMPILE_DISABLE": "1",
 }
 
 
