@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917 - compiled loops take arrays one by one
 """Keeps an expert's two hottest replicas in different failure domains.
 
 The constructions already avoid a shared domain; this mends what is left after the local search, by
@@ -11,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.draft import holds
-from placement.flow import Flow, new_flow, solve
+from placement.flow import solve
 from placement.kernel import entry, kernel
+from placement.replicas import Flow, new_flow
 from placement.types import EMPTY, FloatArray, IntArray
 
 ROUNDS = 4

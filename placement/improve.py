@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0912, PLR0917 - compiled loops take arrays one by one
 """Makes a layer's placement fit a time goal by few copies: the local search behind every plan.
 
 Works on what is stuck: the tokens that no split can serve within the goal (`flow.shortage`). They
@@ -20,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.draft import holds
-from placement.flow import DRAINED, Flow, new_flow, shortage, slot_flow, solve
+from placement.flow import DRAINED, shortage, solve
 from placement.kernel import entry, kernel
+from placement.replicas import Flow, new_flow, slot_flow
 from placement.types import EMPTY, FloatArray, IntArray
 
 SOURCES = 4
