@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917 - compiled loops take arrays one by one
 """Three ways to build a layer's placement from nothing; `full_plan` chooses.
 
 - `place_flexible`: replicated experts first, joining devices, then the others. Best where devices

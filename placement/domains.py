@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917 - compiled loops take arrays one by one
 """Keeps an expert's two hottest replicas in different failure domains.
 
 The constructions already avoid a shared domain; this mends what is left after the local search, by

@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917, SIM110 - compiled loops take arrays one by one
 """A layer's placement in the making: what each device holds so far, and how devices are joined.
 
 Shared by the constructions; they differ only in what they place first. Two rules recur:

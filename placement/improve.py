@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0912, PLR0917 - compiled loops take arrays one by one
 """Makes a layer's placement fit a time goal by few copies: the local search behind every plan.
 
 Works on what is stuck: the tokens that no split can serve within the goal (`flow.shortage`). They

@@ -24,7 +24,7 @@ STEPS = 40
 """Changes per layer and stage at most."""
 
 
-def adapt_layers(
+def adapt_layers(  # noqa: PLR0917
     load: FloatArray,
     speed: FloatArray,
     offset: FloatArray,

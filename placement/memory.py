@@ -111,7 +111,7 @@ def _house_all(
     return slots
 
 
-def _spend_spare(
+def _spend_spare(  # noqa: PLR0917
     tokens: FloatArray,
     left: NDArray[np.int64],
     size: NDArray[np.int64],

@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917 - compiled loops take arrays one by one
 """Carries a placement over to new slots: keeps what fits, copies only what must be.
 
 An expert is homeless when fewer devices hold it than the plan demands: its last device left, or the
