@@ -11,66 +11,87 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from placement.draft import Draft, fill_spare, new_draft, place_copies, place_singles, reset
 from placement.kernel import entry, kernel
-from placement.survive import lacks_copies, place_evenly
 from placement.types import FloatArray, IntArray
-
-FLEXIBLE, RESERVED, WRAPPED = range(3)
-"""Ways of building a layer, see above."""
 
 LOAN = 0.1
 """How much a replica in a reserved slot is expected to take off its expert's first copy."""
 
 
-@entry
-def build_layers(
-    way: int,
-    chosen: NDArray[np.bool_],
-    load: FloatArray,
-    order: NDArray[np.int64],
-    speed: FloatArray,
-    offset: FloatArray,
-    slots: NDArray[np.int64],
-    bound: FloatArray,
-    domain: NDArray[np.int64],
-    ranking: NDArray[np.int64],
-    least_copies: int,
-    experts: IntArray,
-) -> None:
-    """Fills the chosen layers of `experts` [L, D, S], empty at entry.
+class Task(NamedTuple):
+    """What to build; arrays of all layers, of which `rows` are built."""
 
-    load: [L, E]; order: [L, E] experts by falling load; speed, offset, domain: [D]; slots: [L, D];
-    bound: [L] time that each device should be busy; ranking: [L, D] devices by falling capacity
-    per slot.
-    """
-    L, D, _ = experts.shape
-    E = load.shape[1]
-    a = new_draft(D)
-    for d in range(D):
-        a.domain[d] = domain[d]
-    copies = np.empty(E, np.int32)
-    for layer in range(L):
-        if not chosen[layer]:
-            continue
-        reset(a, slots[layer], speed, offset, bound[layer])
-        plan = experts[layer]
-        if way == WRAPPED:
-            place_wrapped(a, plan, load[layer], order[layer], ranking[layer])
-        else:
-            spare = slots[layer].sum() - least_copies * E
-            count_copies(load[layer], D, spare, least_copies, copies)
-            if way == FLEXIBLE:
-                place_flexible(a, plan, load[layer], order[layer], copies)
-            else:
-                place_reserved(a, plan, load[layer], order[layer], copies, LOAN)
-        fill_spare(slots[layer], plan, load[layer], copies)
-        if least_copies > 1 and lacks_copies(plan, E, least_copies):
-            place_evenly(plan, order[layer], speed, slots[layer], least_copies)
-            fill_spare(slots[layer], plan, load[layer], copies)
+    rows: NDArray[np.int64]
+    load: FloatArray
+    """[L, E]"""
+    order: NDArray[np.int64]
+    """[L, E] experts by falling load."""
+    speed: FloatArray
+    """[D]"""
+    offset: FloatArray
+    """[D] constant cost, in tokens."""
+    slots: NDArray[np.int64]
+    """[L, D]"""
+    time: FloatArray
+    """[L] time that each device should be busy."""
+    domain: NDArray[np.int64]
+    """[D]"""
+    least_copies: int
+
+
+# Three entries instead of one with a flag: few clusters need all three, and each takes seconds to
+# compile. They fill `experts` [L, D, S], empty at entry, in the rows of the task.
+
+
+@entry
+def build_flexible(t: Task, experts: IntArray) -> None:
+    """`place_flexible` for every row."""
+    a = new_draft(experts.shape[1])
+    copies = np.empty(t.load.shape[1], np.int32)
+    for layer in t.rows:
+        begin(a, t, layer, copies)
+        place_flexible(a, experts[layer], t.load[layer], t.order[layer], copies)
+        fill_spare(t.slots[layer], experts[layer], t.load[layer], copies)
+
+
+@entry
+def build_reserved(t: Task, experts: IntArray) -> None:
+    """`place_reserved` for every row."""
+    a = new_draft(experts.shape[1])
+    copies = np.empty(t.load.shape[1], np.int32)
+    for layer in t.rows:
+        begin(a, t, layer, copies)
+        place_reserved(a, experts[layer], t.load[layer], t.order[layer], copies, LOAN)
+        fill_spare(t.slots[layer], experts[layer], t.load[layer], copies)
+
+
+@entry
+def build_wrapped(t: Task, ranking: NDArray[np.int64], experts: IntArray) -> None:
+    """`place_wrapped` for every row; ranking: [L, D] devices by falling capacity per slot."""
+    a = new_draft(experts.shape[1])
+    copies = np.empty(t.load.shape[1], np.int32)
+    for layer in t.rows:
+        begin(a, t, layer, copies)
+        place_wrapped(a, experts[layer], t.load[layer], t.order[layer], ranking[layer])
+        fill_spare(t.slots[layer], experts[layer], t.load[layer], copies)
+
+
+@kernel
+def begin(a: Draft, t: Task, layer: int, copies: NDArray[np.int32]) -> None:
+    """Empties the draft and counts copies for one layer."""
+    reset(a, t.slots[layer], t.speed, t.offset, t.time[layer])
+    for d in range(t.speed.shape[0]):
+        a.domain[d] = t.domain[d]
+    spare = -t.least_copies * t.load.shape[1]
+    for d in range(t.speed.shape[0]):
+        spare += t.slots[layer, d]
+    count_copies(t.load[layer], t.speed.shape[0], spare, t.least_copies, copies)
 
 
 @kernel

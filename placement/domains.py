@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.draft import holds
-from placement.flow import Flow, new_flow, solve
+from placement.flow import solve
 from placement.kernel import entry, kernel
+from placement.replicas import Flow, new_flow
 from placement.types import EMPTY, FloatArray, IntArray
 
 ROUNDS = 4

@@ -18,12 +18,10 @@ Invariants: flows are >= 0 and sum to each expert's tokens; a device without the
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-from numpy.typing import NDArray
 
 from placement.kernel import entry, kernel
+from placement.replicas import Flow, list_stubs, new_flow
 from placement.types import FloatArray, IntArray
 
 PROOF_TOLERANCE = 2e-5
@@ -34,70 +32,6 @@ MAX_WAVES = 1000
 
 DRAINED = 1e-12
 """A flow below this fraction of all tokens counts as none."""
-
-
-class Flow(NamedTuple):
-    """Scratch for one layer, reused over layers. A stub is one replica of a replicated expert."""
-
-    copies: NDArray[np.int32]
-    """[E] replicas per expert."""
-    first: NDArray[np.int32]
-    """[E + 1] stubs of the i-th replicated expert are first[i] .. first[i + 1]."""
-    expert: NDArray[np.int32]
-    """[E] id of the i-th replicated expert."""
-    rank: NDArray[np.int32]
-    """[E] inverse of `expert`."""
-    device: NDArray[np.int32]
-    """[N] device of each stub."""
-    owner: NDArray[np.int32]
-    """[N] index of the replicated expert of each stub."""
-    slot: NDArray[np.int32]
-    """[N] slot of each stub on its device."""
-    flow: FloatArray
-    """[N] tokens of each stub."""
-    on: NDArray[np.int32]
-    """[N] stubs, device by device: those of d are on[begin[d]] .. on[begin[d + 1]]."""
-    begin: NDArray[np.int32]
-    """[D + 1] see `on`."""
-    load: FloatArray
-    """[D] tokens per device, plus its constant offset."""
-    order: NDArray[np.int32]
-    """[D] scratch: stubs of one expert by utilisation."""
-    queue: NDArray[np.int32]
-    """[D] scratch: devices in breadth-first order."""
-    seen: NDArray[np.bool_]
-    """[D] scratch: device reached."""
-    used: NDArray[np.bool_]
-    """[E] scratch: replicated expert expanded."""
-    parent: NDArray[np.int32]
-    """[D] scratch: stub on the parent device; -1 for a root."""
-    link: NDArray[np.int32]
-    """[D] scratch: own stub of the same expert."""
-
-
-@kernel
-def new_flow(E: int, D: int, S: int) -> Flow:
-    """Scratch for layers of E experts on D devices with S slots each."""
-    N = D * S
-    return Flow(
-        np.empty(E, np.int32),
-        np.empty(E + 1, np.int32),
-        np.empty(E, np.int32),
-        np.empty(E, np.int32),
-        np.empty(N, np.int32),
-        np.empty(N, np.int32),
-        np.empty(N, np.int32),
-        np.empty(N),
-        np.empty(N, np.int32),
-        np.empty(D + 1, np.int32),
-        np.empty(D),
-        np.empty(D, np.int32),
-        np.empty(D, np.int32),
-        np.empty(D, np.bool_),
-        np.empty(E, np.bool_),
-        np.empty(D, np.int32),
-        np.empty(D, np.int32),
-    )
 
 
 @kernel
@@ -163,49 +97,6 @@ def slowest_device(f: Flow, speed: FloatArray) -> int:
             slowest = f.load[d] / speed[d]
             worst = d
     return worst
-
-
-@kernel
-def list_stubs(f: Flow, experts: IntArray, tokens: FloatArray, offset: FloatArray) -> int:
-    """Lists the replicas of replicated experts by expert and by device; loads the other ones."""
-    D, S = experts.shape
-    f.copies[:] = 0
-    for d in range(D):
-        for s in range(S):
-            if experts[d, s] >= 0:
-                f.copies[experts[d, s]] += 1
-    n = 0
-    f.first[0] = 0
-    for e in range(f.copies.shape[0]):
-        if f.copies[e] > 1:
-            f.expert[n] = e
-            f.rank[e] = n
-            f.first[n + 1] = f.first[n] + f.copies[e]
-            n += 1
-    listed = 0
-    for d in range(D):
-        f.load[d] = offset[d]
-        f.begin[d] = listed
-        for s in range(S):
-            e = experts[d, s]
-            if e < 0:
-                continue
-            if f.copies[e] == 1:
-                f.load[d] += tokens[e]
-            else:
-                i = f.rank[e]
-                stub = f.first[i]
-                f.first[i] += 1
-                f.device[stub] = d
-                f.owner[stub] = i
-                f.slot[stub] = s
-                f.on[listed] = stub
-                listed += 1
-    f.begin[D] = listed
-    for i in range(n, 0, -1):
-        f.first[i] = f.first[i - 1]
-    f.first[0] = 0
-    return n
 
 
 @kernel
@@ -385,19 +276,6 @@ def closed_bound(f: Flow, worst: int, drained: float, speed: FloatArray) -> floa
                     f.queue[n] = child
                     n += 1
     return load / rate
-
-
-@kernel
-def slot_flow(f: Flow, experts: IntArray, tokens: FloatArray, d: int, s: int) -> float:
-    """Tokens that slot s of device d serves in the solved layer."""
-    e = experts[d, s]
-    if f.copies[e] == 1:
-        return tokens[e]
-    i = f.rank[e]
-    for stub in range(f.first[i], f.first[i + 1]):
-        if f.device[stub] == d:
-            return f.flow[stub]
-    return 0.0
 
 
 @entry

@@ -14,13 +14,15 @@ shaken by a few fixed random factors, can be split; meeting the goal on the give
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.construct import FLEXIBLE, RESERVED, WRAPPED, build_layers
+from placement.construct import Task, build_flexible, build_reserved, build_wrapped
 from placement.flow import layer_times
 from placement.improve import improve_layers
+from placement.survive import ensure_copies
 from placement.types import EMPTY, FloatArray, IntArray
 
 CLOSE = 0.0007
@@ -49,6 +51,14 @@ UNLIMITED = 1 << 40
 
 LEAST_GAIN = 1e-6
 """Part of a layer's time goal, in tokens, below which nothing counts as stuck."""
+
+
+class Way(Enum):
+    """Ways of building a layer, see `construct`."""
+
+    FLEXIBLE = "flexible"
+    RESERVED = "reserved"
+    WRAPPED = "wrapped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +90,37 @@ def plan_layers(p: Problem) -> IntArray:
     close = np.where(joined, CLOSE, CLOSE_UNJOINED)
     goal = p.bound * (1 + close)
     order = np.argsort(-p.load, axis=1, kind="stable")
-    experts = _build(p, order, FLEXIBLE, np.ones(L, np.bool_))
-    missed = layer_times(experts, p.load, p.speed, p.offset) > goal
-    if (rivals := missed & _unlike(p)).any():
-        _keep_better(p, experts, _build(p, order, RESERVED, rivals), np.flatnonzero(rivals), goal)
+    experts = _build(p, order, Way.FLEXIBLE, np.arange(L))
+    times = layer_times(experts, p.load, p.speed, p.offset)
+    rivals = np.flatnonzero((times > goal) & _unlike(p))
+    if rivals.size:
+        _reserve_missed(p, experts, times, order, rivals, goal)
+    missed = times > goal
     _improve(p, experts, missed, joined, goal)
     if p.least_copies == 1:
         _wrap_missed(p, experts, order, np.flatnonzero(missed & joined), goal)
     return experts
+
+
+def _reserve_missed(  # noqa: PLR0917
+    p: Problem,
+    experts: IntArray,
+    times: FloatArray,
+    order: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    goal: FloatArray,
+) -> None:
+    """Replaces layers, out of `rows`, by ones built with reserved slots where these score higher.
+
+    Keeps `times` [L] of the slowest device up to date.
+    """
+    rival = _build(p, order, Way.RESERVED, rows)[rows]
+    rival_times = layer_times(rival, p.load[rows], p.speed, p.offset)
+    better = _judge(p, rival, rows, goal, rival_times) > _judge(
+        p, experts[rows], rows, goal, times[rows]
+    )
+    experts[rows[better]] = rival[better]
+    times[rows[better]] = rival_times[better]
 
 
 def _wrap_missed(
@@ -103,23 +136,25 @@ def _wrap_missed(
     rows, times = rows[late], times[late]
     if rows.size == 0:
         return
-    chosen = np.zeros(p.load.shape[0], np.bool_)
-    chosen[rows] = True
-    wrapped = _build(p, order, WRAPPED, chosen)[rows]
+    wrapped = _build(p, order, Way.WRAPPED, rows)[rows]
     faster = layer_times(wrapped, p.load[rows], p.speed, p.offset) < times
     experts[rows[faster]] = wrapped[faster]
 
 
-def _build(p: Problem, order: NDArray[np.int64], way: int, chosen: NDArray[np.bool_]) -> IntArray:
+def _build(p: Problem, order: NDArray[np.int64], way: Way, rows: NDArray[np.int64]) -> IntArray:
+    """int32 [L, D, S] with the layers `rows` built, the others empty."""
     L, D = p.slots.shape
     experts = np.full((L, D, int(p.slots.max())), EMPTY, np.int32)
-    ranking = np.empty((L, D), np.int64)
-    if way == WRAPPED:
-        ranking[:] = np.argsort(-p.speed / np.maximum(p.slots, 1), axis=1, kind="stable")
-    build_layers(
-        way, chosen, p.load, order, p.speed, p.offset, p.slots, p.bound, p.domain, ranking,
-        p.least_copies, experts,
-    )  # fmt: skip
+    task = Task(rows, p.load, order, p.speed, p.offset, p.slots, p.bound, p.domain, p.least_copies)
+    if way is Way.FLEXIBLE:
+        build_flexible(task, experts)
+    elif way is Way.RESERVED:
+        build_reserved(task, experts)
+    else:
+        density = p.speed / np.maximum(p.slots, 1)
+        build_wrapped(task, np.argsort(-density, axis=1, kind="stable"), experts)
+    if p.least_copies > 1:
+        ensure_copies(experts, p.load, order, p.speed, p.slots, rows, p.least_copies)
     return experts
 
 
@@ -141,21 +176,20 @@ def _improve(
     )  # fmt: skip
 
 
-def _keep_better(
-    p: Problem, experts: IntArray, rival: IntArray, rows: NDArray[np.int64], goal: FloatArray
-) -> None:
-    """Replaces those layers `rows` of `experts` where `rival` scores higher."""
-    better = rows[_judge(p, rival[rows], rows, goal) > _judge(p, experts[rows], rows, goal)]
-    experts[better] = rival[better]
+def _judge(
+    p: Problem,
+    experts: IntArray,
+    rows: NDArray[np.int64],
+    goal: FloatArray,
+    times: FloatArray,
+) -> FloatArray:
+    """Mean balance under shaken loads, minus a penalty for missing the goal, per layer of `rows`.
 
-
-def _judge(p: Problem, experts: IntArray, rows: NDArray[np.int64], goal: FloatArray) -> FloatArray:
-    """Mean balance under shaken loads, minus a penalty for missing the goal, per layer."""
-    load = p.load[rows]
-    time = layer_times(experts, load, p.speed, p.offset)
-    score = -MISS_WEIGHT * np.maximum(time / goal[rows] - 1, 0.0)
+    times: of the slowest device under the given load.
+    """
+    score = -MISS_WEIGHT * np.maximum(times / goal[rows] - 1, 0.0)
     for shake in p.shakes:
-        shaken = load * shake
+        shaken = p.load[rows] * shake
         ideal = (shaken.sum(axis=1) + p.offset.sum()) / p.speed.sum()
         score += ideal / layer_times(experts, shaken, p.speed, p.offset) / p.shakes.shape[0]
     return score

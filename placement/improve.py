@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.draft import holds
-from placement.flow import DRAINED, Flow, new_flow, shortage, slot_flow, solve
+from placement.flow import DRAINED, shortage, solve
 from placement.kernel import entry, kernel
+from placement.replicas import Flow, new_flow, slot_flow
 from placement.types import EMPTY, FloatArray, IntArray
 
 SOURCES = 4

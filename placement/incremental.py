@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.improve import improve_layers
-from placement.repair import carry_layers
+from placement.repair import carry_layers, house_layers
 from placement.types import EMPTY, FloatArray, IntArray
 
 STAGES = (0.5, 0.2, 0.08, 0.03, 0.01)
@@ -41,7 +41,13 @@ def adapt_layers(
     """
     L, D = slots.shape
     experts = np.full((L, D, int(slots.max())), EMPTY, np.int32)
-    forced = carry_layers(load, speed, offset, slots, bound, current, least_copies, experts)
+    missing = carry_layers(load, slots, current, least_copies, experts)
+    forced = np.zeros(L, np.int64)
+    if (rows := np.flatnonzero(missing)).size:
+        kept = experts.copy()
+        house_layers(load, speed, offset, slots, bound, rows, least_copies, experts)
+        new = (experts != kept) & ~(experts[:, :, :, None] == current[:, :, None, :]).any(axis=3)
+        forced = new.sum(axis=(1, 2))
     goals = bound * (1 + np.array(STAGES))[:, None]
     improve_layers(
         experts, load, speed, offset, slots, current, goals, np.full(L, budget),

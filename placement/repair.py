@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.draft import holds
-from placement.flow import DRAINED, Flow, new_flow, shortage, slot_flow, solve
+from placement.flow import DRAINED, shortage, solve
 from placement.kernel import entry, kernel
+from placement.replicas import Flow, new_flow, slot_flow
 from placement.types import EMPTY, FloatArray, IntArray
 
 TRIALS = 8
@@ -24,78 +25,79 @@ DISPLACED = 0.5
 @entry
 def carry_layers(
     load: FloatArray,
-    speed: FloatArray,
-    offset: FloatArray,
     slots: NDArray[np.int64],
-    bound: FloatArray,
     current: IntArray,
     least_copies: int,
     experts: IntArray,
 ) -> NDArray[np.int64]:
-    """Fills `experts` [L, D, S] from `current` [L, D, S']; returns [L] the copies that takes.
+    """Fills `experts` [L, D, S] with what fits of `current` [L, D, S'].
 
-    load: [L, E]; speed, offset: [D]; slots: [L, D]; bound: [L] least time of the slowest device.
+    Returns [L] the copies missing for `least_copies` of every expert. load: [L, E]; slots: [L, D].
     """
-    L, D, S = experts.shape
-    E = load.shape[1]
-    forced = np.zeros(L, np.int64)
-    f = new_flow(E, D, S)
-    housed = np.empty(E)
-    for layer in range(L):
-        plan = experts[layer]
-        carry_layer(
-            f, load[layer], speed, offset, slots[layer], bound[layer], current[layer],
-            least_copies, housed, plan,
-        )  # fmt: skip
-        for d in range(D):
-            for s in range(S):
-                if plan[d, s] != EMPTY and not holds(current[layer], d, plan[d, s]):
-                    forced[layer] += 1
-    return forced
+    missing = np.zeros(load.shape[0], np.int64)
+    copies = np.empty(load.shape[1], np.int64)
+    for layer in range(load.shape[0]):
+        count_all(current[layer], copies)
+        for d in range(experts.shape[1]):
+            keep_residents(
+                load[layer], slots[layer, d], current[layer, d], experts[layer, d], copies
+            )
+        for e in range(load.shape[1]):
+            missing[layer] += max(least_copies - copies[e], 0)
+    return missing
 
 
-@kernel
-def carry_layer(
-    f: Flow,
+@entry
+def house_layers(
     load: FloatArray,
     speed: FloatArray,
     offset: FloatArray,
     slots: NDArray[np.int64],
-    bound: float,
-    current: IntArray,
+    bound: FloatArray,
+    rows: NDArray[np.int64],
     least_copies: int,
-    housed: FloatArray,
     experts: IntArray,
 ) -> None:
-    """Fills `experts` [D, S] from `current` [D, S'], housing every expert `least_copies` times.
+    """Houses every expert `least_copies` times in the layers `rows` of `experts` [L, D, S].
 
-    housed: [E] scratch, the load of experts that have a home.
+    load: [L, E]; speed, offset: [D]; slots: [L, D]; bound: [L] least time of the slowest device.
     """
-    E = load.shape[0]
-    D = speed.shape[0]
-    experts[:] = EMPTY
-    copies = np.zeros(E, np.int64)
-    for d in range(D):
-        for s in range(current.shape[1]):
-            if current[d, s] >= 0:
-                copies[current[d, s]] += 1
-    for d in range(D):
-        keep_residents(load, slots[d], current[d], experts[d], copies)
-    for e in range(E):
-        housed[e] = load[e] if copies[e] > 0 else 0.0
-    # First one home for everybody, then the further ones: slots may not suffice otherwise.
-    for wanted in range(1, least_copies + 1):
-        while True:
+    E = load.shape[1]
+    f = new_flow(E, experts.shape[1], experts.shape[2])
+    copies = np.empty(E, np.int64)
+    housed = np.empty(E)
+    for layer in rows:
+        plan = experts[layer]
+        count_all(plan, copies)
+        for e in range(E):
+            housed[e] = load[layer, e] if copies[e] > 0 else 0.0
+        # First one home for everybody, then the further ones: slots may not suffice otherwise.
+        wanted = 1
+        while wanted <= least_copies:
             hottest = -1
             for e in range(E):
-                if copies[e] < wanted and (hottest < 0 or load[e] > load[hottest]):
+                if copies[e] < wanted and (hottest < 0 or load[layer, e] > load[layer, hottest]):
                     hottest = e
             if hottest < 0:
-                break
-            housed[hottest] = load[hottest]
-            if not house(f, hottest, housed, speed, offset, slots, bound, wanted, copies, experts):
+                wanted += 1
+                continue
+            housed[hottest] = load[layer, hottest]
+            found = house(
+                f, hottest, housed, speed, offset, slots[layer], bound[layer], wanted, copies, plan
+            )
+            if not found:
                 # No device can take it: only possible for further copies, in tight slots.
                 copies[hottest] = wanted
+
+
+@kernel
+def count_all(experts: IntArray, copies: NDArray[np.int64]) -> None:
+    """Fills copies [E] from experts [D, S]."""
+    copies[:] = 0
+    for d in range(experts.shape[0]):
+        for s in range(experts.shape[1]):
+            if experts[d, s] != EMPTY:
+                copies[experts[d, s]] += 1
 
 
 @kernel

@@ -1,4 +1,4 @@
-# ruff: noqa: SIM110 - compiled loops take arrays one by one
+# ruff: noqa: PLR0917, SIM110 - compiled loops take arrays one by one
 """A layer in which every expert has several copies, on different devices, whatever the slots.
 
 Rule: experts by falling load, each on the devices with most free slots. This is the Gale-Ryser
@@ -11,8 +11,30 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.kernel import kernel
+from placement.draft import fill_spare
+from placement.kernel import entry, kernel
 from placement.types import EMPTY, FloatArray, IntArray
+
+
+@entry
+def ensure_copies(
+    experts: IntArray,
+    load: FloatArray,
+    order: NDArray[np.int64],
+    speed: FloatArray,
+    slots: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    least_copies: int,
+) -> None:
+    """Builds those layers of `experts` [L, D, S], out of `rows`, anew that lack copies.
+
+    load, order: [L, E]; speed: [D]; slots: [L, D].
+    """
+    copies = np.empty(load.shape[1], np.int32)
+    for layer in rows:
+        if lacks_copies(experts[layer], load.shape[1], least_copies):
+            place_evenly(experts[layer], order[layer], speed, slots[layer], least_copies)
+            fill_spare(slots[layer], experts[layer], load[layer], copies)
 
 
 @kernel

@@ -93,7 +93,7 @@ def test_decides_by_gap_and_change():
     assert same.action is Action.KEEP
     assert "no copy would pay" in same.reason
     drift = planned.copy()
-    drift[:, :4] *= 6
+    drift[:, :4] *= 4
     nudge = decide(drift, planned, experts, speed, slots)
     assert nudge.action is Action.NUDGE
     assert nudge.balance < nudge.possible
