@@ -102,7 +102,7 @@ def plan_layers(p: Problem) -> IntArray:
     return experts
 
 
-def _reserve_missed(  # noqa: PLR0917
+def _reserve_missed(
     p: Problem,
     experts: IntArray,
     times: FloatArray,

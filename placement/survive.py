@@ -1,4 +1,4 @@
-# ruff: noqa: PLR0917, SIM110 - compiled loops take arrays one by one
+# ruff: noqa: SIM110 - compiled loops take arrays one by one
 """A layer in which every expert has several copies, on different devices, whatever the slots.
 
 Rule: experts by falling load, each on the devices with most free slots. This is the Gale-Ryser
