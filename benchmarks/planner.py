@@ -1,6 +1,6 @@
 """Measures the planner beside vLLM's EPLB and a greedy baseline, on all workloads.
 
-    python benchmarks/planner.py [--quick] [--json FILE] [--plots FOLDER]
+    python -m benchmarks.planner [--quick] [--json FILE] [--plots FOLDER]
 
 Prints a table of runs and one of targets. Needs the `dev` extra; vLLM's policy is measured where
 vLLM is installed. Single-threaded; times are process times, minima of several runs.
