@@ -21,7 +21,7 @@ EACH = SPEC.bytes_per_expert
 def shards(*experts: int, speeds: tuple[float, ...] = ()) -> list[ShardCapacity]:
     """Shards with room for so many experts."""
     return [
-        ShardCapacity(f"s{n}", count * EACH, speeds[n] if speeds else 1.0)
+        ShardCapacity(f"s{n}", count * EACH, speeds[n] if speeds else 1.0, EACH)
         for n, count in enumerate(experts)
     ]
 
@@ -36,7 +36,7 @@ def test_no_layer_gets_more_slots_than_experts() -> None:
 
 
 def test_a_part_of_an_expert_is_no_slot() -> None:
-    capacity = [ShardCapacity("s0", 24 * EACH + EACH - 1, 1.0)]
+    capacity = [ShardCapacity("s0", 24 * EACH + EACH - 1, 1.0, EACH)]
     assert slots_of_memory(SPEC, capacity).sum() == 24
 
 
