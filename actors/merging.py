@@ -1,8 +1,8 @@
 """Expert calls of one layer, from several clients, as one batch for the kernel.
 
 Indices are checked while they are copied out of the clients' buffers, which for shared memory the
-client could still write to: native kernels read whatever memory a wrong index points at. Rows stay
-where they are when there is one call only. The arrays are used again from batch to batch.
+client could still write to: native kernels read whatever memory a wrong index points at. The bf16
+rows of a single call stay where they are. The arrays are used again from batch to batch.
 """
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 from numba import njit
 
 from actors.dispatch.backend import bf16_tensor
-from actors.wire.body import Bits16, CallBody
+from actors.wire.body import Bits16, CallBody, Fp8Rows
+from actors.wire.fp8_rows import decode_rows
 
 BAD_ROW, BAD_EXPERT = 1, 2
 
@@ -27,7 +28,7 @@ class MergedCalls:
         self.clear()
 
     def clear(self) -> None:
-        self._parts: list[Bits16] = []
+        self._parts: list[Bits16 | Fp8Rows] = []
         self.num_rows = 0
         self.assignments = 0
 
@@ -62,12 +63,20 @@ class MergedCalls:
     @property
     def rows(self) -> torch.Tensor:
         """[R, H] bf16: the rows of all calls, in the order they were added."""
-        if len(self._parts) == 1:
-            return bf16_tensor(self._parts[0])
+        first_part = self._parts[0]
+        if len(self._parts) == 1 and not isinstance(first_part, Fp8Rows):
+            return bf16_tensor(first_part)
         if self.num_rows > len(self._rows):
             self._rows = np.empty((2 * self.num_rows, self._hidden), np.uint16)
-        np.concatenate(self._parts, out=self._rows[: self.num_rows])
-        return bf16_tensor(self._rows[: self.num_rows])
+        first = 0
+        for part in self._parts:
+            target = self._rows[first : first + len(part)]
+            if isinstance(part, Fp8Rows):
+                decode_rows(part.codes, part.scales, target)
+            else:
+                target[:] = part
+            first += len(part)
+        return bf16_tensor(self._rows[:first])
 
     @property
     def row_index(self) -> torch.Tensor:

@@ -71,7 +71,7 @@ class RouterServer:
     def _answer(self, request: Request, result: torch.Tensor) -> None:
         header = request.header
         self.calls += 1
-        length = body_bytes(FrameKind.ROUTED, header.rows, header.hidden, 0)
+        length = body_bytes(FrameKind.ROUTED, header.rows, header.hidden)
         room = self._frames.room(request, length)
         if room is None:
             return

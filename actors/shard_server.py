@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from actors.dispatch.backend import bf16_tensor
 from actors.experts.spec import ExpertSpec
 from actors.kernels.base import ExpertKernel, ExpertsMissing
 from actors.merging import MergedCalls, count_experts
 from actors.wire.address import Address
-from actors.wire.body import Floats, call_body, sums_of
-from actors.wire.frame import FrameKind, Header, body_bytes
+from actors.wire.body import Floats, call_body, rows_of, sums_of
+from actors.wire.frame import FrameKind, Header, RowCoding, body_bytes
 from actors.wire.server import FrameServer, Request
 
 log = logging.getLogger(__name__)
@@ -109,12 +110,16 @@ class ShardServer:
     def _compute(self, layer: int, group: list[Request]) -> float:
         """Put the sums where the answers go out from; returns seconds in the kernel."""
         rooms = [self._room(request) for request in group]
-        # One call's sums are written in place, those of several are handed out from one array.
-        out = rooms[0] if len(group) == 1 and rooms[0] is not None else self._sums()
-        batch, start_s = self._batch, time.perf_counter()
+        # One call's fp32 sums are written in place; others are handed out from one array.
+        out = in_place(group[0].header, rooms[0]) if len(group) == 1 else None
+        hand_out = out is None
+        if out is None:
+            out = self._sums()
+        batch, rows = self._batch, self._batch.rows
+        start_s = time.perf_counter()
         self._kernel.compute(
             layer,
-            batch.rows,
+            rows,
             batch.row_index,
             torch.from_numpy(batch.experts),
             batch.weights,
@@ -124,8 +129,8 @@ class ShardServer:
         first = 0
         for request, room in zip(group, rooms, strict=True):
             end = first + request.header.rows
-            if room is not None and room is not out:
-                room[:] = out[first:end]
+            if room is not None and hand_out:
+                write_sums(out[first:end], request.header, room)
             first = end
         if self._stretch > 0:
             time.sleep(compute_s * self._stretch)
@@ -135,11 +140,9 @@ class ShardServer:
         count_experts(self.tokens[self._row_of_layer[layer]], batch.experts)
         return compute_s
 
-    def _room(self, request: Request) -> Floats | None:
-        """[R, H] fp32 for an answer; None where the client is gone."""
-        rows, hidden = request.header.rows, request.header.hidden
-        room = self._frames.room(request, body_bytes(FrameKind.RESULT, rows, hidden, 0))
-        return None if room is None else sums_of(room, rows, hidden)
+    def _room(self, request: Request) -> memoryview | None:
+        """Where the answer's body is written; None where the client is gone."""
+        return self._frames.room(request, result_header(request.header, 0.0).body_bytes)
 
     def _sums(self) -> Floats:
         rows = self._batch.num_rows
@@ -148,15 +151,32 @@ class ShardServer:
         return self._merged_sums[:rows]
 
 
+def in_place(call: Header, room: memoryview | None) -> Floats | None:
+    """The answer's body as sums fp32 [R, H], if that is what it holds."""
+    if room is None or call.coding is not RowCoding.BF16:
+        return None
+    return sums_of(room, call.rows, call.hidden)
+
+
+def write_sums(sums: Floats, call: Header, room: memoryview) -> None:
+    """Copy sums [R, H] into the body of the answer to `call`, rounding where it asks for that."""
+    if call.coding is RowCoding.BF16:
+        sums_of(room, call.rows, call.hidden)[:] = sums
+    else:
+        rounded = bf16_tensor(rows_of(room, call.rows, call.hidden))
+        rounded.copy_(torch.from_numpy(sums))
+
+
 def result_header(call: Header, compute_s: float) -> Header:
     """The RESULT that answers `call`."""
     return Header(
         FrameKind.RESULT,
         call.call_id,
-        body_bytes(FrameKind.RESULT, call.rows, call.hidden, 0),
+        body_bytes(FrameKind.RESULT, call.rows, call.hidden, coding=call.coding),
         epoch=call.epoch,
         layer=call.layer,
         rows=call.rows,
         hidden=call.hidden,
         compute_us=int(compute_s * 1e6),
+        coding=call.coding,
     )

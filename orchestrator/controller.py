@@ -21,6 +21,7 @@ from actors.experts.spec import ExpertSpec
 from actors.listening import ready_to_listen
 from actors.process import start_logging
 from actors.wire.address import Address, parse_address
+from actors.wire.frame import RowCoding
 from actors.wire.node import node_id
 from orchestrator import cluster
 from orchestrator.components import Component
@@ -269,14 +270,15 @@ class Controller:
         )
         await self._publish(
             MeshView(
-                self._config.mesh.name,
-                str(self._config.model.path),
-                fingerprint(self._config.model.path),
-                self._config.router.mode,
-                self._config.router.call_deadline_s,
-                self._config.router.expert_wait_s,
-                plan.epoch,
-                tuple(_peer(shard) for shard in self._shards),
+                mesh=self._config.mesh.name,
+                model_path=str(self._config.model.path),
+                fingerprint=fingerprint(self._config.model.path),
+                router_mode=self._config.router.mode,
+                call_deadline_s=self._config.router.call_deadline_s,
+                expert_wait_s=self._config.router.expert_wait_s,
+                epoch=plan.epoch,
+                shards=tuple(_peer(shard) for shard in self._shards),
+                rows_between_nodes=RowCoding[self._config.router.rows_between_nodes.name],
             )
         )
 

@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from actors.dispatch.backend import ExpertUnavailable, bf16_bits
+from actors.dispatch.backend import ExpertUnavailable, bf16_bits, bf16_tensor
 from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.routing_table import RoutingTable, build_routing_table
 from actors.dispatch.split import AnyInts, ExpertsUnplaced, Ints, Split
 from actors.dispatch.subscription import ViewSource
 from actors.wire.bell import Bell
-from actors.wire.body import Floats, sums_of
-from actors.wire.frame import FrameKind, Header, body_bytes
+from actors.wire.body import Floats, rows_of, sums_of
+from actors.wire.frame import FrameKind, Header, RowCoding, body_bytes
 from actors.wire.handshake import HandshakeError
 from actors.wire.link import ClientLink, LinkClosed, RemoteError, open_link
 from actors.wire.node import node_id
@@ -165,22 +165,24 @@ class Dispatcher:
     def _post(self, call: Call, split: Split, shard: int, rows: int, assignments: int) -> _Part:
         self._call_id += 1
         hidden = call.rows.shape[1]
-        header = Header(
-            FrameKind.CALL,
-            self._call_id,
-            body_bytes(FrameKind.CALL, rows, hidden, assignments),
-            epoch=self._table.epoch if self._table else 0,
-            layer=call.layer,
-            rows=rows,
-            hidden=hidden,
-            assignments=assignments,
-        )
         part = _Part(shard, split, rows, None, self._call_id)
         try:
             link = self._link(shard)
-            answer_bytes = body_bytes(FrameKind.RESULT, rows, hidden, 0)
+            coding = self._coding(shard)
+            header = Header(
+                FrameKind.CALL,
+                self._call_id,
+                body_bytes(FrameKind.CALL, rows, hidden, assignments, coding),
+                epoch=self._table.epoch if self._table else 0,
+                layer=call.layer,
+                rows=rows,
+                hidden=hidden,
+                assignments=assignments,
+                coding=coding,
+            )
+            answer_bytes = body_bytes(FrameKind.RESULT, rows, hidden, coding=coding)
             body = np.frombuffer(link.body(header.body_bytes, answer_bytes), np.uint8)
-            split.fill(shard, call.rows, body)
+            split.fill(shard, call.rows, body, coding is RowCoding.FP8)
             link.post(header)
             part.link = link
         except (LinkClosed, HandshakeError, OSError) as error:
@@ -224,7 +226,9 @@ class Dispatcher:
             self._lose(shard, LinkClosed(f"answered {header}"))
             return None
         call.compute_us = max(call.compute_us, header.compute_us)
-        return sums_of(body, header.rows, hidden)
+        if header.coding is RowCoding.BF16:
+            return sums_of(body, part.rows, hidden)
+        return bf16_tensor(rows_of(body, part.rows, hidden)).float().numpy()
 
     def _abandon(self, call: Call) -> None:
         """Nobody will collect what is still on its way."""
@@ -271,6 +275,11 @@ class Dispatcher:
             address = self._view.shards[shard].address_from(node_id())
             link = self._links[shard] = open_link(address, self._secret, self._bell)
         return link
+
+    def _coding(self, shard: int) -> RowCoding:
+        assert self._view is not None
+        on_this_node = self._view.shards[shard].node == node_id()
+        return RowCoding.BF16 if on_this_node else self._view.rows_between_nodes
 
     def _lose(self, shard: int, error: Exception) -> None:
         name = self._view.shards[shard].id if self._view else str(shard)

@@ -4,15 +4,16 @@ The controller's directory sends it as JSON; this module reads and writes that t
 does not fit, naming the field.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from actors.wire.address import Address, parse_address
+from actors.wire.frame import RowCoding
 from placement.epoch import PlanEpoch
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,12 @@ class Peer:
         raise LookupError(f"{self.id} on node {self.node} has no address for node {node}")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class MeshView:
     """One snapshot. `shards[i]` is shard i of the epoch.
 
     fingerprint: of the checkpoint the shards hold (`actors.experts.fingerprint`).
+    rows_between_nodes: how rows travel to shards on other nodes; on one node always as BF16.
     """
 
     mesh: str
@@ -53,7 +55,8 @@ class MeshView:
     expert_wait_s: float
     epoch: PlanEpoch
     shards: tuple[Peer, ...]
-    routers: tuple[Peer, ...] = field(default=())
+    routers: tuple[Peer, ...] = ()
+    rows_between_nodes: RowCoding = RowCoding.BF16
 
     def with_routers(self, routers: tuple[Peer, ...]) -> "MeshView":
         """The same mesh with other routers."""
@@ -92,6 +95,7 @@ def view_to_json(view: MeshView) -> dict[str, Any]:
         "router_mode": view.router_mode,
         "call_deadline_s": view.call_deadline_s,
         "expert_wait_s": view.expert_wait_s,
+        "rows_between_nodes": view.rows_between_nodes.name.lower(),
         "epoch": {
             "number": view.epoch.number,
             "num_experts": view.epoch.num_experts,
@@ -122,18 +126,19 @@ def view_from_json(data: dict[str, Any]) -> MeshView:
             np.array(plan["shares"], np.float64),
         )
         view = MeshView(
-            data["mesh"],
-            data["model_path"],
-            data["fingerprint"],
-            data["router_mode"],
-            float(data["call_deadline_s"]),
-            float(data["expert_wait_s"]),
-            epoch,
-            tuple(map(_peer_from_json, data["shards"])),
-            tuple(map(_peer_from_json, data["routers"])),
+            mesh=data["mesh"],
+            model_path=data["model_path"],
+            fingerprint=data["fingerprint"],
+            router_mode=data["router_mode"],
+            call_deadline_s=float(data["call_deadline_s"]),
+            expert_wait_s=float(data["expert_wait_s"]),
+            epoch=epoch,
+            shards=tuple(map(_peer_from_json, data["shards"])),
+            routers=tuple(map(_peer_from_json, data["routers"])),
+            rows_between_nodes=RowCoding[data["rows_between_nodes"].upper()],
         )
     except KeyError as error:
-        raise ValueError(f"mesh view lacks the field {error}") from None
+        raise ValueError(f"mesh view lacks or does not know {error}") from None
     if len(view.shards) != epoch.num_shards:
         raise ValueError(f"plan for {epoch.num_shards} shards, {len(view.shards)} are listed")
     return view

@@ -112,7 +112,7 @@ class RouterClient:
             assignments=count,
         )
         link = self._connected()
-        answer_length = body_bytes(FrameKind.ROUTED, tokens, hidden, 0)
+        answer_length = body_bytes(FrameKind.ROUTED, tokens, hidden)
         body = route_body(header, link.body(length, answer_length))
         body.rows[:] = call.rows
         body.topk_ids[:] = call.topk_ids

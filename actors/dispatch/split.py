@@ -20,6 +20,8 @@ import numpy.typing as npt
 from numba import njit
 
 from actors.dispatch.routing_table import RoutingTable
+from actors.wire.bf16 import round_to_bf16
+from actors.wire.fp8_rows import encode_row
 
 Ints = npt.NDArray[np.int32]
 AnyInts = npt.NDArray[np.integer]
@@ -128,11 +130,16 @@ class Split:
             shard, rows, self._row_index[here], self._experts[here], self._weights[here]
         )
 
-    def fill(self, shard: int, source: Bits16, body: npt.NDArray[np.uint8]) -> None:
-        """Write the body of the CALL to `shard`: its rows of `source` [T, H], ids and weights."""
+    def fill(
+        self, shard: int, source: Bits16, body: npt.NDArray[np.uint8], fp8: bool = False
+    ) -> None:
+        """Write the body of the CALL to `shard`: ids, weights and its rows of `source` [T, H].
+
+        fp8: code the rows so (see `actors.wire.fp8_rows`).
+        """
         fill_call(
             shard, self._first, self._first_row, self._rows, self._row_index, self._experts,
-            self._weights, source, body,
+            self._weights, source, body, fp8,
         )  # fmt: skip
 
     def combine(
@@ -270,25 +277,31 @@ def share_out(counts, start, shards, speed, load):  # type: ignore[no-untyped-de
 
 @njit(cache=True, nogil=True)
 def fill_call(  # type: ignore[no-untyped-def]
-    shard, first, first_row, rows, row_index, experts, weights, source, body
+    shard, first, first_row, rows, row_index, experts, weights, source, body, fp8
 ):
-    """Write rows bf16 [R, H] | row_index i32 [A] | experts i32 [A] | weights f32 [A] to body."""
+    """Write the body of a CALL, see `actors.wire.frame`."""
     hidden = source.shape[1]
     begin, count = first_row[shard], first_row[shard + 1] - first_row[shard]
     at, assignments = first[shard], first[shard + 1] - first[shard]
-    end = count * hidden * 2
-    target = body[:end].view(np.uint16)
-    for i in range(count):
-        row = source[rows[begin + i]]
-        for h in range(hidden):
-            target[i * hidden + h] = row[h]
-    indices = body[end : end + 4 * assignments].view(np.int32)
-    ids = body[end + 4 * assignments : end + 8 * assignments].view(np.int32)
-    scales = body[end + 8 * assignments : end + 12 * assignments].view(np.float32)
+    indices = body[: 4 * assignments].view(np.int32)
+    ids = body[4 * assignments : 8 * assignments].view(np.int32)
+    scales = body[8 * assignments : 12 * assignments].view(np.float32)
     for i in range(assignments):
         indices[i] = row_index[at + i]
         ids[i] = experts[at + i]
         scales[i] = weights[at + i]
+    body = body[12 * assignments :]
+    if fp8:
+        row_scales, codes = body[: 4 * count].view(np.float32), body[4 * count :]
+        for i in range(count):
+            code = codes[i * hidden : (i + 1) * hidden]
+            row_scales[i] = encode_row(source[rows[begin + i]], code)
+        return
+    target = body.view(np.uint16)
+    for i in range(count):
+        row = source[rows[begin + i]]
+        for h in range(hidden):
+            target[i * hidden + h] = row[h]
 
 
 @njit(cache=True, nogil=True)
@@ -309,11 +322,3 @@ def add_sums(shard, first_row, rows, sums, total, out, begin, end):  # type: ign
         if end:
             for h in range(hidden):
                 out[t, h] = round_to_bf16(bits[t, h])
-
-
-@njit(cache=True, nogil=True, inline="always")
-def round_to_bf16(bits):  # type: ignore[no-untyped-def]
-    """bf16 bits of fp32 bits, to nearest even; any NaN becomes the quiet one."""
-    if bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):
-        return np.uint16(0x7FC0)
-    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> 16)

@@ -1,6 +1,6 @@
 """Typed numpy views over the bodies of frames; nothing is copied.
 
-bf16 has no numpy type: rows are seen as uint16 [.., H], the same bits.
+bf16 has no numpy type: such rows are seen as uint16 [.., H], the same bits. e4m3 is seen as uint8.
 """
 
 from dataclasses import dataclass
@@ -8,61 +8,74 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from actors.wire.frame import Header
+from actors.wire.frame import Header, RowCoding
 
+Bits8 = npt.NDArray[np.uint8]
 Bits16 = npt.NDArray[np.uint16]
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class CallBody:
-    """rows: [R, H] bf16 bits; row_index, experts: [A]; weights: [A] fp32."""
+class Fp8Rows:
+    """codes: [R, H] e4m3 bits; scales: [R] fp32 (see `fp8_rows`)."""
 
-    rows: Bits16
+    codes: Bits8
+    scales: Floats
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+@dataclass(frozen=True, slots=True)
+class CallBody:
+    """row_index, experts: [A]; weights: [A] fp32; rows: [R, H], bf16 bits if not in FP8."""
+
     row_index: Ints
     experts: Ints
     weights: Floats
+    rows: Bits16 | Fp8Rows
 
 
 @dataclass(frozen=True, slots=True)
 class RouteBody:
-    """rows: [T, H] bf16 bits; topk_ids: [T, K]; topk_weights: [T, K] fp32."""
+    """topk_ids: [T, K]; topk_weights: [T, K] fp32; rows: [T, H] bf16 bits."""
 
-    rows: Bits16
     topk_ids: Ints
     topk_weights: Floats
+    rows: Bits16
 
 
-def rows_of(body: memoryview, rows: int, hidden: int) -> Bits16:
-    """[rows, hidden] bf16 bits at the start of a CALL, ROUTE or ROUTED body."""
-    return np.frombuffer(body, np.uint16, rows * hidden).reshape(rows, hidden)
+def rows_of(body: memoryview, rows: int, hidden: int, at: int = 0) -> Bits16:
+    """[rows, hidden] bf16 bits from byte `at` on: also a ROUTED body, and the sums for FP8 rows."""
+    return np.frombuffer(body, np.uint16, rows * hidden, at).reshape(rows, hidden)
 
 
 def sums_of(body: memoryview, rows: int, hidden: int) -> Floats:
-    """[rows, hidden] fp32: the body of a RESULT."""
+    """[rows, hidden] fp32: the body of a RESULT for bf16 rows."""
     return np.frombuffer(body, np.float32, rows * hidden).reshape(rows, hidden)
 
 
 def call_body(header: Header, body: memoryview) -> CallBody:
-    """Views of a CALL's four arrays."""
-    rows, count = header.rows, header.assignments
-    at = rows * header.hidden * 2
-    return CallBody(
-        rows_of(body, rows, header.hidden),
-        np.frombuffer(body, np.int32, count, at),
-        np.frombuffer(body, np.int32, count, at + 4 * count),
-        np.frombuffer(body, np.float32, count, at + 8 * count),
-    )
+    """Views of a CALL's arrays."""
+    rows, hidden, count = header.rows, header.hidden, header.assignments
+    row_index = np.frombuffer(body, np.int32, count)
+    experts = np.frombuffer(body, np.int32, count, 4 * count)
+    weights = np.frombuffer(body, np.float32, count, 8 * count)
+    at = 12 * count
+    if header.coding is RowCoding.BF16:
+        return CallBody(row_index, experts, weights, rows_of(body, rows, hidden, at))
+    scales = np.frombuffer(body, np.float32, rows, at)
+    codes = np.frombuffer(body, np.uint8, rows * hidden, at + 4 * rows).reshape(rows, hidden)
+    return CallBody(row_index, experts, weights, Fp8Rows(codes, scales))
 
 
 def route_body(header: Header, body: memoryview) -> RouteBody:
     """Views of a ROUTE's three arrays; `header.assignments` is T * K."""
     tokens, count = header.rows, header.assignments
-    at = tokens * header.hidden * 2
     top_k = count // tokens if tokens else 0
     return RouteBody(
-        rows_of(body, tokens, header.hidden),
-        np.frombuffer(body, np.int32, count, at).reshape(tokens, top_k),
-        np.frombuffer(body, np.float32, count, at + 4 * count).reshape(tokens, top_k),
+        np.frombuffer(body, np.int32, count).reshape(tokens, top_k),
+        np.frombuffer(body, np.float32, count, 4 * count).reshape(tokens, top_k),
+        rows_of(body, tokens, header.hidden, 8 * count),
     )

@@ -5,13 +5,17 @@ and the body's length follows from its counts, so a reader never trusts a length
 whose declared body does not match its counts, or whose counts pass the limits, is refused before
 any of the body is read.
 
-Bodies, all contiguous and little-endian:
-  CALL    rows bf16 [R, H] | row_index i32 [A] | expert i32 [A] | weight f32 [A]
+Bodies, all contiguous and little-endian; rows come last, so every array is aligned:
+  CALL    row_index i32 [A] | expert i32 [A] | weight f32 [A] | rows bf16 [R, H]
   RESULT  sums f32 [R, H]
-  ROUTE   rows bf16 [T, H] | topk_ids i32 [T, K] | topk_weights f32 [T, K]     (A = T * K)
+  ROUTE   topk_ids i32 [T, K] | topk_weights f32 [T, K] | rows bf16 [T, H]     (A = T * K)
   ROUTED  rows bf16 [T, H]
   ERROR   UTF-8 text
   ATTACH  nothing; a shared-memory segment's descriptor comes with it
+
+Rows of a CALL may be coded in FP8 instead, and its answer is then rounded to bf16: half the bytes.
+  CALL    row_index | expert | weight | scale f32 [R] | rows e4m3 [R, H]       (value * scale)
+  RESULT  sums bf16 [R, H]
 
 Experts travel as logical ids: a call is a pure function of (layer, expert, rows), whatever the
 epoch, so a row can be sent again to any replica and a plan change needs no pause.
@@ -22,7 +26,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 MAGIC = b"XMSH"
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 64
 MAX_ROWS = 1 << 17
 MAX_HIDDEN = 1 << 16
@@ -47,7 +51,18 @@ class FrameKind(IntEnum):
     ATTACH = 6
 
 
+class RowCoding(IntEnum):
+    """How the rows of a CALL and the sums of its RESULT travel."""
+
+    BF16 = 0
+    """Rows as the engine has them, sums in fp32: nothing is lost."""
+    FP8 = 1
+    """Rows in e4m3 with a scale each, sums in bf16 (see `fp8_rows`)."""
+
+
 _KINDS = {int(kind): kind for kind in FrameKind}
+_CODINGS = {int(coding): coding for coding in RowCoding}
+_CODED = (FrameKind.CALL, FrameKind.RESULT)
 
 
 class Header(NamedTuple):
@@ -57,7 +72,8 @@ class Header(NamedTuple):
     call_id: chosen by the client, repeated in the answer.
     rows, hidden, assignments: R, H, A (see the module's table of bodies).
     compute_us: in answers, time the expert kernel took.
-    body_bytes: length of the body; must equal what kind and counts imply.
+    coding: of the rows; other than BF16 only in CALL and RESULT.
+    body_bytes: length of the body; must equal what kind, coding and counts imply.
     """
 
     kind: FrameKind
@@ -69,6 +85,7 @@ class Header(NamedTuple):
     hidden: int = 0
     assignments: int = 0
     compute_us: int = 0
+    coding: RowCoding = RowCoding.BF16
 
     def pack_into(self, buffer: bytearray | memoryview) -> None:
         _LAYOUT.pack_into(
@@ -84,19 +101,27 @@ class Header(NamedTuple):
             self.hidden,
             self.assignments,
             self.compute_us,
-            0,
+            self.coding,
             self.body_bytes,
         )
 
 
-def body_bytes(kind: FrameKind, rows: int, hidden: int, assignments: int) -> int:
+def body_bytes(
+    kind: FrameKind,
+    rows: int,
+    hidden: int,
+    assignments: int = 0,
+    coding: RowCoding = RowCoding.BF16,
+) -> int:
     """Length of the body that the counts of a frame imply."""
     match kind:
-        case FrameKind.CALL | FrameKind.ROUTE:
-            extra = 12 if kind is FrameKind.CALL else 8
-            return rows * hidden * 2 + assignments * extra
+        case FrameKind.CALL:
+            row_bytes = 2 * hidden if coding is RowCoding.BF16 else hidden + 4
+            return rows * row_bytes + 12 * assignments
         case FrameKind.RESULT:
-            return rows * hidden * 4
+            return rows * hidden * (4 if coding is RowCoding.BF16 else 2)
+        case FrameKind.ROUTE:
+            return rows * hidden * 2 + 8 * assignments
         case FrameKind.ROUTED:
             return rows * hidden * 2
         case FrameKind.ATTACH:
@@ -112,8 +137,8 @@ def unpack_header(buffer: bytes | bytearray | memoryview) -> Header:
         FrameError: wrong magic, version or kind, counts beyond the limits, or a body length that
             does not follow from the counts.
     """
-    (magic, version, kind_number, epoch, call_id, layer, rows, hidden, assignments, compute_us, _,
-     length) = _LAYOUT.unpack_from(buffer, 0)  # fmt: skip
+    (magic, version, kind_number, epoch, call_id, layer, rows, hidden, assignments, compute_us,
+     coding_number, length) = _LAYOUT.unpack_from(buffer, 0)  # fmt: skip
     if magic != MAGIC:
         raise FrameError(f"not an ExpertMesh frame (starts with {magic!r})")
     if version != VERSION:
@@ -121,15 +146,18 @@ def unpack_header(buffer: bytes | bytearray | memoryview) -> Header:
     kind = _KINDS.get(kind_number)
     if kind is None:
         raise FrameError(f"unknown frame kind {kind_number}")
+    coding = _CODINGS.get(coding_number)
+    if coding is None or (coding is not RowCoding.BF16 and kind not in _CODED):
+        raise FrameError(f"row coding {coding_number} in a {kind.name} frame")
     if kind is FrameKind.ERROR:
         if length > MAX_ERROR_BYTES:
             raise FrameError(f"error text of {length} bytes, at most {MAX_ERROR_BYTES} are allowed")
     else:
         if rows > MAX_ROWS or hidden > MAX_HIDDEN or assignments > MAX_ASSIGNMENTS or hidden % 2:
             raise FrameError(f"counts out of bounds: {rows=} {hidden=} {assignments=}")
-        implied = body_bytes(kind, rows, hidden, assignments)
+        implied = body_bytes(kind, rows, hidden, assignments, coding)
         if length != implied or length > MAX_BODY_BYTES:
             raise FrameError(f"body of {length} bytes where the counts imply {implied}")
     return Header(
-        kind, call_id, length, epoch, layer, rows, hidden, assignments, compute_us
+        kind, call_id, length, epoch, layer, rows, hidden, assignments, compute_us, coding
     )  # fmt: skip

@@ -21,6 +21,7 @@ from actors.experts.checkpoint import ExpertTensors
 from actors.experts.spec import Activation, ExpertSpec, WeightFormat
 from actors.process import start_logging, thread_environment
 from actors.wire.address import parse_address
+from actors.wire.frame import RowCoding
 from actors.wire.node import node_id
 from benchmarks.harness.local_mesh import environment
 from placement.epoch import EMPTY_SLOT, PlanEpoch
@@ -34,6 +35,7 @@ class BareMesh:
     """shards: how many; replicated: experts with a replica on every shard; transport: unix or tcp.
 
     kernel: "free" or "native"; intermediate: I of the native kernel's experts.
+    rows_between_nodes: their coding, over TCP.
     """
 
     shards: int = 2
@@ -43,6 +45,7 @@ class BareMesh:
     transport: str = "unix"
     kernel: str = "free"
     intermediate: int = 128
+    rows_between_nodes: str = "bf16"
 
     def spec(self) -> ExpertSpec:
         return ExpertSpec(
@@ -148,7 +151,17 @@ def bare_shards(mesh: BareMesh, folder: Path) -> Iterator[tuple[MeshView, Sequen
             node = node_id() if mesh.transport == "unix" else "elsewhere"
             peers.append(Peer(f"b{shard}", node, (parse_address(here.recv()),)))
         yield (
-            MeshView("bare", "/nowhere", "embedded", 5.0, 5.0, mesh.epoch(), tuple(peers)),
+            MeshView(
+                mesh="bare",
+                model_path="/nowhere",
+                fingerprint="none",
+                router_mode="embedded",
+                call_deadline_s=5.0,
+                expert_wait_s=5.0,
+                epoch=mesh.epoch(),
+                shards=tuple(peers),
+                rows_between_nodes=RowCoding[mesh.rows_between_nodes.upper()],
+            ),
             processes,
         )
     finally:

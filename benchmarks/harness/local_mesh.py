@@ -21,6 +21,7 @@ from actors.experts.fingerprint import fingerprint
 from actors.process import thread_environment
 from actors.shard import ShardConfig
 from actors.wire.address import Address, parse_address
+from actors.wire.frame import RowCoding
 from orchestrator.directory import Directory
 from orchestrator.mesh_plan import ShardCapacity, plan_mesh
 
@@ -89,12 +90,16 @@ class LocalMesh:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(START_TIMEOUT_S)
 
     def serve(
-        self, shards: Sequence[ShardShape], mode: str = "embedded", tcp: bool = False
+        self,
+        shards: Sequence[ShardShape],
+        mode: str = "embedded",
+        tcp: bool = False,
+        rows: RowCoding = RowCoding.BF16,
     ) -> MeshView:
         """Replace the shards (and router) by these, plan, load, publish; returns the view.
 
         Subscribers follow when this returns. With `tcp` shards listen on TCP and say they are on
-        another node.
+        another node; `rows` is then how rows travel to them.
         """
         old, self._processes = self._processes, []
         self._epoch += 1
@@ -114,9 +119,10 @@ class LocalMesh:
         for _, orders in self._processes:
             _answer(orders)
         self._view = MeshView(
-            "local", str(self._model_path), fingerprint(self._model_path),
-            mode, 30.0, 30.0, plan.epoch,
-            tuple(
+            mesh="local", model_path=str(self._model_path),
+            fingerprint=fingerprint(self._model_path), router_mode=mode,
+            call_deadline_s=30.0, expert_wait_s=30.0, epoch=plan.epoch, rows_between_nodes=rows,
+            shards=tuple(
                 Peer(f"s{n}", "elsewhere" if tcp else info["node"], _addresses(info), shape.speed)
                 for n, (info, shape) in enumerate(zip(infos, shards, strict=True))
             ),

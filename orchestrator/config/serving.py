@@ -68,6 +68,13 @@ class RouterMode(StrEnum):
     ACTOR = "actor"
 
 
+class RowsBetweenNodes(StrEnum):
+    """How tokens' rows travel to shards on other nodes."""
+
+    BF16 = "bf16"
+    FP8 = "fp8"
+
+
 class RouterConfig(Section):
     """Token dispatch between engines and shards."""
 
@@ -77,6 +84,9 @@ class RouterConfig(Section):
     """A shard that has not answered an expert call by then owes its rows to other replicas."""
     expert_wait_s: Seconds = 60.0
     """How long a request waits for an expert that no living shard holds, before it fails."""
+    rows_between_nodes: RowsBetweenNodes = RowsBetweenNodes.BF16
+    """`fp8`: rows to shards on other nodes take one byte for each value and answers two, half the
+    traffic of `bf16`; answers then differ a little (docs/performance.md)."""
 
 
 class GatewayConfig(Section):

@@ -13,6 +13,7 @@ from actors.dispatch.mesh_view import MeshView, Peer
 from actors.experts.spec import Activation, ExpertSpec, WeightFormat
 from actors.kernels.base import ExpertsMissing
 from actors.wire.address import Address
+from actors.wire.frame import RowCoding
 from actors.wire.node import node_id
 from placement.epoch import EMPTY_SLOT, PlanEpoch
 
@@ -108,6 +109,7 @@ def view(
     mode: str = "embedded",
     deadline_s: float = 5.0,
     wait_s: float = 5.0,
+    rows: RowCoding = RowCoding.BF16,
 ) -> MeshView:
     def peers(kind: str, where: Sequence[Address]) -> tuple[Peer, ...]:
         # A TCP peer pretends to be on another node, so that the client picks TCP.
@@ -117,8 +119,9 @@ def view(
         )
 
     return MeshView(
-        "test", "/nowhere", "fake", mode, deadline_s, wait_s, plan,
-        peers("shard", addresses), peers("router", routers),
+        mesh="test", model_path="/nowhere", fingerprint="fake", router_mode=mode,
+        call_deadline_s=deadline_s, expert_wait_s=wait_s, epoch=plan,
+        shards=peers("shard", addresses), routers=peers("router", routers), rows_between_nodes=rows,
     )  # fmt: skip
 
 

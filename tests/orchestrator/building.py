@@ -40,5 +40,6 @@ def epoch(held: Sequence[Sequence[int]], num_experts: int = 4) -> PlanEpoch:
 def view(mesh: str = "test") -> MeshView:
     shards = (Peer("s0", "node", (Address("/tmp/s0"),)), Peer("s1", "node", (Address("/tmp/s1"),)))
     return MeshView(
-        mesh, "/model", "fingerprint", "embedded", 5.0, 5.0, epoch([[0, 1], [2, 3]]), shards
-    )
+        mesh=mesh, model_path="/model", fingerprint="fingerprint", router_mode="embedded",
+        call_deadline_s=5.0, expert_wait_s=5.0, epoch=epoch([[0, 1], [2, 3]]), shards=shards,
+    )  # fmt: skip

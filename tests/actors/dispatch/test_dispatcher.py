@@ -15,6 +15,7 @@ from actors.dispatch.router_client import RouterClient
 from actors.router_server import RouterServer
 from actors.shard_server import ShardServer
 from actors.wire.address import Address, parse_address
+from actors.wire.frame import RowCoding
 from tests.actors.fakes import (
     HIDDEN,
     AffineKernel,
@@ -88,6 +89,63 @@ def test_sums_are_right(mesh: Mesh, held) -> None:
             wanted = expected(layer, rows, weights, ids)
             assert torch.allclose(got.float(), wanted.float(), rtol=2**-7, atol=1e-5)
     dispatcher.close()
+
+
+def test_fp8_rows_to_other_nodes_only(mesh: Mesh) -> None:
+    seen: list[torch.Tensor] = []
+    addresses = [mesh.add(part) for part in HALVES]
+    for kernel in mesh.kernels:
+        kernel.before_compute = lambda: seen.append(torch.empty(0))
+    given = view(epoch(HALVES), addresses, rows=RowCoding.FP8)
+    dispatcher = Dispatcher(StaticViews(given), SECRET)
+    rows, weights, ids = batch()
+    result = dispatcher.wait(dispatcher.send(1, rows, weights, ids))
+    dispatcher.close()
+    exact = expected(1, rows, weights, ids)
+    assert len(seen) == 2
+    if addresses[0].is_unix:
+        assert torch.equal(result, exact)
+    else:
+        error = (result.float() - exact.float()).norm() / exact.float().norm()
+        assert 0.001 < error < 0.03, "coded, and no worse than e4m3 is"
+        again = expected(1, fp8_and_back(rows), weights, ids)
+        assert torch.allclose(result.float(), again.float(), rtol=2**-7, atol=2**-6)
+
+
+def test_clients_with_either_row_coding_are_merged() -> None:
+    kernel = AffineKernel(dict(HALVES[0]))
+    server = ShardServer(spec(), kernel, [parse_address("tcp:127.0.0.1:0")], SECRET)
+    rows, weights, ids = batch(top_k=1)
+    ids %= 4
+    plan = epoch([{0: [0, 1, 2, 3], 1: [0, 1, 2, 3]}], num_experts=4)
+    dispatchers = [
+        Dispatcher(StaticViews(view(plan, server.addresses, rows=coding)), SECRET)
+        for coding in RowCoding
+    ]
+    busy, go_on = threading.Event(), threading.Event()
+    with running(server):
+        for dispatcher in dispatchers:  # connect
+            dispatcher.wait(dispatcher.send(0, rows, weights, ids))
+        kernel.before_compute = lambda: (busy.set(), go_on.wait(5))
+        first = dispatchers[0].send(0, rows, weights, ids)
+        assert busy.wait(5)
+        calls = [dispatcher.send(0, rows, weights, ids) for dispatcher in dispatchers]
+        go_on.set()
+        dispatchers[0].wait(first)
+        exact, coded = (d.wait(c) for d, c in zip(dispatchers, calls, strict=True))
+    assert server.calls == 4, "the last two were computed together"
+    assert torch.equal(exact, expected(0, rows, weights, ids))
+    wanted = expected(0, fp8_and_back(rows), weights, ids)
+    assert torch.allclose(coded.float(), wanted.float(), rtol=2**-7)
+    for dispatcher in dispatchers:
+        dispatcher.close()
+
+
+def fp8_and_back(rows: torch.Tensor) -> torch.Tensor:
+    """What a shard gets of [T, H] bf16 rows that travel in FP8."""
+    scales = rows.float().abs().amax(1, keepdim=True) / 448
+    codes = (rows.float() * (1 / scales)).to(torch.float8_e4m3fn)
+    return (codes.float() * scales).bfloat16()
 
 
 def test_sums_are_added_in_shard_order_and_rounded_once(mesh: Mesh) -> None:

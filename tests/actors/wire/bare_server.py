@@ -22,7 +22,7 @@ def _serve(where: str, orders: Connection) -> None:
     def handle(requests: Sequence[Request]) -> None:
         for request in requests:
             call = request.header
-            length = body_bytes(FrameKind.RESULT, call.rows, call.hidden, 0)
+            length = body_bytes(FrameKind.RESULT, call.rows, call.hidden)
             room = server.room(request, length)
             if room is not None:
                 room[:] = bytes(length)

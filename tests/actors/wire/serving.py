@@ -30,7 +30,7 @@ def post_call(
     header = Header(
         FrameKind.CALL, call_id, length, layer=layer, rows=rows, hidden=HIDDEN, assignments=rows
     )
-    body = call_body(header, link.body(length, body_bytes(FrameKind.RESULT, rows, HIDDEN, 0)))
+    body = call_body(header, link.body(length, body_bytes(FrameKind.RESULT, rows, HIDDEN)))
     body.rows[:] = 0x3F80  # 1.0
     body.row_index[:] = range(rows)
     body.experts[:] = expert

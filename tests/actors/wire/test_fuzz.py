@@ -21,6 +21,7 @@ from actors.wire.frame import (
     FrameError,
     FrameKind,
     Header,
+    RowCoding,
     body_bytes,
     unpack_header,
 )
@@ -72,7 +73,9 @@ def assert_alive(address) -> None:
 
 def good_call(**changes: int) -> bytes:
     """A CALL's header with some fields replaced."""
-    names = "magic version kind epoch call_id layer rows hidden assignments compute_us x length"
+    names = (
+        "magic version kind epoch call_id layer rows hidden assignments compute_us coding length"
+    )
     fields = dict(
         zip(
             names.split(),
@@ -89,6 +92,9 @@ BROKEN = {
     "unknown kind": good_call(kind=99),
     "rows beyond the limit": good_call(rows=1 << 30),
     "assignments beyond the limit": good_call(assignments=1 << 31),
+    "unknown row coding": good_call(coding=2),
+    "row coding where there are no rows": good_call(kind=int(FrameKind.ATTACH), coding=1, length=0),
+    "length of the other row coding": good_call(coding=1),
     "odd hidden": good_call(hidden=HIDDEN + 1),
     "length that lies": good_call(length=CALL_LENGTH + 4),
     "length of a terabyte": good_call(length=1 << 40),
@@ -112,17 +118,22 @@ def test_reader_takes_no_nonsense(data: bytes) -> None:
     hidden=st.integers(0, 2**32 - 1),
     assignments=st.integers(0, 2**32 - 1),
     length=st.integers(0, 2**64 - 1),
+    coding=st.integers(0, 2),
 )
 @settings(deadline=None, max_examples=300)
-def test_reader_believes_no_length(kind, rows, hidden, assignments, length) -> None:
-    head = good_call(kind=kind, rows=rows, hidden=hidden, assignments=assignments, length=length)
+def test_reader_believes_no_length(kind, rows, hidden, assignments, length, coding) -> None:
+    head = good_call(
+        kind=kind, rows=rows, hidden=hidden, assignments=assignments, length=length, coding=coding
+    )
     try:
         header = unpack_header(head)
     except FrameError:
         return
     assert header.body_bytes <= MAX_BODY_BYTES
     if header.kind is not FrameKind.ERROR:
-        assert header.body_bytes == body_bytes(header.kind, rows, hidden, assignments)
+        assert header.body_bytes == body_bytes(
+            header.kind, rows, hidden, assignments, RowCoding(coding)
+        )
 
 
 @given(
@@ -132,11 +143,16 @@ def test_reader_believes_no_length(kind, rows, hidden, assignments, length) -> N
     assignments=st.integers(0, 1000),
     layer=st.integers(0, 2**32 - 1),
     call_id=st.integers(0, 2**64 - 1),
+    fp8=st.booleans(),
 )
 @settings(deadline=None)
-def test_headers_come_back_as_they_went(kind, rows, hidden, assignments, layer, call_id) -> None:
-    length = body_bytes(kind, rows, hidden, assignments)
-    header = Header(kind, call_id, length, 5, layer, rows, hidden, assignments, 17)
+def test_headers_come_back_as_they_went(
+    kind, rows, hidden, assignments, layer, call_id, fp8
+) -> None:
+    coded = fp8 and kind in (FrameKind.CALL, FrameKind.RESULT)
+    coding = RowCoding.FP8 if coded else RowCoding.BF16
+    length = body_bytes(kind, rows, hidden, assignments, coding)
+    header = Header(kind, call_id, length, 5, layer, rows, hidden, assignments, 17, coding)
     buffer = bytearray(HEADER_BYTES)
     header.pack_into(buffer)
     assert unpack_header(buffer) == header

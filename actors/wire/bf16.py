@@ -1,0 +1,12 @@
+"""bf16 bits in numba, which has no such type: the upper half of fp32's."""
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True, nogil=True, inline="always")
+def round_to_bf16(bits):  # type: ignore[no-untyped-def]
+    """bf16 bits of fp32 bits, to nearest even; any NaN becomes the quiet one."""
+    if bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):
+        return np.uint16(0x7FC0)
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> 16)
