@@ -95,6 +95,7 @@ def cases(quick: bool) -> list[tuple[BareMesh, list[int]]]:
         sweep += [(replace(mesh, hidden=hidden), [BASE_ROWS]) for hidden in (512, 7168)]
     sweep += [(replace(BASE, num_experts=experts), [BASE_ROWS]) for experts in (16, 256)]
     sweep += [(replace(BASE, replicated=16), [BASE_ROWS])]
+    sweep += [(replace(both[1], rows_between_nodes="fp8"), [BASE_ROWS, 256, 1024])]
     return sweep + [(mesh, [1, BASE_ROWS, 64]) for mesh in native]
 
 

@@ -3,7 +3,8 @@
 The mid-size model of the test checkpoints (8 layers, 64 experts, top-8, 768/384, bf16), random
 prompts, greedy. All engines stay loaded; rounds alternate between them, so each ratio is of runs a
 second apart, and the median of the rounds' ratios counts. Monolithic vLLM runs with both of
-OpenMP's ways to wait; the better one in each workload is the reference.
+OpenMP's ways to wait, eagerly and with torch.compile; the best one in each workload is the
+reference.
 """
 
 import argparse
@@ -34,11 +35,14 @@ class Setting:
     shards: tuple[int, ...] = ()
     engines: int = 1
     spinning: bool = False
+    compiled: bool = False
 
 
 MONOLITHIC = [
     Setting("monolithic, threads spin", 2, spinning=True),
     Setting("monolithic, threads sleep", 2),
+    Setting("monolithic, compiled, threads spin", 2, spinning=True, compiled=True),
+    Setting("monolithic, compiled, threads sleep", 2, compiled=True),
 ]
 MESH = Setting("engine 2 threads, 2 shards x 1", 2, (1, 1))
 ONE_THREAD = Setting("engine 1 thread, 2 shards x 1", 1, (1, 1))
@@ -91,7 +95,11 @@ def measure(arguments: argparse.Namespace) -> Report:
             address = mesh.address if setting.shards else None
             engines[setting.name] = [
                 stack.enter_context(
-                    closing(TimedEngine(model, setting.threads, address, setting.spinning))
+                    closing(
+                        TimedEngine(
+                            model, setting.threads, address, setting.spinning, setting.compiled
+                        )
+                    )
                 ).wait_ready()
                 for _ in range(setting.engines)
             ]

@@ -1,6 +1,6 @@
 """One vLLM engine that generates on demand; `timed_engine` starts it as a process of its own.
 
-  python -m benchmarks.harness.engine_process MODEL
+  python -m benchmarks.harness.engine_process MODEL [compiled]
 
 Orders come as lines of JSON, {"prompts", "new_tokens"}; the answer to each is a line that begins
 with "answer ", before it "ready". Nothing here may import numba before vLLM is up (see
@@ -17,13 +17,14 @@ from typing import Any
 ANSWER, READY = "answer ", "ready"
 
 
-def load_engine(model: str) -> Any:
+def load_engine(model: str, compiled: bool) -> Any:
+    """compiled: with torch.compile, vLLM's default; else eagerly."""
     from vllm import LLM
 
     return LLM(
         model=model,
         dtype="bfloat16",
-        enforce_eager=True,
+        enforce_eager=not compiled,
         max_model_len=1024,
         max_num_seqs=64,
         max_num_batched_tokens=2048,
@@ -58,8 +59,8 @@ def generate(llm: Any, prompts: list[list[int]], new_tokens: int) -> dict[str, A
     }
 
 
-def main(model: str) -> None:
-    llm = load_engine(model)
+def main(model: str, compiled: bool) -> None:
+    llm = load_engine(model, compiled)
     print(READY, flush=True)
     for line in sys.stdin:
         order = json.loads(line)
@@ -69,4 +70,4 @@ def main(model: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], "compiled" in sys.argv[2:])

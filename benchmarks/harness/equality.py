@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from actors.dispatch.subscription import ADDRESS_VARIABLE, SECRET_VARIABLE
+from actors.wire.frame import RowCoding
 from benchmarks.harness.local_mesh import SECRET, LocalMesh, ShardShape
 
 NEAR_TIE = 0.05
@@ -49,12 +50,14 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class MeshShape:
-    """One mesh to compare: its shards, router mode, and whether shards are reached over TCP."""
+    """One mesh to compare: its shards, router mode, whether shards are reached over TCP, and how
+    rows travel then. Only BF16 promises the same answers."""
 
     name: str
     shards: tuple[ShardShape, ...]
     mode: str = "embedded"
     tcp: bool = False
+    rows: RowCoding = RowCoding.BF16
 
 
 def run_engine(
@@ -116,7 +119,7 @@ def compare(
         remote = run_engine(
             request | {"forced": forced},
             mesh.address,
-            {m.name: partial(mesh.serve, m.shards, m.mode, m.tcp) for m in meshes},
+            {m.name: partial(mesh.serve, m.shards, m.mode, m.tcp, m.rows) for m in meshes},
         )
     comparisons = [compare_runs(name, reference, run) for name, run in remote["runs"].items()]
     sizes = {"monolithic": whole["parameter_bytes"], "mesh": remote["parameter_bytes"]}

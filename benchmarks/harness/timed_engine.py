@@ -52,17 +52,28 @@ class Timing:
 
 
 class TimedEngine:
-    """One engine. address: of a mesh, None for monolithic vLLM; spinning: OpenMP's own default."""
+    """One engine. address: of a mesh, None for monolithic vLLM; spinning: OpenMP's own default;
+    compiled: with torch.compile."""
 
-    def __init__(self, model: Path, threads: int, address: str | None, spinning: bool) -> None:
+    def __init__(
+        self,
+        model: Path,
+        threads: int,
+        address: str | None,
+        spinning: bool = False,
+        compiled: bool = False,
+    ) -> None:
         variables = ENVIRONMENT | thread_environment(threads)
         if spinning:
             variables = ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
+        if compiled:
+            variables["TORCH_COMPILE_DISABLE"] = "0"
         if address:
             variables |= {ADDRESS_VARIABLE: address, SECRET_VARIABLE: SECRET.decode()}
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the engine
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.harness.engine_process", str(model)],
+            [sys.executable, "-m", "benchmarks.harness.engine_process", str(model)]
+            + ["compiled"] * compiled,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
