@@ -11,13 +11,13 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from actors.dispatch.backend import ExpertUnavailable, bf16_bits, bf16_tensor
 from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.routing_table import RoutingTable, build_routing_table
-from actors.dispatch.split import AnyInts, ExpertsUnplaced, Ints, Split
+from actors.dispatch.shared_calls import NO_SLOT, NOT_A_RESULT, SharedCalls, SharedFlight
+from actors.dispatch.split import AnyInts, ExpertsUnplaced, Split
 from actors.dispatch.subscription import ViewSource
 from actors.wire.bell import Bell
 from actors.wire.body import Floats, rows_of, sums_of
@@ -25,6 +25,7 @@ from actors.wire.frame import FrameKind, Header, RowCoding, body_bytes
 from actors.wire.handshake import HandshakeError
 from actors.wire.link import ClientLink, LinkClosed, RemoteError, open_link
 from actors.wire.node import node_id
+from actors.wire.shared_link import SharedLink
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +63,19 @@ class Call:
     """One MoE layer of one batch, on its way."""
 
     layer: int
-    rows: npt.NDArray[np.uint16]
+    rows: torch.Tensor
+    """[T, H] bf16, contiguous."""
     scratch: _Scratch
+    result: torch.Tensor | None = None
+    flight: SharedFlight | None = None
+    """What was posted to all shards together; when not None, `parts` is empty."""
     parts: list[_Part] = field(default_factory=list)
     refused: set[int] = field(default_factory=set)
     """Shards that answered that they cannot serve this call."""
     give_up_s: float | None = None
     """`time.monotonic()` after which lost rows are no longer sent again; None before a loss."""
+    deadline_s: float = 0.0
+    """`time.monotonic()` by which shards have to have answered, once they are waited for."""
     compute_us: int = 0
     """Time the slowest shard's kernel took, known after `wait`."""
 
@@ -86,22 +93,93 @@ class Dispatcher:
         self._call_id = 0
         self._bell = Bell()
         self._idle: list[_Scratch] = []
+        self._shared = SharedCalls()
+        self._links_changed = True
 
     # -- ExpertBackend
 
     def send(
         self, layer: int, rows: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
     ) -> Call:
-        call = Call(layer, bf16_bits(rows), self._idle.pop() if self._idle else _Scratch())
-        ids = topk_ids.contiguous().numpy()
-        weights = topk_weights.to(torch.float32).contiguous().numpy()
-        self._submit(call, call.scratch.split, ids, weights, None)
+        scratch = self._idle.pop() if self._idle else _Scratch()
+        call = Call(layer, rows.contiguous(), scratch)
+        if topk_weights.dtype is not torch.float32:
+            topk_weights = topk_weights.float()
+        ids, weights = topk_ids.contiguous().numpy(), topk_weights.contiguous().numpy()
+        self._plan(call, scratch.split, ids, weights)
+        self._post_together(call)
+        self._bell.ring()
+        # Now, while the shards are at work.
+        call.result = torch.empty(rows.shape, dtype=torch.bfloat16)
         return call
 
     def wait(self, call: Call) -> torch.Tensor:
-        result = torch.empty(call.rows.shape, dtype=torch.bfloat16)
+        assert call.result is not None
+        call.deadline_s = time.monotonic() + self._views.current().call_deadline_s
+        if call.flight is None or not self._collect_together(call, call.result):
+            self._collect_parts(call, call.result)
+        self._idle.append(call.scratch)
+        return call.result
+
+    def close(self) -> None:
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+        self._bell.close()
+
+    # -- all shards at once
+
+    def _post_together(self, call: Call) -> None:
+        """Post every share; those that `SharedCalls` does not take become parts, and then all."""
+        assert self._view is not None
+        num_shards = len(self._view.shards)
+        if self._links_changed:
+            self._shared.follow(self._links, num_shards)
+            self._links_changed = False
+        first_call_id = self._call_id + 1
+        self._call_id += num_shards
+        epoch = self._table.epoch if self._table else 0
+        flight = self._shared.post(call.scratch.split, call.rows, call.layer, epoch, first_call_id)
+        if flight.rings:
+            self._bell.needed = True
+        if flight.complete:
+            call.flight = flight
+        else:
+            self._take_apart(call, flight)
+
+    def _take_apart(self, call: Call, flight: SharedFlight) -> None:
+        """Go on share by share: post what was not, and let the links look for what was."""
+        split = call.scratch.split
+        for shard, rows, assignments in split.shares():
+            slot = int(flight.slots[shard])
+            if slot == NO_SLOT:
+                call.parts.append(self._post(call, split, shard, rows, assignments))
+                continue
+            call_id = flight.first_call_id + shard
+            link = self._links.get(shard)
+            if not isinstance(link, SharedLink) or not link.adopt(
+                call_id, flight.channels[shard], slot
+            ):
+                link = None  # lost since then
+            call.parts.append(_Part(shard, split, rows, link, call_id))
+
+    def _collect_together(self, call: Call, result: torch.Tensor) -> bool:
+        """Whether the flight's answers are in `result`; if not, its calls are parts now."""
+        flight, call.flight = call.flight, None
+        assert flight is not None
+        if self._shared.wait(flight, call.deadline_s):
+            compute_us = self._shared.collect(flight, call.scratch.split, result)
+            if compute_us != NOT_A_RESULT:
+                call.compute_us = compute_us
+                return True
+        self._take_apart(call, flight)
+        return False
+
+    # -- share by share
+
+    def _collect_parts(self, call: Call, result: torch.Tensor) -> None:
         out = bf16_bits(result)
-        total = call.scratch.total(*call.rows.shape)
+        total = call.scratch.total(*result.shape)
         begin = True
         try:
             while call.parts:
@@ -122,30 +200,17 @@ class Dispatcher:
             raise
         if begin:  # nothing but padding
             result.zero_()
-        self._idle.append(call.scratch)
-        return result
-
-    def close(self) -> None:
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
-        self._bell.close()
 
     # -- sending
 
-    def _submit(
-        self, call: Call, split: Split, ids: AnyInts, weights: Floats, tokens: Ints | None
-    ) -> None:
-        """Split and send [T, K] choices; tokens: [T], row of `call.rows` for each, None for all.
-
-        Waits for a later view while an expert has no live replica.
-        """
+    def _plan(self, call: Call, split: Split, ids: AnyInts, weights: Floats) -> None:
+        """Split [T, K] choices; waits for a later view while an expert has no live replica."""
         deadline_s = None
         while True:
             view = self._follow_view()
             try:
-                shares = split.plan(self._routing(call.refused), call.layer, ids, weights)
-                break
+                split.plan(self._routing(call.refused), call.layer, ids, weights)
+                return
             except ExpertsUnplaced as unplaced:
                 now_s = time.monotonic()
                 deadline_s = deadline_s or now_s + view.expert_wait_s
@@ -156,11 +221,6 @@ class Dispatcher:
                 log.warning("%s; waiting for a replica", unplaced)
                 self._views.wait_change(view, min(RETRY_DOWN_SHARD_S, deadline_s - now_s))
                 call.refused.clear()
-        if tokens is not None:
-            split.translate_rows(tokens)
-        for shard, rows, assignments in shares:
-            call.parts.append(self._post(call, split, shard, rows, assignments))
-        self._bell.ring()
 
     def _post(self, call: Call, split: Split, shard: int, rows: int, assignments: int) -> _Part:
         self._call_id += 1
@@ -182,9 +242,10 @@ class Dispatcher:
             )
             answer_bytes = body_bytes(FrameKind.RESULT, rows, hidden, coding=coding)
             body = np.frombuffer(link.body(header.body_bytes, answer_bytes), np.uint8)
-            split.fill(shard, call.rows, body, coding is RowCoding.FP8)
+            split.fill(shard, bf16_bits(call.rows), body, coding is RowCoding.FP8)
             link.post(header)
             part.link = link
+            self._links_changed = True  # a body may have grown the link
         except (LinkClosed, HandshakeError, OSError) as error:
             self._lose(shard, error)
         return part
@@ -200,7 +261,13 @@ class Dispatcher:
                 f"computed by any replica within {wait_s:g} s"
             )
         ids, weights = batch.experts.reshape(-1, 1), batch.weights.reshape(-1, 1)
-        self._submit(call, Split(), ids, weights, batch.rows[batch.row_index])
+        split = Split()
+        self._plan(call, split, ids, weights)
+        split.translate_rows(batch.rows[batch.row_index])
+        call.deadline_s = time.monotonic() + self._views.current().call_deadline_s
+        for shard, rows, assignments in split.shares():
+            call.parts.append(self._post(call, split, shard, rows, assignments))
+        self._bell.ring()
 
     # -- collecting
 
@@ -209,9 +276,8 @@ class Dispatcher:
         shard, link, hidden = part.shard, part.link, call.rows.shape[1]
         if link is None or self._links.get(shard) is not link:
             return None
-        deadline_s = time.monotonic() + self._views.current().call_deadline_s
         try:
-            header, body = link.wait(part.call_id, deadline_s)
+            header, body = link.wait(part.call_id, call.deadline_s)
         except LinkClosed as error:
             self._lose(shard, error)
             return None
@@ -255,7 +321,7 @@ class Dispatcher:
         for shard in list(self._links):
             if shard >= len(view.shards) or view.shards[shard] != before[shard]:
                 self._links.pop(shard).close()
-        self._view, self._table = view, None
+        self._view, self._table, self._links_changed = view, None, True
         self._down.clear()
 
     def _routing(self, refused: set[int]) -> RoutingTable:
@@ -286,5 +352,6 @@ class Dispatcher:
         log.warning("lost shard %s: %s", name, error)
         with contextlib.suppress(KeyError):
             self._links.pop(shard).close()
+            self._links_changed = True
         self._down[shard] = time.monotonic() + RETRY_DOWN_SHARD_S
         self._table = None

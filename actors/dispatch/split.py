@@ -64,7 +64,11 @@ class ShardBatch:
 
 
 class Split:
-    """How one batch is split; the arrays are used again by the next `plan`."""
+    """How one batch is split; the arrays are used again by the next `plan`.
+
+    first, first_row: int32 [D + 1], where each shard's part of the other arrays begins.
+    rows: int32, rows of the batch; row_index, experts, weights: one for each assignment.
+    """
 
     def __init__(self) -> None:
         self._reserve(0, 0, 0)
@@ -74,19 +78,19 @@ class Split:
         self._room = (tokens, count, shards)
         self._choice = np.empty(count, np.int32)
         # A row goes to a shard once, so there are at most as many rows as assignments.
-        self._rows = np.empty(count, np.int32)
-        self._row_index = np.empty(count, np.int32)
-        self._experts = np.empty(count, np.int32)
-        self._weights = np.empty(count, np.float32)
-        self._first = np.zeros(shards + 1, np.int32)
-        self._first_row = np.zeros(shards + 1, np.int32)
+        self.rows = np.empty(count, np.int32)
+        self.row_index = np.empty(count, np.int32)
+        self.experts = np.empty(count, np.int32)
+        self.weights = np.empty(count, np.float32)
+        self.first = np.zeros(shards + 1, np.int32)
+        self.first_row = np.zeros(shards + 1, np.int32)
         self._load = np.empty(shards, np.float64)
         self._seen = np.empty(shards, np.int32)
 
     def plan(
         self, table: RoutingTable, layer: int, topk_ids: AnyInts, topk_weights: Floats
-    ) -> list[tuple[int, int, int]]:
-        """Decide on [T, K] choices; returns (shard, rows, assignments) of busy shards, ascending.
+    ) -> None:
+        """Decide on [T, K] choices.
 
         Raises:
             KeyError: the layer has no experts in this plan.
@@ -100,8 +104,8 @@ class Split:
             self._reserve(tokens, top_k, table.num_shards)
         problem = split_choices(
             topk_ids, topk_weights, replicas.start, replicas.shards, table.speed,
-            self._choice, self._load, self._seen, self._first, self._first_row,
-            self._rows, self._row_index, self._experts, self._weights,
+            self._choice, self._load, self._seen, self.first, self.first_row,
+            self.rows, self.row_index, self.experts, self.weights,
         )  # fmt: skip
         if problem == BEYOND_PLAN:
             raise ValueError(
@@ -110,25 +114,26 @@ class Split:
         if problem == UNPLACED:
             unplaced = self._choice[: topk_ids.size].reshape(topk_ids.shape) == UNPLACED
             raise ExpertsUnplaced(layer, np.unique(topk_ids[unplaced]).tolist())
-        first, first_row = self._first.tolist(), self._first_row.tolist()
+
+    def shares(self) -> list[tuple[int, int, int]]:
+        """(shard, rows, assignments) of the shards that got some, ascending."""
+        first, first_row = self.first.tolist(), self.first_row.tolist()
         return [
             (shard, first_row[shard + 1] - first_row[shard], first[shard + 1] - first[shard])
-            for shard in range(table.num_shards)
+            for shard in range(len(first) - 1)
             if first[shard + 1] > first[shard]
         ]
 
     def translate_rows(self, tokens: Ints) -> None:
         """Rows of the batch that was planned stand for `tokens` of another batch, ascending."""
-        used = self._rows[: self._first_row[-1]]
+        used = self.rows[: self.first_row[-1]]
         used[:] = tokens[used]
 
     def batch(self, shard: int) -> ShardBatch:
         """Views of what `shard` got."""
-        here = slice(self._first[shard], self._first[shard + 1])
-        rows = self._rows[self._first_row[shard] : self._first_row[shard + 1]]
-        return ShardBatch(
-            shard, rows, self._row_index[here], self._experts[here], self._weights[here]
-        )
+        here = slice(self.first[shard], self.first[shard + 1])
+        rows = self.rows[self.first_row[shard] : self.first_row[shard + 1]]
+        return ShardBatch(shard, rows, self.row_index[here], self.experts[here], self.weights[here])
 
     def fill(
         self, shard: int, source: Bits16, body: npt.NDArray[np.uint8], fp8: bool = False
@@ -138,8 +143,8 @@ class Split:
         fp8: code the rows so (see `actors.wire.fp8_rows`).
         """
         fill_call(
-            shard, self._first, self._first_row, self._rows, self._row_index, self._experts,
-            self._weights, source, body, fp8,
+            shard, self.first, self.first_row, self.rows, self.row_index, self.experts,
+            self.weights, source, body, fp8,
         )  # fmt: skip
 
     def combine(
@@ -149,7 +154,7 @@ class Split:
 
         begin: total holds nothing yet. end: nothing follows, so round it into out [T, H] (bf16).
         """
-        add_sums(shard, self._first_row, self._rows, sums, total, out, begin, end)
+        add_sums(shard, self.first_row, self.rows, sums, total, out, begin, end)
 
 
 @njit(cache=True, nogil=True)

@@ -18,7 +18,7 @@ Words = npt.NDArray[np.uint32]
 
 YIELDS_PER_LOOK_AT_THE_CLOCK = 8
 
-_sched_yield = types.ExternalFunction("sched_yield", types.int32())
+sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -68,7 +68,7 @@ def _yield_until(words, index, value, yields):  # type: ignore[no-untyped-def]
     for _ in range(yields):
         if _load(words, index) == value:
             return True
-        _sched_yield()
+        sched_yield()
     return _load(words, index) == value
 
 

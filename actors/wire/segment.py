@@ -77,6 +77,8 @@ class Segment:
         self.shape = shape
         self._view = memoryview(memory)
         self.words: Words = np.frombuffer(memory, np.uint32, PAGE_BYTES // 4)
+        self.address = int(self.words.ctypes.data)
+        """Where the control page is in this process, as long as this object lives."""
 
     def request(self, slot: int) -> memoryview:
         """Header and body room of a slot's request."""

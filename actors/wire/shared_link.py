@@ -38,7 +38,7 @@ LARGE_BODY_BYTES = 1 << 20
 BELLS_AT_ONCE = 64
 
 
-class _Channel:
+class Channel:
     """One socket and its segment."""
 
     def __init__(self, address: Address, shape: SegmentShape, bell: Bell) -> None:
@@ -62,9 +62,17 @@ class _Channel:
         self._poll.register(self._socket, select.POLLIN)
         self._patience = Patience()
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def free_slot(self) -> int:
         """A slot that carries no call, -1 if there is none."""
         return int(find(self._words, FIRST_STATE, STATE_STRIDE, SLOTS, FREE))
+
+    def is_idle(self) -> bool:
+        """No slot carries a call."""
+        states = self._words[FIRST_STATE::STATE_STRIDE][:SLOTS]
+        return not states.any()
 
     def post(self, slot: int) -> None:
         publish(self._words, FIRST_STATE + slot * STATE_STRIDE, POSTED)
@@ -91,11 +99,12 @@ class _Channel:
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or not self._poll.poll(max(1, left_s * 1000)):
                     raise LinkTimeout(f"{self.address} did not answer in time")
-                self._drain()
+                self.drain()
         finally:
             publish(self._words, CLIENT_ASLEEP, 0)
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Take in the bells that rang. Raises LinkClosed: the server is gone."""
         try:
             if not self._socket.recv(BELLS_AT_ONCE):
                 raise LinkClosed(f"{self.address} closed the connection")
@@ -123,12 +132,24 @@ class SharedLink:
         self.address = address
         self._bell = bell
         shape = shape_for(FIRST_REQUEST_BYTES, FIRST_ANSWER_BYTES)
-        self._channel = _Channel(address, shape, bell)
+        self._channel = Channel(address, shape, bell)
         self._slot = 0
-        self._calls: dict[int, tuple[_Channel, int]] = {}
-        self._read: tuple[_Channel, int] | None = None
-        self._forgotten: list[tuple[_Channel, int]] = []
-        self._outgrown: list[_Channel] = []
+        self._calls: dict[int, tuple[Channel, int]] = {}
+        self._read: tuple[Channel, int] | None = None
+        self._forgotten: list[tuple[Channel, int]] = []
+        self._outgrown: list[Channel] = []
+
+    @property
+    def channel(self) -> Channel:
+        """The segment that calls are posted in, until the link grows."""
+        return self._channel
+
+    def adopt(self, call_id: int, channel: Channel, slot: int) -> bool:
+        """Take over a call that was posted by other means, if `channel` is one of this link's."""
+        own = channel is self._channel or channel in self._outgrown
+        if own:
+            self._calls[call_id] = (channel, slot)
+        return own
 
     def body(self, length: int, answer_length: int) -> memoryview:
         self._release()
@@ -147,7 +168,7 @@ class SharedLink:
     def _grow(self, shape: SegmentShape) -> None:
         self._outgrown.append(self._channel)
         try:
-            self._channel = _Channel(self.address, shape, self._bell)
+            self._channel = Channel(self.address, shape, self._bell)
         except OSError as error:
             raise LinkClosed(f"{self.address}: {error}") from error
 
@@ -191,11 +212,9 @@ class SharedLink:
             for channel, slot in answered:
                 channel.release(slot)
             self._forgotten = [use for use in self._forgotten if use not in answered]
-        if self._outgrown:
-            used = [channel for channel, _ in [*self._calls.values(), *self._forgotten]]
-            for channel in [c for c in self._outgrown if c not in used]:
-                channel.close()
-                self._outgrown.remove(channel)
+        for channel in [channel for channel in self._outgrown if channel.is_idle()]:
+            channel.close()
+            self._outgrown.remove(channel)
 
     def close(self) -> None:
         for channel in [self._channel, *self._outgrown]:

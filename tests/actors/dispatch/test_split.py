@@ -22,7 +22,8 @@ def split_batch(
     table: RoutingTable, layer: int, ids: np.ndarray, weights: np.ndarray
 ) -> list[ShardBatch]:
     split = Split()
-    shares = split.plan(table, layer, ids, weights)
+    split.plan(table, layer, ids, weights)
+    shares = split.shares()
     batches = [split.batch(shard) for shard, _, _ in shares]
     assert [(len(b.rows), len(b.experts)) for b in batches] == [share[1:] for share in shares]
     return batches
