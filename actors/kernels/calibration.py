@@ -13,6 +13,7 @@ import torch
 
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.spec import ExpertSpec, WeightFormat
+from actors.kernels.accelerator import AcceleratorFeatures
 from actors.kernels.base import ExpertKernel
 from actors.kernels.choose import choose_operator
 from actors.kernels.native_ops import CpuFeatures
@@ -42,7 +43,9 @@ class KernelSpeed:
 
 
 def measure_speed(
-    spec: ExpertSpec, device: torch.device, features: CpuFeatures | None = None
+    spec: ExpertSpec,
+    device: torch.device,
+    features: CpuFeatures | AcceleratorFeatures | None = None,
 ) -> KernelSpeed:
     """Speed of the kernel `choose_kernel` gives for `spec` on `device`. Takes about a second."""
     operator = choose_operator(spec, device, features)
