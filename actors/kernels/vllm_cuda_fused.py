@@ -9,7 +9,7 @@ Rounding: GEMMs accumulate in fp32; gate and up, the activated product and the w
 rounded to bf16. FP8 is multiplied as FP8, so there the rows and the activated products are rounded
 to e4m3 too, in groups of 128 columns with an fp32 scale each. That is how DeepSeek-V3 was trained
 and how vLLM serves it, and it is coarser than our other FP8 kernels, which keep rows in bf16: about
-3 % of an output's norm (the kernel in Triton's interpreter) against 0.5 %.
+3 to 7 % of an output's norm (the kernel in Triton's interpreter) against 0.5 %.
 """
 
 from typing import Any
