@@ -59,7 +59,7 @@ def measure_kernels(
     spec: ExpertSpec, device: torch.device, features: AcceleratorFeatures
 ) -> dict[str, list[dict[str, Any]]]:
     """Operator's name -> a run for each number of rows."""
-    found = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for operator in operators(spec, device, features):
         kernel, name = filled(spec, operator), type(operator).__name__
         found[name] = []
