@@ -3,6 +3,9 @@
 # The system, the engine and the page cache want some of a host's memory too.
 HOST_SHARE = 0.8
 
+# Rows, the kernels' scratch and the layer that replaces another while it loads.
+ACCELERATOR_SHARE = 0.9
+
 
 def free_memory_bytes(device: str) -> int:
     """Bytes that weights may take on `device` ("cpu", "cuda:0", ...).
@@ -20,4 +23,4 @@ def free_memory_bytes(device: str) -> int:
     if kind is None or not hasattr(kind, "mem_get_info"):
         raise ValueError(f"cannot ask {device} for its free memory: set the pool's `memory`")
     free, _ = kind.mem_get_info(device)
-    return int(free)
+    return int(free * ACCELERATOR_SHARE)

@@ -1,12 +1,16 @@
 """The seam between a shard and the hardware it runs on.
 
 One `ExpertKernel` holds the weights of one shard's slots, layer by layer, and computes the weighted
-expert outputs of a batch. Implementations: vLLM's CPU kernels and a portable torch kernel.
+expert outputs of a batch. What differs between devices and formats is its `ExpertOperator`: vLLM's
+CPU and CUDA kernels, torch's grouped GEMM, and plain torch for everything else.
 """
 
 from typing import Protocol
 
 import torch
+
+from actors.experts.checkpoint import ExpertTensors
+from actors.experts.spec import WeightFormat
 
 
 class ExpertsMissing(LookupError):
@@ -53,4 +57,35 @@ class ExpertKernel(Protocol):
 
     def describe(self) -> str:
         """One line for people: which kernel, which format, and any fallback that was needed."""
+        ...
+
+
+class ExpertOperator(Protocol):
+    """What differs between kernels: the form weights are kept in, and the operator over them."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights are kept and computed."""
+        ...
+
+    @property
+    def weight_format(self) -> WeightFormat:
+        """What weights are kept in."""
+        ...
+
+    def pack(self, expert: ExpertTensors) -> ExpertTensors:
+        """Native tensors of one expert in the operator's form, on `device`; does not alias them."""
+        ...
+
+    def run(
+        self, held: ExpertTensors, rows: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """[A, H] weighted outputs (bf16 or fp32) of row a through slot slots[a].
+
+        held: stacked over slots; rows [A, H] bf16, slots int32 [A], weights [A] fp32, on `device`.
+        """
+        ...
+
+    def describe(self) -> str:
+        """One phrase: format, implementation and what it does about the activation."""
         ...

@@ -7,8 +7,8 @@ import torch
 
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.spec import WeightFormat
+from actors.kernels.base import ExpertOperator
 from actors.kernels.dequantise import to_bf16
-from actors.kernels.slot_kernel import ExpertOperator
 
 
 class Bf16AtLoad:

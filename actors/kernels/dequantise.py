@@ -39,7 +39,7 @@ def dequantise(
         blocks = scale.repeat_interleave(FP8_BLOCK, 0)[:rows]
         blocks = blocks.repeat_interleave(FP8_BLOCK, 1)[:, :columns]
         return (values.view(rows, columns) * blocks).to(dtype)
-    pairs = _e2m1_pairs(weight.device, dtype).index_select(0, bytes_of.flatten().int())
+    pairs = e2m1_pairs(weight.device, dtype).index_select(0, bytes_of.flatten().int())
     grouped = pairs.view(dtype).view(weight.shape[0], -1, MXFP4_BLOCK)
     return (grouped * power_of_two(scale).to(dtype).unsqueeze(-1)).flatten(1)
 
@@ -56,7 +56,7 @@ def _e4m3_values(device: torch.device) -> torch.Tensor:
 
 
 @functools.cache
-def _e2m1_pairs(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def e2m1_pairs(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """[256]: the two values of every byte, low nibble first, in `dtype` side by side in one
     integer, so that one look-up fetches both."""
     nibble = torch.tensor(E2M1_VALUES + tuple(-value for value in E2M1_VALUES), dtype=dtype)

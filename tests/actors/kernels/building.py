@@ -7,8 +7,9 @@ import torch
 
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.spec import Activation, ExpertSpec, GateActivation, WeightFormat
+from actors.kernels.base import ExpertOperator
 from actors.kernels.native_ops import detect_cpu_features, load_cpu_ops
-from actors.kernels.slot_kernel import ExpertOperator, SlotKernel
+from actors.kernels.slot_kernel import SlotKernel
 from tests.actors.experts.tiny import Shape, expert
 
 FEATURES = detect_cpu_features()

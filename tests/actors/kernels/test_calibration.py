@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from actors.experts.spec import WeightFormat
 from actors.kernels.calibration import (
+    BATCH_SIZES,
+    BUDGET_S,
     REFERENCE_BATCH,
+    REPEATS,
     KernelSpeed,
     fit,
     measure_kernel,
@@ -60,6 +63,29 @@ def test_measures_a_kernel_of_known_speed():
     speed = measure_kernel(SleepingKernel(), 8, 0, [0, 1])
     assert speed.constant_s == pytest.approx(2e-3, rel=0.5)
     assert speed.per_token_s == pytest.approx(1e-4, rel=0.3)
+
+
+class CompilingKernel(SleepingKernel):
+    """Compiles for a third of the time there is to measure, at each new size."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def compute(self, layer, rows, row_index, experts, weights) -> torch.Tensor:
+        size = row_index.shape[0]
+        if size not in self.sizes:
+            time.sleep(BUDGET_S / 3)
+        self.sizes.append(size)
+        return super().compute(layer, rows, row_index, experts, weights)
+
+
+def test_compiling_takes_no_time_from_measuring():
+    kernel = CompilingKernel()
+    speed = measure_kernel(kernel, 8, 0, [0, 1])
+    assert {size: kernel.sizes.count(size) for size in BATCH_SIZES} == dict.fromkeys(
+        BATCH_SIZES, 1 + REPEATS
+    )
+    assert speed.constant_s == pytest.approx(2e-3, rel=0.5)
 
 
 @pytest.mark.parametrize("weight_format", list(WeightFormat))

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ import torch
 
 from actors.experts.families import read_expert_spec
 from actors.experts.spec import Activation, WeightFormat
-from actors.kernels.choose import choose_kernel, choose_operator
+from actors.kernels.accelerator import AcceleratorFeatures, detect_accelerator_features
+from actors.kernels.choose import (
+    AcceleratorKernel,
+    choose_accelerator_kernel,
+    choose_kernel,
+    choose_operator,
+)
 from actors.kernels.native_ops import CpuFeatures, load_cpu_ops
 from tests.actors.experts.tiny import Shape, cases, write
 from tests.actors.kernels.building import (
@@ -84,9 +91,110 @@ def test_conversion_is_said_aloud(caplog):
     )
 
 
-def test_other_devices_get_plain_torch():
-    operator = choose_operator(make_spec(MXFP4), torch.device("meta"))
+def test_other_devices_get_plain_torch(caplog):
+    with caplog.at_level(logging.WARNING):
+        operator = choose_operator(make_spec(MXFP4), torch.device("meta"))
     assert operator.describe() == "mxfp4 experts in plain torch on meta"
+    assert "meta: experts on plain torch: there is no kernel for this vendor" in caplog.text
+
+
+H200 = AcceleratorFeatures("NVIDIA H200", (9, 0), cuda_vllm=True)
+B200 = AcceleratorFeatures("NVIDIA B200", (10, 0), cuda_vllm=True)
+L40S = AcceleratorFeatures("NVIDIA L40S", (8, 9), cuda_vllm=True)
+A100 = AcceleratorFeatures("NVIDIA A100-SXM4-80GB", (8, 0), cuda_vllm=True)
+T4 = AcceleratorFeatures("NVIDIA T4", (7, 5), cuda_vllm=True)
+METAX = AcceleratorFeatures("MetaX C500")
+FUSED, GROUPED, PORTABLE = AcceleratorKernel
+
+INEXACT = "vLLM's kernel does not compute this model's experts exactly"
+NO_VLLM = "no CUDA build of vLLM is installed"
+NO_GROUPED = "torch has no grouped GEMM for it"
+NO_KERNEL = "there is no kernel for this vendor's devices yet"
+
+
+def without_vllm(features: AcceleratorFeatures) -> AcceleratorFeatures:
+    return replace(features, cuda_vllm=False)
+
+
+@pytest.mark.parametrize(
+    ("features", "weight_format", "activation", "kernel", "reason"),
+    [
+        (H200, BF16, SILU, FUSED, ""),
+        (H200, BF16, GPT_OSS, FUSED, ""),
+        (H200, FP8, SILU, FUSED, ""),
+        (H200, BF16, CLAMPED, GROUPED, INEXACT),
+        (H200, FP8, CLAMPED, GROUPED, INEXACT),
+        (H200, MXFP4, GPT_OSS, GROUPED, INEXACT),
+        (without_vllm(H200), BF16, SILU, GROUPED, NO_VLLM),
+        (without_vllm(B200), FP8, SILU, GROUPED, NO_VLLM),
+        (B200, FP8, SILU, FUSED, ""),
+        (L40S, FP8, SILU, FUSED, ""),
+        (L40S, MXFP4, SILU, PORTABLE, f"{INEXACT}, and {NO_GROUPED}"),
+        (A100, BF16, SILU, FUSED, ""),
+        (A100, FP8, SILU, PORTABLE, f"the device has no fp8 tensor cores, and {NO_GROUPED}"),
+        (without_vllm(A100), BF16, SILU, PORTABLE, f"{NO_VLLM}, and {NO_GROUPED}"),
+        (T4, BF16, SILU, PORTABLE, f"the device has no bf16 tensor cores, and {NO_GROUPED}"),
+        (METAX, BF16, SILU, PORTABLE, NO_KERNEL),
+        (AcceleratorFeatures("npu"), BF16, SILU, PORTABLE, NO_KERNEL),
+    ],
+)
+def test_accelerator_choices(features, weight_format, activation, kernel, reason):
+    spec = make_spec(weight_format, activation, hidden=256, inter=128)
+    assert choose_accelerator_kernel(spec, features) == (kernel, reason)
+
+
+def test_sizes_the_grouped_gemm_cannot_take():
+    kernel, reason = choose_accelerator_kernel(make_spec(BF16, SILU, hidden=68), H200)
+    assert kernel is PORTABLE
+    assert reason == f"{INEXACT}, and torch's grouped GEMM cannot either"
+
+
+def test_an_accelerators_kernel_says_what_it_does(caplog):
+    spec = make_spec(FP8, CLAMPED, hidden=256, inter=128)
+    with caplog.at_level(logging.WARNING):
+        operator = choose_operator(spec, torch.device("meta"), H200)
+    assert operator.describe() == (
+        "fp8 experts on torch's grouped GEMM on meta, made bf16 in every call"
+    )
+    assert f"NVIDIA H200: experts on torch's grouped GEMM: {INEXACT}" in caplog.text
+
+
+@needs_vllm_ops
+@pytest.mark.vllm
+def test_a_vllm_without_its_cuda_kernel_is_done_without(caplog):
+    """This vLLM is a CPU build, which has no Triton; the features claim otherwise."""
+    with caplog.at_level(logging.WARNING):
+        operator = choose_operator(make_spec(BF16), torch.device("meta"), H200)
+    assert operator.describe() == "bf16 experts on torch's grouped GEMM on meta"
+    assert "the installed vLLM cannot be used: vLLM found no Triton driver" in caplog.text
+
+
+def test_what_is_not_nvidias_has_no_cuda_capability():
+    assert detect_accelerator_features(torch.device("meta")) == AcceleratorFeatures("meta")
+
+
+IMPORTS = """
+import sys, torch
+from actors.kernels.accelerator import AcceleratorFeatures
+from actors.kernels.choose import choose_operator
+from tests.actors.kernels.building import SILU, make_spec
+from actors.experts.spec import WeightFormat
+spec = make_spec(WeightFormat.BF16, SILU)
+choose_operator(spec, torch.device("cpu"))
+choose_operator(spec, torch.device("meta"), AcceleratorFeatures("NVIDIA H200", (9, 0)))
+print(sorted({"vllm", "triton"} & sys.modules.keys()))
+"""
+
+
+def test_neither_vllm_nor_triton_is_imported_unless_it_computes():
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORTS],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert run.stdout.splitlines()[-1] == "[]"
 
 
 @needs_bf16_cpu

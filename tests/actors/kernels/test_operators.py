@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.experts.spec import Activation, ExpertSpec, WeightFormat
+from actors.kernels.base import ExpertOperator
 from actors.kernels.bf16_at_load import Bf16AtLoad
-from actors.kernels.slot_kernel import ExpertOperator
+from actors.kernels.torch_grouped import TorchGrouped
 from actors.kernels.torch_portable import TorchPortable
 from actors.kernels.vllm_cpu_bf16 import VllmCpuBf16
 from actors.kernels.vllm_cpu_fp8_clamped import VllmCpuFp8Clamped
@@ -58,6 +59,10 @@ def portable_bf16(spec: ExpertSpec) -> ExpertOperator:
     return TorchPortable(spec, torch.device("cpu"), torch.bfloat16)
 
 
+def grouped_gemm(spec: ExpertSpec) -> ExpertOperator:
+    return TorchGrouped(spec, torch.device("cpu"))
+
+
 def native(make: Make, weight_format: WeightFormat, activation: Activation, needs):
     name = f"{make.__name__}-{weight_format.value}-{activation.kind.value}-{activation.limit}"
     return pytest.param(make, weight_format, activation, TOLERANCE, marks=needs, id=name)
@@ -84,7 +89,11 @@ OPERATORS = [
             tolerance,
             id=f"{make.__name__}-{weight_format.value}-{activation.kind.value}-{activation.limit}",
         )
-        for make, tolerance in ((portable, FP32_TOLERANCE), (portable_bf16, TOLERANCE))
+        for make, tolerance in (
+            (portable, FP32_TOLERANCE),
+            (portable_bf16, TOLERANCE),
+            (grouped_gemm, TOLERANCE),
+        )
         for weight_format in WeightFormat
         for activation in (SILU, CLAMPED, GPT_OSS)
     ),
@@ -149,7 +158,8 @@ CLAMPING = [entry for entry in OPERATORS if entry.values[2].limit is not None]
 EXACT_CLAMPING = [
     entry
     for entry in CLAMPING
-    if not (entry.values[0] is portable_bf16 and entry.values[1] is WeightFormat.FP8_BLOCK128)
+    if entry.values[0] not in (portable_bf16, grouped_gemm)
+    or entry.values[1] is not WeightFormat.FP8_BLOCK128
 ]
 
 
