@@ -8,7 +8,6 @@ taking it back keeps the sockets of a killed shard open for longer.
 
 import json
 import os
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -94,23 +93,20 @@ class SafetensorsFile:
     def __init__(self, file: Path) -> None:
         self._path = file
         self._stream = file.open("rb", buffering=0)
-        (length,) = struct.unpack("<Q", os.pread(self._stream.fileno(), 8, 0))
-        header = bytearray(length)
+        size = bytearray(8)
+        self._fill(memoryview(size), 0)
+        header = bytearray(int.from_bytes(size, "little"))
         self._fill(memoryview(header), 8)
         self._begin = {
-            name: 8 + length + entry["data_offsets"][0]
+            name: 8 + len(header) + entry["data_offsets"][0]
             for name, entry in json.loads(header).items()
             if name != "__metadata__"
         }
 
     def read(self, name: str, dtype: str, shape: tuple[int, ...], row: int | None) -> torch.Tensor:
         """See `TensorSource`. ModelRefused if the file has become shorter."""
-        begin = self._begin[name]
-        if row is not None:
-            shape = shape[1:]
-        tensor = torch.empty(shape, dtype=DTYPES[dtype])
-        if row is not None:
-            begin += row * tensor.nbytes
+        tensor = torch.empty(shape if row is None else shape[1:], dtype=DTYPES[dtype])
+        begin = self._begin[name] + (row or 0) * tensor.nbytes
         self._fill(tensor.view(torch.uint8).numpy().data.cast("B"), begin)
         return tensor
 
