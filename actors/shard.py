@@ -20,7 +20,7 @@ from actors.experts.spec import ExpertSpec
 from actors.kernels.choose import choose_kernel
 from actors.kernels.slot_kernel import SlotKernel
 from actors.listening import ready_to_listen
-from actors.process import limit_threads, start_logging
+from actors.process import limit_threads, return_free_memory, start_logging
 from actors.shard_server import ShardServer
 from actors.wire.node import node_id
 
@@ -118,6 +118,7 @@ class ExpertShard:
             self._kernel.load(layer, experts)
             done += len(experts)
             self._detail = f"{done} of {len(slots)} experts"
+        return_free_memory()
         self._slots, self._state, self._detail = len(slots), "ready", self._kernel.describe()
         return self._kernel.resident_bytes()
 

@@ -1,22 +1,36 @@
 """Read the tensors of one expert, and no others.
 
-Every layout comes out in one form (see `ExpertTensors`), so kernels know one layout only. Files are
-memory-mapped by safetensors and stay open: reading an expert costs its own bytes.
+Every layout comes out in one form (see `ExpertTensors`), so kernels know one layout only. Files
+stay open: reading an expert costs its own bytes. They are not memory-mapped: what was read through
+a mapping counts as memory of the process until the mapping goes, as much again as the weights, and
+taking it back keeps the sockets of a killed shard open for longer.
 """
 
+import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
-from safetensors import safe_open
 
 from actors.experts.check import check_source
 from actors.experts.families import find_layout
 from actors.experts.headers import read_tensor_index
 from actors.experts.layouts import Kind, Part, Source
+from actors.experts.refusal import ModelRefused
 from actors.experts.spec import ExpertSpec, WeightFormat
+
+# safetensors' names of the dtypes experts are stored in, see `actors.experts.layouts`.
+DTYPES = {
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +76,46 @@ class ExpertTensors:
         return sum(tensor.nbytes for tensor in self.tensors())
 
 
-def open_safetensors(file: Path) -> Any:
-    return safe_open(file, "pt")
+class TensorSource(Protocol):
+    """A file of tensors."""
+
+    def read(self, name: str, dtype: str, shape: tuple[int, ...], row: int | None) -> torch.Tensor:
+        """Tensor `name` of `dtype` (as in `DTYPES`) and `shape`; only [row] of it if given."""
+        ...
+
+
+class SafetensorsFile:
+    """A safetensors file; what it reads lies in memory of its own.
+
+    Where each tensor begins is noted once, when the file is opened.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._path = file
+        self._stream = file.open("rb", buffering=0)
+        size = bytearray(8)
+        self._fill(memoryview(size), 0)
+        header = bytearray(int.from_bytes(size, "little"))
+        self._fill(memoryview(header), 8)
+        self._begin = {
+            name: 8 + len(header) + entry["data_offsets"][0]
+            for name, entry in json.loads(header).items()
+            if name != "__metadata__"
+        }
+
+    def read(self, name: str, dtype: str, shape: tuple[int, ...], row: int | None) -> torch.Tensor:
+        """See `TensorSource`. ModelRefused if the file has become shorter."""
+        tensor = torch.empty(shape if row is None else shape[1:], dtype=DTYPES[dtype])
+        begin = self._begin[name] + (row or 0) * tensor.nbytes
+        self._fill(tensor.view(torch.uint8).numpy().data.cast("B"), begin)
+        return tensor
+
+    def _fill(self, room: memoryview, position: int) -> None:
+        while room:
+            count = os.preadv(self._stream.fileno(), [room], position)
+            if count == 0:
+                raise ModelRefused(f"{self._path} ends at {position} bytes: download it again")
+            room, position = room[count:], position + count
 
 
 class ExpertReader:
@@ -73,17 +125,17 @@ class ExpertReader:
     """
 
     def __init__(
-        self, spec: ExpertSpec, open_file: Callable[[Path], Any] = open_safetensors
+        self, spec: ExpertSpec, open_file: Callable[[Path], TensorSource] = SafetensorsFile
     ) -> None:
         self._spec = spec
         self._index = read_tensor_index(spec.model_path)
         self._layout = find_layout(spec.architecture, spec.layers[0], self._index)
         self._open_file = open_file
-        self._files: dict[Path, Any] = {}
+        self._files: dict[Path, TensorSource] = {}
 
     def read(self, layer: int, expert: int) -> ExpertTensors:
-        """Tensors of `expert` (logical id) of model layer `layer`. They may alias the mapped file:
-        copy what is to be kept. ModelRefused if one is missing or not as the spec says."""
+        """Tensors of `expert` (logical id) of model layer `layer`, in memory of their own.
+        ModelRefused if one is missing or not as the spec says."""
         read = {
             (source.part, source.kind): self._canonical(source, self._fetch(source))
             for source in self._layout.sources(self._spec, layer, expert)
@@ -107,11 +159,7 @@ class ExpertReader:
         file = self._files.get(info.file)
         if file is None:
             file = self._files[info.file] = self._open_file(info.file)
-        if source.expert is None:
-            tensor: torch.Tensor = file.get_tensor(source.name)
-        else:
-            tensor = file.get_slice(source.name)[source.expert : source.expert + 1].squeeze(0)
-        return tensor
+        return file.read(source.name, info.dtype, info.shape, source.expert)
 
     def _canonical(self, source: Source, tensor: torch.Tensor) -> torch.Tensor:
         weight_format = self._spec.weight_format

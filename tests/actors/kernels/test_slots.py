@@ -1,6 +1,9 @@
 """What is read, what is kept and what a call sees while slots are replaced."""
 
+import mmap
+import re
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from actors.experts.refusal import ModelRefused
 from actors.experts.spec import WeightFormat
 from actors.kernels.base import ExpertsMissing
 from actors.kernels.slot_kernel import SlotKernel
+from actors.kernels.slots import HUGE_PAGE_BYTES, SlotStore
 from actors.kernels.torch_portable import TorchPortable
 from tests.actors.kernels.building import make_batch, make_experts, make_kernel, make_spec
 
@@ -127,3 +131,40 @@ def test_calls_see_one_consistent_set_while_another_thread_loads():
     finally:
         stop.set()
         loader.join()
+
+
+@pytest.mark.parametrize("weight_format", list(WeightFormat))
+def test_large_layers_hold_what_was_read_for_as_long_as_it_is_used(weight_format):
+    experts = make_experts(make_spec(weight_format, hidden=1024, inter=1024))
+    store = SlotStore(6, lambda _layer, expert: experts[expert], lambda expert: expert)
+    store.load(0, [4, 0, 2])
+    used = store.layer(0).stacked
+    assert used.w13.nbytes >= HUGE_PAGE_BYTES
+    store.load(0, [1, 0])
+    store.load(0, [])
+    for stacked, *wanted in zip(
+        used.tensors(), *(experts[expert].tensors() for expert in (4, 0, 2)), strict=True
+    ):
+        assert torch.equal(stacked.view(torch.uint8), torch.stack(wanted).view(torch.uint8))
+
+
+def mapping_flags(address: int) -> list[str]:
+    """Linux's two-letter flags of the mapping of this process that `address` lies in."""
+    mappings = re.finditer(
+        r"^([0-9a-f]+)-([0-9a-f]+) .*?^VmFlags: (.*?)$",
+        Path("/proc/self/smaps").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    return next(m[3].split() for m in mappings if int(m[1], 16) <= address < int(m[2], 16))
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages"
+)
+def test_large_layers_ask_for_huge_pages():
+    experts = make_experts(make_spec(WeightFormat.BF16, hidden=1024, inter=1024))
+    store = SlotStore(6, lambda _layer, expert: experts[expert], lambda expert: expert)
+    store.load(0, [4, 0, 2])
+    assert "hg" in mapping_flags(store.layer(0).stacked.w13.data_ptr())
+    plain = torch.frombuffer(mmap.mmap(-1, mmap.PAGESIZE), dtype=torch.uint8)
+    assert "hg" not in mapping_flags(plain.data_ptr())
