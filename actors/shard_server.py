@@ -96,7 +96,7 @@ class ShardServer:
         if not good:
             return
         try:
-            compute_s = self._compute(layer, good)
+            answers = self._compute(layer, good)
         except ExpertsMissing as missing:
             if len(good) == 1:
                 self._frames.refuse(good[0], str(missing))
@@ -104,14 +104,22 @@ class ShardServer:
                 for request in good:
                     self._serve_layer(layer, [request])
             return
-        for request in good:
-            self._frames.answer(request, result_header(request.header, compute_s))
+        for request, answer in zip(good, answers, strict=True):
+            self._frames.answer(request, answer)
+        # The books are kept while the answers are on their way.
+        self.calls += 1
+        self.busy_s += answers[0].compute_us * 1e-6
+        count_experts(self.tokens[self._row_of_layer[layer]], batch.experts)
 
-    def _compute(self, layer: int, group: list[Request]) -> float:
-        """Put the sums where the answers go out from; returns seconds in the kernel."""
-        rooms = [self._room(request) for request in group]
+    def _compute(self, layer: int, group: list[Request]) -> list[Header]:
+        """Put the sums where the answers go out from; returns the answers' headers."""
+        answers = [result_header(request.header) for request in group]
+        rooms = [
+            self._frames.room(request, answer.body_bytes)
+            for request, answer in zip(group, answers, strict=True)
+        ]
         # One call's fp32 sums are written in place; others are handed out from one array.
-        out = in_place(group[0].header, rooms[0]) if len(group) == 1 else None
+        out = in_place(answers[0], rooms[0]) if len(group) == 1 else None
         hand_out = out is None
         if out is None:
             out = self._sums()
@@ -126,23 +134,16 @@ class ShardServer:
             torch.from_numpy(out),
         )
         compute_s = time.perf_counter() - start_s
-        first = 0
-        for request, room in zip(group, rooms, strict=True):
-            end = first + request.header.rows
-            if room is not None and hand_out:
-                write_sums(out[first:end], request.header, room)
-            first = end
+        if hand_out:
+            first = 0
+            for answer, room in zip(answers, rooms, strict=True):
+                if room is not None:
+                    write_sums(out[first : first + answer.rows], answer, room)
+                first += answer.rows
         if self._stretch > 0:
             time.sleep(compute_s * self._stretch)
             compute_s *= 1.0 + self._stretch
-        self.calls += 1
-        self.busy_s += compute_s
-        count_experts(self.tokens[self._row_of_layer[layer]], batch.experts)
-        return compute_s
-
-    def _room(self, request: Request) -> memoryview | None:
-        """Where the answer's body is written; None where the client is gone."""
-        return self._frames.room(request, result_header(request.header, 0.0).body_bytes)
+        return [answer._replace(compute_us=int(compute_s * 1e6)) for answer in answers]
 
     def _sums(self) -> Floats:
         rows = self._batch.num_rows
@@ -151,23 +152,23 @@ class ShardServer:
         return self._merged_sums[:rows]
 
 
-def in_place(call: Header, room: memoryview | None) -> Floats | None:
-    """The answer's body as sums fp32 [R, H], if that is what it holds."""
-    if room is None or call.coding is not RowCoding.BF16:
+def in_place(answer: Header, room: memoryview | None) -> Floats | None:
+    """The answer's body as sums fp32 [R, H], if that is what it holds; room: None if it is gone."""
+    if room is None or answer.coding is not RowCoding.BF16:
         return None
-    return sums_of(room, call.rows, call.hidden)
+    return sums_of(room, answer.rows, answer.hidden)
 
 
-def write_sums(sums: Floats, call: Header, room: memoryview) -> None:
-    """Copy sums [R, H] into the body of the answer to `call`, rounding where it asks for that."""
-    if call.coding is RowCoding.BF16:
-        sums_of(room, call.rows, call.hidden)[:] = sums
+def write_sums(sums: Floats, answer: Header, room: memoryview) -> None:
+    """Copy sums [R, H] into the body of an answer, rounding where it asks for that."""
+    if answer.coding is RowCoding.BF16:
+        sums_of(room, answer.rows, answer.hidden)[:] = sums
     else:
-        rounded = bf16_tensor(rows_of(room, call.rows, call.hidden))
+        rounded = bf16_tensor(rows_of(room, answer.rows, answer.hidden))
         rounded.copy_(torch.from_numpy(sums))
 
 
-def result_header(call: Header, compute_s: float) -> Header:
+def result_header(call: Header) -> Header:
     """The RESULT that answers `call`."""
     return Header(
         FrameKind.RESULT,
@@ -177,6 +178,5 @@ def result_header(call: Header, compute_s: float) -> Header:
         layer=call.layer,
         rows=call.rows,
         hidden=call.hidden,
-        compute_us=int(compute_s * 1e6),
         coding=call.coding,
     )

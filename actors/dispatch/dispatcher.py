@@ -20,7 +20,7 @@ from actors.dispatch.shared_calls import NO_SLOT, NOT_A_RESULT, SharedCalls, Sha
 from actors.dispatch.split import AnyInts, ExpertsUnplaced, Split
 from actors.dispatch.subscription import ViewSource
 from actors.wire.bell import Bell
-from actors.wire.body import Floats, rows_of, sums_of
+from actors.wire.body import Bits16, Floats, rows_of, sums_of
 from actors.wire.frame import FrameKind, Header, RowCoding, body_bytes
 from actors.wire.handshake import HandshakeError
 from actors.wire.link import ClientLink, LinkClosed, RemoteError, open_link
@@ -78,6 +78,13 @@ class Call:
     """`time.monotonic()` by which shards have to have answered, once they are waited for."""
     compute_us: int = 0
     """Time the slowest shard's kernel took, known after `wait`."""
+    _bits: Bits16 | None = None
+
+    def bits(self) -> Bits16:
+        """The rows as numpy sees them."""
+        if self._bits is None:
+            self._bits = bf16_bits(self.rows)
+        return self._bits
 
 
 class Dispatcher:
@@ -136,6 +143,9 @@ class Dispatcher:
         if self._links_changed:
             self._shared.follow(self._links, num_shards)
             self._links_changed = False
+        if not self._shared:
+            self._post_parts(call, call.scratch.split)
+            return
         first_call_id = self._call_id + 1
         self._call_id += num_shards
         epoch = self._table.epoch if self._table else 0
@@ -222,6 +232,10 @@ class Dispatcher:
                 self._views.wait_change(view, min(RETRY_DOWN_SHARD_S, deadline_s - now_s))
                 call.refused.clear()
 
+    def _post_parts(self, call: Call, split: Split) -> None:
+        for shard, rows, assignments in split.shares():
+            call.parts.append(self._post(call, split, shard, rows, assignments))
+
     def _post(self, call: Call, split: Split, shard: int, rows: int, assignments: int) -> _Part:
         self._call_id += 1
         hidden = call.rows.shape[1]
@@ -242,10 +256,11 @@ class Dispatcher:
             )
             answer_bytes = body_bytes(FrameKind.RESULT, rows, hidden, coding=coding)
             body = np.frombuffer(link.body(header.body_bytes, answer_bytes), np.uint8)
-            split.fill(shard, bf16_bits(call.rows), body, coding is RowCoding.FP8)
+            split.fill(shard, call.bits(), body, coding is RowCoding.FP8)
             link.post(header)
             part.link = link
-            self._links_changed = True  # a body may have grown the link
+            if isinstance(link, SharedLink) and not self._shared.uses(link):
+                self._links_changed = True  # it is new, or a body has grown it
         except (LinkClosed, HandshakeError, OSError) as error:
             self._lose(shard, error)
         return part
@@ -265,8 +280,7 @@ class Dispatcher:
         self._plan(call, split, ids, weights)
         split.translate_rows(batch.rows[batch.row_index])
         call.deadline_s = time.monotonic() + self._views.current().call_deadline_s
-        for shard, rows, assignments in split.shares():
-            call.parts.append(self._post(call, split, shard, rows, assignments))
+        self._post_parts(call, split)
         self._bell.ring()
 
     # -- collecting

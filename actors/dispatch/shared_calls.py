@@ -23,7 +23,7 @@ from actors.wire.body import Floats
 from actors.wire.frame import HEADER_BYTES
 from actors.wire.frame_words import COMPUTE_US, LONG_WORDS, WORDS, is_result, write_call
 from actors.wire.link import ClientLink, LinkClosed
-from actors.wire.patience import SPIN_S, Patience
+from actors.wire.patience import DEFAULT_SPIN_US, Patience
 from actors.wire.pointers import pointer_to
 from actors.wire.segment import (
     ANSWERED,
@@ -99,6 +99,14 @@ class SharedCalls:
             self._poll.register(channel.fileno(), select.POLLIN)
             self._by_fd[channel.fileno()] = channel
 
+    def __bool__(self) -> bool:
+        """Whether any link has a segment."""
+        return bool(self._channels)
+
+    def uses(self, link: SharedLink) -> bool:
+        """Whether `follow` has seen the segment that this link has now."""
+        return link.channel in self._channels.values()
+
     def post(
         self, split: Split, rows: torch.Tensor, layer: int, epoch: int, first_call_id: int
     ) -> SharedFlight:
@@ -142,7 +150,7 @@ class SharedCalls:
             finally:
                 say_asleep(flight.table, flight.slots, 0)
             # Whoever answered first has left a core free, and the others should be close.
-            if _spin(flight, SPIN_S):
+            if _spin(flight, DEFAULT_SPIN_US * 1e-6):
                 return True
 
     def collect(self, flight: SharedFlight, split: Split, result: torch.Tensor) -> int:

@@ -63,6 +63,15 @@ def find(words, first, stride, count, value):  # type: ignore[no-untyped-def]
     return -1
 
 
+@njit("intp(uint32[::1], intp, intp, intp, uint32, uint32)", cache=True)
+def take(words, first, stride, count, value, taken):  # type: ignore[no-untyped-def]
+    """`find`, and what was found becomes `taken`. Nobody else may take from these words."""
+    i = find(words, first, stride, count, value)
+    if i >= 0:
+        _store(words, first + i * stride, taken)
+    return i
+
+
 @njit("boolean(uint32[::1], intp, uint32, intp)", cache=True, nogil=True)
 def _yield_until(words, index, value, yields):  # type: ignore[no-untyped-def]
     for _ in range(yields):

@@ -10,7 +10,7 @@ import socket
 from dataclasses import dataclass
 from typing import Protocol
 
-from actors.wire.atomics import find, observe, publish
+from actors.wire.atomics import observe, publish, take
 from actors.wire.frame import HEADER_BYTES, FrameError, Header, unpack_header
 from actors.wire.segment import (
     ANSWERED,
@@ -160,10 +160,9 @@ class SharedConnection:
         """What was posted, without a look at the socket. Raises FrameError."""
         requests: list[Request] = []
         while True:
-            slot = int(find(self._words, FIRST_STATE, STATE_STRIDE, self._slots, POSTED))
+            slot = take(self._words, FIRST_STATE, STATE_STRIDE, self._slots, POSTED, TAKEN)
             if slot < 0:
                 return requests
-            publish(self._words, FIRST_STATE + slot * STATE_STRIDE, TAKEN)
             room = self._segment.request(slot)
             # A copy: the client could still change what lies in the segment after it was checked.
             header = unpack_header(bytes(room[:HEADER_BYTES]))

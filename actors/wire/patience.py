@@ -1,32 +1,54 @@
 """How long a wait spins before it blocks.
 
-Blocking costs a wake-up (10-50 us, more on virtual machines); spinning costs a core that somebody
-else on the node may want. So a wait spins only where the one before it was short enough for that to
-have paid, and not for a while after a spin in which the core was taken away: then others want it.
+Blocking costs a wake-up (10-50 us, more on virtual machines) and what the caches lost meanwhile;
+spinning costs a core that somebody else on the node may want. So a wait spins only where the one
+before it was short enough for that to have paid, and not for a while after a spin in which the core
+was taken away: then others want it. Whoever has cores to spare lets it spin for longer than a
+shard's kernel takes.
 """
 
-SPIN_S = 50e-6
-WORTH_IT_S = 2 * SPIN_S
-"""A wait that blocked and still took no longer than this would have been caught by spinning."""
-CROWDED_S = 4 * SPIN_S
-"""A spin that lasted longer lost its core to another thread in between."""
+import os
+
+SPIN_VARIABLE = "EXPERTMESH_SPIN_US"
+"""Environment variable with the microseconds that a wait in this process may spin."""
+DEFAULT_SPIN_US = 50.0
+LOST_CORE_S = 150e-6
+"""A spin that lasted so much longer than it should have lost its core in between."""
 CALM_WAITS = 64
 """Waits that only block after the core was lost."""
+
+
+def configured_spin_s() -> float:
+    """What `SPIN_VARIABLE` says, in seconds.
+
+    Raises:
+        ValueError: it is no number of microseconds.
+    """
+    text = os.environ.get(SPIN_VARIABLE, "")
+    try:
+        spin_us = float(text) if text else DEFAULT_SPIN_US
+    except ValueError:
+        spin_us = -1.0
+    if not 0 <= spin_us < float("inf"):
+        raise ValueError(f"{SPIN_VARIABLE}={text} is no number of microseconds")
+    return spin_us * 1e-6
 
 
 class Patience:
     """One waiting place's memory. `spin_s` is how long the next wait spins, 0 for not at all."""
 
     def __init__(self) -> None:
-        self.spin_s = SPIN_S
+        self._longest_s = configured_spin_s()
+        self.spin_s = self._longest_s
         self._calm = 0
 
     def learn(self, waited_s: float, spun_s: float) -> None:
         """waited_s: how long the last wait took in all; spun_s: the part of it spent spinning."""
-        if spun_s > CROWDED_S:
+        if spun_s > self.spin_s + LOST_CORE_S:
             self._calm = CALM_WAITS
         if self._calm:
             self._calm -= 1
             self.spin_s = 0.0
         else:
-            self.spin_s = SPIN_S if waited_s < WORTH_IT_S else 0.0
+            # A wait that blocked and was still no longer would have been caught by spinning.
+            self.spin_s = self._longest_s if waited_s < 2 * self._longest_s else 0.0
