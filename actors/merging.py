@@ -8,10 +8,10 @@ rows of a single call stay where they are. The arrays are used again from batch 
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit
 
 from actors.dispatch.backend import bf16_tensor
 from actors.wire.body import Bits16, CallBody, Fp8Rows
+from actors.wire.compiled import compiled
 from actors.wire.fp8_rows import decode_rows
 
 BAD_ROW, BAD_EXPERT = 1, 2
@@ -94,7 +94,7 @@ class MergedCalls:
         return torch.from_numpy(self._weights[: self.assignments])
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def copy_checked(  # type: ignore[no-untyped-def]
     row_index, experts, given_weights, rows, num_experts, first_row, indices, weights
 ):
@@ -111,7 +111,7 @@ def copy_checked(  # type: ignore[no-untyped-def]
     return 0
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def count_experts(counts, experts):  # type: ignore[no-untyped-def]
     """counts[e] += how often e is in experts; counts: int64 [E]."""
     for i in range(experts.shape[0]):

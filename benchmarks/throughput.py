@@ -46,6 +46,10 @@ MONOLITHIC = [
 ]
 MESH = Setting("engine 2 threads, 2 shards x 1", 2, (1, 1))
 ONE_THREAD = Setting("engine 1 thread, 2 shards x 1", 1, (1, 1))
+COMPILED = [
+    Setting("engine compiled, 2 threads, 2 shards x 1", 2, (1, 1), compiled=True),
+    Setting("engine compiled, 1 thread, 2 shards x 1", 1, (1, 1), compiled=True),
+]
 TWO_ENGINES = Setting("2 engines x 1 thread, 2 shards x 1", 1, (1, 1), engines=2)
 
 
@@ -81,7 +85,7 @@ def row(name: str, workload: Workload, timings: list[Timing]) -> dict[str, Any]:
 
 
 def measure(arguments: argparse.Namespace) -> Report:
-    meshes = [MESH] if arguments.quick else [MESH, ONE_THREAD, TWO_ENGINES]
+    meshes = [MESH] if arguments.quick else [MESH, ONE_THREAD, *COMPILED, TWO_ENGINES]
     whole = MONOLITHIC[:1] if arguments.quick else MONOLITHIC
     workloads = DECODE[:1] if arguments.quick else DECODE + PREFILL
     rounds = 2 if arguments.quick else arguments.rounds

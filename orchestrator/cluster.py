@@ -11,6 +11,7 @@ from ray.actor import ActorHandle
 
 from actors.engine.config import EngineConfig
 from actors.process import thread_environment
+from actors.wire.patience import SPIN_VARIABLE
 from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import MeshConfig
 from orchestrator.run_dir import RunDir
@@ -48,7 +49,9 @@ def find_controller() -> ActorHandle | None:
         return None
 
 
-def start_shard(config: "ShardConfig", pool: PoolConfig, secret: bytes) -> ActorHandle:
+def start_shard(
+    config: "ShardConfig", pool: PoolConfig, secret: bytes, spin_us: float
+) -> ActorHandle:
     """One expert shard, on a node that has what its pool asks for."""
     from actors.shard import ExpertShard
 
@@ -57,13 +60,13 @@ def start_shard(config: "ShardConfig", pool: PoolConfig, secret: bytes) -> Actor
         (config, secret),
         name=f"shard/{config.id}",
         num_cpus=pool.threads,
-        environment=thread_environment(pool.threads),
+        environment=_environment(pool.threads, spin_us),
         max_concurrency=CONTROL_CONCURRENCY,
         resources=dict(pool.resources),
     )
 
 
-def start_router(config: "RouterConfig", secret: bytes) -> ActorHandle:
+def start_router(config: "RouterConfig", secret: bytes, spin_us: float) -> ActorHandle:
     from actors.router import ExpertRouter
 
     return _start(
@@ -71,12 +74,14 @@ def start_router(config: "RouterConfig", secret: bytes) -> ActorHandle:
         (config, secret),
         name=f"router/{config.id}",
         num_cpus=0,
-        environment=thread_environment(1),
+        environment=_environment(1, spin_us),
         max_concurrency=CONTROL_CONCURRENCY,
     )
 
 
-def start_engine(config: EngineConfig, threads: int, max_concurrency: int) -> ActorHandle:
+def start_engine(
+    config: EngineConfig, threads: int, max_concurrency: int, spin_us: float
+) -> ActorHandle:
     """One vLLM engine; max_concurrency bounds the requests it is handed at once."""
     from actors.engine.engine import Engine
 
@@ -87,13 +92,17 @@ def start_engine(config: EngineConfig, threads: int, max_concurrency: int) -> Ac
         num_cpus=threads,
         # The rest of its environment holds the mesh's secret, and Ray writes what it is given here
         # into its logs: the engine sets that itself, before it imports vLLM.
-        environment=thread_environment(threads),
+        environment=_environment(threads, spin_us),
         max_concurrency=max_concurrency,
     )
 
 
 def engine_actor_name(engine_id: str) -> str:
     return f"engine/{engine_id}"
+
+
+def _environment(threads: int, spin_us: float) -> dict[str, str]:
+    return thread_environment(threads) | {SPIN_VARIABLE: f"{spin_us:g}"}
 
 
 def _start(

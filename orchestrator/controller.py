@@ -236,7 +236,7 @@ class Controller:
             emulated_speed=pool.speed or 1.0 if pool.emulated else 1.0,
             log_level=self._config.logging.level,
         )
-        handle = cluster.start_shard(config, pool, self._secret)
+        handle = cluster.start_shard(config, pool, self._secret, self._config.router.spin_us)
         return Component(
             shard_id, ComponentKind.SHARD, handle, pool=pool_name, emulated=pool.emulated
         )
@@ -315,7 +315,9 @@ class Controller:
             log_level=self._config.logging.level,
         )
         router = Component(
-            "router-0", ComponentKind.ROUTER, cluster.start_router(config, self._secret)
+            "router-0",
+            ComponentKind.ROUTER,
+            cluster.start_router(config, self._secret, self._config.router.spin_us),
         )
         self._routers.append(router)
         router.info = await self._watch.must(
@@ -337,7 +339,9 @@ class Controller:
                 self._secret,
                 self._run_dir,
             )
-            handle = cluster.start_engine(config, settings.threads, ENGINE_CONCURRENCY)
+            handle = cluster.start_engine(
+                config, settings.threads, ENGINE_CONCURRENCY, self._config.router.spin_us
+            )
             self._engines.append(Component(config.engine_id, ComponentKind.ENGINE, handle))
         timeout_s = self._config.controller.engine_start_timeout_s
         await self._all(

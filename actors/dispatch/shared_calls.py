@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import carray, njit
+from numba import carray
 
 from actors.dispatch.split import Split, add_sums, fill_call
 from actors.wire.atomics import find, observe, publish, sched_yield
 from actors.wire.body import Floats
+from actors.wire.compiled import compiled
 from actors.wire.frame import HEADER_BYTES
 from actors.wire.frame_words import COMPUTE_US, LONG_WORDS, WORDS, is_result, write_call
 from actors.wire.link import ClientLink, LinkClosed
@@ -181,13 +182,13 @@ def _spin(flight: SharedFlight, spin_s: float) -> bool:
     return False
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def _words(table, shard):  # type: ignore[no-untyped-def]
     """The control words of a shard's segment."""
     return carray(pointer_to(table[shard, ADDRESS]), (PAGE_BYTES // 4,), np.uint32)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def post_calls(  # type: ignore[no-untyped-def]
     table, slots, first, first_row, rows, row_index, experts, weights, source, tokens, hidden,
     layer, epoch, call_id,
@@ -233,7 +234,7 @@ def post_calls(  # type: ignore[no-untyped-def]
     return outcome
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def unanswered(table, slots):  # type: ignore[no-untyped-def]
     """How many calls of a flight have no answer yet."""
     count = 0
@@ -244,7 +245,7 @@ def unanswered(table, slots):  # type: ignore[no-untyped-def]
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def say_asleep(table, slots, asleep):  # type: ignore[no-untyped-def]
     """Tell the shards of a flight whether they have to ring; returns how many have not answered."""
     for shard in range(slots.shape[0]):
@@ -253,7 +254,7 @@ def say_asleep(table, slots, asleep):  # type: ignore[no-untyped-def]
     return unanswered(table, slots)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def yield_until_answered(table, slots, yields):  # type: ignore[no-untyped-def]
     """Whether all are answered after at most so many yields of the core."""
     for _ in range(yields):
@@ -263,7 +264,7 @@ def yield_until_answered(table, slots, yields):  # type: ignore[no-untyped-def]
     return unanswered(table, slots) == 0
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def collect_answers(  # type: ignore[no-untyped-def]
     table, slots, call_id, first_row, rows, scratch, result, tokens, hidden
 ):
@@ -297,7 +298,7 @@ def collect_answers(  # type: ignore[no-untyped-def]
     return compute_us
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def _answer(table, shard, slot):  # type: ignore[no-untyped-def]
     """Address of the answer in a slot."""
     start = table[shard, ADDRESS] + PAGE_BYTES + slot * table[shard, SLOT_BYTES]

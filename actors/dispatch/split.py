@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from actors.dispatch.routing_table import RoutingTable
 from actors.wire.bf16 import round_to_bf16
+from actors.wire.compiled import compiled
 from actors.wire.fp8_rows import encode_row
 
 Ints = npt.NDArray[np.int32]
@@ -157,7 +157,7 @@ class Split:
         add_sums(shard, self.first_row, self.rows, sums, total, out, begin, end)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def split_choices(  # type: ignore[no-untyped-def]  # noqa: PLR0912
     topk_ids, topk_weights, start, shards, speed,
     choice, load, last_seen, first, first_row, rows, row_index, experts, weights,
@@ -214,7 +214,7 @@ def split_choices(  # type: ignore[no-untyped-def]  # noqa: PLR0912
     return 0
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def choose_replicas(topk_ids, start, shards, speed, choice, load):  # type: ignore[no-untyped-def]
     """Shard of each choice, int32 [T * K]; UNPLACED or ABSENT where there is none."""
     tokens, top_k = topk_ids.shape
@@ -247,7 +247,7 @@ def choose_replicas(topk_ids, start, shards, speed, choice, load):  # type: igno
     return problem
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def share_out(counts, start, shards, speed, load):  # type: ignore[no-untyped-def]
     """Rows of each replica, int32 like `shards`: those of its expert, counts [E], shared out."""
     quota = np.zeros(shards.shape[0], np.int32)
@@ -280,7 +280,7 @@ def share_out(counts, start, shards, speed, load):  # type: ignore[no-untyped-de
     return quota
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def fill_call(  # type: ignore[no-untyped-def]
     shard, first, first_row, rows, row_index, experts, weights, source, body, fp8
 ):
@@ -309,7 +309,7 @@ def fill_call(  # type: ignore[no-untyped-def]
             target[i * hidden + h] = row[h]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def add_sums(shard, first_row, rows, sums, total, out, begin, end):  # type: ignore[no-untyped-def]
     """See `Split.combine`; rows are ascending and may repeat."""
     tokens, hidden = total.shape

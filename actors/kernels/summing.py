@@ -2,7 +2,8 @@
 
 import numpy as np
 import torch
-from numba import njit
+
+from actors.wire.compiled import compiled
 
 
 def sum_outputs(outputs: torch.Tensor, row_index: torch.Tensor, sums: torch.Tensor) -> None:
@@ -17,7 +18,7 @@ def sum_outputs(outputs: torch.Tensor, row_index: torch.Tensor, sums: torch.Tens
         _sum_fp32(outputs.numpy(), row_index.numpy(), sums.numpy())
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _sum_fp32(outputs, row_index, sums):  # type: ignore[no-untyped-def]
     sums[:] = 0.0
     for a in range(outputs.shape[0]):
@@ -26,7 +27,7 @@ def _sum_fp32(outputs, row_index, sums):  # type: ignore[no-untyped-def]
             row[h] += output[h]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _sum_bf16(outputs, row_index, sums):  # type: ignore[no-untyped-def]
     sums[:] = 0.0
     for a in range(outputs.shape[0]):

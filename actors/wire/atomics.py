@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from actors.wire.compiled import compiled
 
 Words = npt.NDArray[np.uint32]
 
@@ -42,19 +44,19 @@ def _store(_: Any, words: Any, index: Any, value: Any) -> Any:  # noqa: ARG001
     return types.uint32(words, types.intp, types.uint32), generate
 
 
-@njit("void(uint32[::1], intp, uint32)", cache=True)
+@compiled("void(uint32[::1], intp, uint32)", nogil=False)
 def publish(words, index, value):  # type: ignore[no-untyped-def]
     """words[index] = value, after everything written before."""
     _store(words, index, value)
 
 
-@njit("uint32(uint32[::1], intp)", cache=True)
+@compiled("uint32(uint32[::1], intp)", nogil=False)
 def observe(words, index):  # type: ignore[no-untyped-def]
     """words[index], before everything read after."""
     return _load(words, index)
 
 
-@njit("intp(uint32[::1], intp, intp, intp, uint32)", cache=True)
+@compiled("intp(uint32[::1], intp, intp, intp, uint32)", nogil=False)
 def find(words, first, stride, count, value):  # type: ignore[no-untyped-def]
     """Smallest i < count with words[first + i * stride] == value, else -1."""
     for i in range(count):
@@ -63,7 +65,7 @@ def find(words, first, stride, count, value):  # type: ignore[no-untyped-def]
     return -1
 
 
-@njit("intp(uint32[::1], intp, intp, intp, uint32, uint32)", cache=True)
+@compiled("intp(uint32[::1], intp, intp, intp, uint32, uint32)", nogil=False)
 def take(words, first, stride, count, value, taken):  # type: ignore[no-untyped-def]
     """`find`, and what was found becomes `taken`. Nobody else may take from these words."""
     i = find(words, first, stride, count, value)
@@ -72,7 +74,7 @@ def take(words, first, stride, count, value, taken):  # type: ignore[no-untyped-
     return i
 
 
-@njit("boolean(uint32[::1], intp, uint32, intp)", cache=True, nogil=True)
+@compiled("boolean(uint32[::1], intp, uint32, intp)")
 def _yield_until(words, index, value, yields):  # type: ignore[no-untyped-def]
     for _ in range(yields):
         if _load(words, index) == value:

@@ -1,10 +1,11 @@
 """bf16 bits in numba, which has no such type: the upper half of fp32's."""
 
 import numpy as np
-from numba import njit
+
+from actors.wire.compiled import compiled
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def round_to_bf16(bits):  # type: ignore[no-untyped-def]
     """bf16 bits of fp32 bits, to nearest even; any NaN becomes the quiet one."""
     if bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):

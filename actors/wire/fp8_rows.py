@@ -8,9 +8,9 @@ it is narrowed again.
 """
 
 import numpy as np
-from numba import njit
 
 from actors.wire.bf16 import round_to_bf16
+from actors.wire.compiled import compiled
 
 LARGEST = 448.0
 LARGEST_CODE = np.uint32(0x7E)
@@ -39,7 +39,7 @@ VALUES = np.array([_value(code) for code in range(256)], np.float32)
 """[256]: what each code stands for."""
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def encode_row(row, codes):  # type: ignore[no-untyped-def]
     """codes: uint8 [H] of row: bf16 bits [H]; returns the scale, fp32."""
     largest = np.uint16(0)
@@ -56,7 +56,7 @@ def encode_row(row, codes):  # type: ignore[no-untyped-def]
     return scale
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def _encode(bits, inverse):  # type: ignore[no-untyped-def]
     """e4m3 code of one bf16 number times `inverse`, which is at most about LARGEST."""
     sign = np.uint32(np.uint32(bits >> np.uint16(8)) & np.uint32(0x80))
@@ -73,7 +73,7 @@ def _encode(bits, inverse):  # type: ignore[no-untyped-def]
     return np.uint8(min(code, LARGEST_CODE) | sign)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def decode_rows(codes, scales, rows):  # type: ignore[no-untyped-def]
     """rows: bf16 bits [R, H] of codes [R, H] times scales [R], to nearest even."""
     for r in range(codes.shape[0]):

@@ -6,8 +6,8 @@ A header is read as 16 words of 32 bits and as 8 words of 64 bits, little-endian
 import sys
 
 import numpy as np
-from numba import njit
 
+from actors.wire.compiled import compiled
 from actors.wire.frame import HEADER_BYTES, MAGIC, VERSION, FrameKind
 
 assert sys.byteorder == "little", "frames are little-endian"
@@ -22,7 +22,7 @@ KIND, LAYER, ROWS, HIDDEN, ASSIGNMENTS, COMPUTE_US, CODING = 1, 6, 7, 8, 9, 10, 
 EPOCH, CALL_ID, BODY_BYTES = 1, 2, 6
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def write_call(  # type: ignore[no-untyped-def]
     words, long_words, epoch, call_id, layer, rows, hidden, assignments, length
 ):
@@ -42,7 +42,7 @@ def write_call(  # type: ignore[no-untyped-def]
     long_words[BODY_BYTES] = length
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def is_result(words, long_words, call_id, rows, hidden):  # type: ignore[no-untyped-def]
     """Whether this is the RESULT that answers such a call."""
     return (

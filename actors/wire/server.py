@@ -2,8 +2,8 @@
 
 Frames that are complete after one look around are handed over together, so the handler can merge
 those of one layer into one kernel call. A client that sends anything but a frame is closed with a
-logged reason; the others do not notice. Between calls the loop looks at its shared segments for a
-short while (see `patience.py`), then tells its clients that they have to ring, and blocks.
+logged reason; the others do not notice. Between calls the loop looks around for a short while (see
+`patience.py`), then tells the clients that share memory with it that they have to ring, and blocks.
 """
 
 import contextlib
@@ -100,9 +100,11 @@ class FrameServer:
         """Spin for a while if that pays, then block until there is something to do."""
         start_s = time.perf_counter()
         spun_s = 0.0
-        while self._shared and spun_s < self._patience.spin_s:
+        while self._connections and spun_s < self._patience.spin_s:
             os.sched_yield()
             ready = self._look_at_segments()
+            if len(self._connections) > len(self._shared):
+                self._look_at_sockets(ready, 0.0)
             spun_s = time.perf_counter() - start_s
             if ready:
                 self._patience.learn(spun_s, spun_s)

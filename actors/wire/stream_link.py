@@ -1,6 +1,7 @@
 """`ClientLink` over TCP, for a server on another node."""
 
 import contextlib
+import os
 import select
 import socket
 import time
@@ -9,6 +10,7 @@ from actors.wire.address import Address, connect
 from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, Header, unpack_header
 from actors.wire.handshake import greet_server
 from actors.wire.link import CONNECT_TIMEOUT_S, LinkClosed, LinkTimeout, RemoteError
+from actors.wire.patience import Patience
 
 SOCKET_BUFFER_BYTES = 4 << 20
 FIRST_BUFFER_BYTES = 1 << 20
@@ -40,6 +42,8 @@ class StreamLink:
         self._poll.register(self._socket, select.POLLIN)
         self._waiting: set[int] = set()
         self._early: dict[int, tuple[Header, memoryview]] = {}
+        self._patience = Patience()
+        self._spin_until_s = 0.0
 
     def body(self, length: int, answer_length: int) -> memoryview:
         if HEADER_BYTES + length > len(self._out):
@@ -65,12 +69,14 @@ class StreamLink:
 
     def wait(self, call_id: int, deadline_s: float) -> tuple[Header, memoryview]:
         answer = self._early.pop(call_id, None)
-        while answer is None:
-            header, body = self._receive_frame(deadline_s)
-            if header.call_id == call_id:
-                answer = header, body
-            elif header.call_id in self._waiting:
-                self._early[header.call_id] = header, memoryview(bytes(body))
+        if answer is None:
+            start_s = time.perf_counter()
+            self._spin_until_s = start_s + self._patience.spin_s
+            answer = self._receive_answer(call_id, deadline_s)
+            end_s = time.perf_counter()
+            # Only a wait that never blocked shows whether the core was lost while it spun.
+            spun_s = 0.0 if end_s > self._spin_until_s + self._patience.spin_s else end_s - start_s
+            self._patience.learn(end_s - start_s, spun_s)
         self._waiting.discard(call_id)
         header, body = answer
         if header.kind is FrameKind.ERROR:
@@ -80,6 +86,14 @@ class StreamLink:
     def forget(self, call_id: int) -> None:
         self._waiting.discard(call_id)
         self._early.pop(call_id, None)
+
+    def _receive_answer(self, call_id: int, deadline_s: float) -> tuple[Header, memoryview]:
+        while True:
+            header, body = self._receive_frame(deadline_s)
+            if header.call_id == call_id:
+                return header, body
+            if header.call_id in self._waiting:
+                self._early[header.call_id] = header, memoryview(bytes(body))
 
     def _receive_frame(self, deadline_s: float) -> tuple[Header, memoryview]:
         self._receive(memoryview(self._head), deadline_s)
@@ -98,6 +112,9 @@ class StreamLink:
             try:
                 count = self._socket.recv_into(target)
             except BlockingIOError:
+                if time.perf_counter() < self._spin_until_s:
+                    os.sched_yield()
+                    continue
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or not self._poll.poll(max(1, left_s * 1000)):
                     raise LinkTimeout(f"{self.address} did not answer in time") from None

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue, StringConstraints, field_validator
 
+from actors.wire.patience import DEFAULT_SPIN_US
 from orchestrator.config.fields import ByteSize, ConfigPath, Count, Seconds, Section
 
 OWNED_VLLM_FLAGS = {
@@ -84,6 +85,10 @@ class RouterConfig(Section):
     """A shard that has not answered an expert call by then owes its rows to other replicas."""
     expert_wait_s: Seconds = 60.0
     """How long a request waits for an expert that no living shard holds, before it fails."""
+    spin_us: Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)] = DEFAULT_SPIN_US
+    """How long engines and shards watch for each other's next message before they sleep, in
+    microseconds. Where each of them has a core to itself, make it longer than a shard computes for
+    (5000): answers are then noticed at once. Waits that took longer than this are not watched."""
     rows_between_nodes: RowsBetweenNodes = RowsBetweenNodes.BF16
     """`fp8`: rows to shards on other nodes take one byte for each value and answers two, half the
     traffic of `bf16`; answers then differ a little (docs/performance.md)."""
