@@ -19,7 +19,8 @@ from vllm.model_executor.layers.fused_moe.runner.shared_experts import (
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from vllm.model_executor.models.gpt_oss import GptOssRoutedExperts
 
-from actors.vllm_plugin.connection import backend, connect_mesh
+from actors.vllm_plugin import opaque_ops
+from actors.vllm_plugin.connection import connect_mesh
 
 LAYER_INDEX = re.compile(r"\.layers\.(\d+)\.")
 
@@ -70,12 +71,12 @@ class RemoteExpertsMethod(FusedMoEMethodBase):
         shared_experts_input: torch.Tensor | None,
     ) -> torch.Tensor:
         """x: [T, H]; topk_weights, topk_ids: [T, K] logical. Returns [T, H] in x's type."""
-        mesh = backend()
-        rows = x.to(device="cpu", dtype=torch.bfloat16)
-        call = mesh.send(self._layer_index, rows, topk_weights.cpu(), topk_ids.cpu())
+        mesh = torch.ops.expertmesh if torch.compiler.is_compiling() else opaque_ops
+        call = mesh.send_rows(x, topk_weights, topk_ids, self._layer_index)
         if shared_experts is not None:
             shared_experts(shared_experts_input, SharedExpertsOrder.MK_INTERNAL_OVERLAPPED)
-        return mesh.wait(call).to(device=x.device, dtype=x.dtype)
+        sums: torch.Tensor = mesh.wait_sums(call, x)
+        return sums
 
 
 class RemoteRoutedExperts(RoutedExperts):

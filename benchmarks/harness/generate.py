@@ -90,17 +90,18 @@ def load_engine(request: dict[str, Any]) -> "LLM":
     return LLM(
         model=request["model"],
         dtype="bfloat16",
-        enforce_eager=True,
         max_model_len=512,
         enable_prefix_caching=False,
         worker_extension_cls="actors.engine.worker_extension.ParameterReport",
-        **request.get("flags", {}),
+        **{"enforce_eager": True} | request.get("flags", {}),
     )
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Serve one request in this process; see the module's text."""
     os.environ.update(ENVIRONMENT | thread_environment(request.get("threads", 1)))
+    if not request.get("flags", {}).get("enforce_eager", True):
+        del os.environ["TORCH_COMPILE_DISABLE"]
     llm: LLM | None = None
     runs = {}
     for name in request["runs"]:

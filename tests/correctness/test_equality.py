@@ -32,7 +32,7 @@ MESHES = (
 
 
 def compare_with_whole(
-    model: Path, meshes: Sequence[MeshShape]
+    model: Path, meshes: Sequence[MeshShape], **flags: object
 ) -> tuple[list[Comparison], dict[str, int]]:
     chosen = random.Random(0)
     prompts = [
@@ -42,7 +42,7 @@ def compare_with_whole(
         "model": str(model),
         "prompts": prompts,
         "max_tokens": TOKENS,
-        "flags": {"max_num_seqs": PROMPTS, "max_num_batched_tokens": 512},
+        "flags": {"max_num_seqs": PROMPTS, "max_num_batched_tokens": 512} | flags,
     }
     return compare(request, meshes)
 
@@ -67,6 +67,14 @@ def test_mesh_is_the_same_model(kind: str, tmp_path: Path) -> None:
         assert comparison.equal >= EQUAL, comparison
     # The engine holds no routed experts: it is smaller by about all of them.
     assert sizes["mesh"] < sizes["monolithic"]
+
+
+def test_compiled_engines_are_the_same_model(tmp_path: Path) -> None:
+    model = make_checkpoint("qwen3_moe", tmp_path / "model")
+    (comparison,), _ = compare_with_whole(model, MESHES[1:], enforce_eager=False)
+    assert comparison.median_delta <= MEDIAN_DELTA, comparison
+    assert comparison.mean_delta <= MEAN_DELTA, comparison
+    assert comparison.equal >= EQUAL, comparison
 
 
 def test_demo_model_is_equal_to_the_last_token() -> None:
