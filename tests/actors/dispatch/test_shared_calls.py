@@ -1,0 +1,202 @@
+"""Calls posted and collected together in segments, and what happens when one is not as usual."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actors.dispatch.dispatcher import Call, Dispatcher
+from actors.shard_server import ShardServer, result_header
+from actors.wire.address import Address
+from actors.wire.server import FrameServer, Request
+from benchmarks.harness.bare_shards import SECRET as BARE_SECRET
+from benchmarks.harness.bare_shards import BareMesh, FixedView, bare_shards
+from tests.actors.dispatch.test_dispatcher import HALVES, SECRET, batch
+from tests.actors.fakes import (
+    HIDDEN,
+    AffineKernel,
+    StaticViews,
+    epoch,
+    expected,
+    running,
+    spec,
+    view,
+)
+
+FULL = {0: list(range(8)), 1: list(range(8))}
+
+
+@pytest.fixture
+def stack():
+    with ExitStack() as stack:
+        yield stack
+
+
+def shard(stack: ExitStack, folder: Path, number: int, held: dict[int, list[int]]) -> AffineKernel:
+    """A shard that listens at folder/s<number>."""
+    kernel = AffineKernel(dict(held))
+    server = ShardServer(spec(), kernel, [Address(f"{folder}/s{number}")], SECRET)
+    stack.enter_context(running(server))
+    return kernel
+
+
+def connected(stack: ExitStack, folder: Path, held: Sequence[dict[int, list[int]]]) -> Dispatcher:
+    """A dispatcher that has called all shards once: its next calls go together."""
+    addresses = [Address(f"{folder}/s{number}") for number in range(len(held))]
+    views = StaticViews(view(epoch(held), addresses, deadline_s=0.5))
+    dispatcher = Dispatcher(views, SECRET)
+    stack.callback(dispatcher.close)
+    rows, weights, ids = batch()
+    assert_right(dispatcher, dispatcher.send(0, rows, weights, ids), rows, weights, ids)
+    return dispatcher
+
+
+def assert_right(dispatcher: Dispatcher, call: Call, rows, weights, ids) -> None:
+    wanted = expected(call.layer, rows, weights, ids).float()
+    assert torch.allclose(dispatcher.wait(call).float(), wanted, rtol=2**-7, atol=1e-5)
+
+
+def test_calls_go_together_once_links_are_open(stack, tmp_path) -> None:
+    for number, held in enumerate(HALVES):
+        shard(stack, tmp_path, number, held)
+    dispatcher = connected(stack, tmp_path, HALVES)
+    for tokens in (1, 33, 500):
+        rows, weights, ids = batch(tokens, seed=tokens)
+        call = dispatcher.send(1, rows, weights, ids)
+        assert call.flight is not None
+        assert_right(dispatcher, call, rows, weights, ids)
+
+
+def test_padding_only_is_nothing(stack, tmp_path) -> None:
+    shard(stack, tmp_path, 0, FULL)
+    dispatcher = connected(stack, tmp_path, [FULL])
+    rows, weights, ids = batch(4)
+    result = dispatcher.wait(dispatcher.send(0, rows, weights, torch.full_like(ids, -1)))
+    assert torch.equal(result, torch.zeros_like(rows))
+
+
+def test_body_grows_its_link_while_calls_are_away(stack, tmp_path) -> None:
+    for number, held in enumerate(HALVES):
+        shard(stack, tmp_path, number, held)
+    dispatcher = connected(stack, tmp_path, HALVES)
+    # At 16 bytes a row and 12 an assignment, the last outgrows the first segment of 4 MB.
+    batches = [batch(tokens, 8, seed=tokens) for tokens in (10, 90_000, 20)]
+    calls = [dispatcher.send(0, *of) for of in batches]
+    for call, (rows, weights, ids) in zip(calls, batches, strict=True):
+        assert_right(dispatcher, call, rows, weights, ids)
+    rows, weights, ids = batch()
+    call = dispatcher.send(0, rows, weights, ids)
+    assert call.flight is not None, "the new segment is used"
+    assert_right(dispatcher, call, rows, weights, ids)
+
+
+def test_hung_shard_is_waited_for_once(stack, tmp_path) -> None:
+    kernel = shard(stack, tmp_path, 0, FULL)
+    shard(stack, tmp_path, 1, FULL)
+    dispatcher = connected(stack, tmp_path, [FULL, FULL])
+    released = threading.Event()
+    stack.callback(released.set)
+    kernel.before_compute = lambda: released.wait(10)
+    rows, weights, ids = batch()
+    start_s = time.monotonic()
+    assert_right(dispatcher, dispatcher.send(0, rows, weights, ids), rows, weights, ids)
+    assert 0.5 <= time.monotonic() - start_s < 1.0, "one deadline, not two"
+
+
+def test_shard_that_refuses_is_not_asked_again(stack, tmp_path) -> None:
+    kernel = shard(stack, tmp_path, 0, FULL)
+    shard(stack, tmp_path, 1, FULL)
+    dispatcher = connected(stack, tmp_path, [FULL, FULL])
+    kernel.held[0] = []  # retired since
+    rows, weights, ids = batch()
+    assert_right(dispatcher, dispatcher.send(0, rows, weights, ids), rows, weights, ids)
+
+
+WRONG: dict[str, Callable] = {
+    "another call": lambda answer: answer._replace(call_id=answer.call_id + 1),
+    "other rows": lambda answer: replace_rows(answer, answer.rows + 1),
+    "other hidden size": lambda answer: answer._replace(hidden=2 * HIDDEN),
+}
+
+
+def replace_rows(answer, rows: int):
+    return answer._replace(rows=rows, body_bytes=4 * rows * HIDDEN)
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=list(WRONG))
+def test_answer_that_is_no_result_costs_the_shard_its_link(stack, tmp_path, wrong) -> None:
+    """Another replica computes what such a shard got."""
+    lying = threading.Event()
+
+    def answer(requests: Sequence[Request]) -> None:
+        for request in requests:
+            right = result_header(request.header)
+            room = server.room(request, right.body_bytes)
+            if room is None:
+                continue
+            if lying.is_set():
+                server.answer(request, wrong(right))
+            else:
+                room[:] = bytes(len(room))
+                server.answer(request, right)
+
+    server = FrameServer([Address(f"{tmp_path}/s0")], SECRET, answer)
+    stack.enter_context(running(server))
+    shard(stack, tmp_path, 1, FULL)
+    addresses = [Address(f"{tmp_path}/s0"), Address(f"{tmp_path}/s1")]
+    dispatcher = Dispatcher(StaticViews(view(epoch([FULL, FULL]), addresses)), SECRET)
+    stack.callback(dispatcher.close)
+    rows, weights, ids = batch()
+    dispatcher.wait(dispatcher.send(0, rows, weights, ids))
+    lying.set()
+    call = dispatcher.send(0, rows, weights, ids)
+    assert call.flight is not None
+    assert_right(dispatcher, call, rows, weights, ids)
+
+
+def test_shard_that_was_replaced_meanwhile(stack, tmp_path) -> None:
+    kernel = shard(stack, tmp_path, 0, FULL)
+    dispatcher = connected(stack, tmp_path, [FULL])
+    released = threading.Event()
+    stack.callback(released.set)
+    kernel.before_compute = lambda: released.wait(10)
+    rows, weights, ids = batch()
+    away = dispatcher.send(0, rows, weights, ids)
+    shard(stack, tmp_path, 1, FULL)
+    heir = view(epoch([FULL], 2), [Address(f"{tmp_path}/s1")], deadline_s=0.5)
+    dispatcher._views.publish(heir)
+    # This call adopts the view, and with it drops the link that the other one went out on.
+    assert_right(dispatcher, dispatcher.send(0, rows, weights, ids), rows, weights, ids)
+    assert_right(dispatcher, away, rows, weights, ids)
+
+
+def page_faults(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[7])
+
+
+def test_nothing_is_asked_of_the_system_in_the_steady_state(tmp_path) -> None:
+    """Memory that was new to a process would show as page faults."""
+    mesh = replace(BareMesh(), kernel="native", hidden=512, num_experts=16)
+    with bare_shards(mesh, tmp_path) as (seen, processes):
+        dispatcher = Dispatcher(FixedView(seen), BARE_SECRET)
+        rows = torch.randn(16, mesh.hidden).bfloat16()
+        ids = torch.rand(16, 16).topk(8).indices.to(torch.int32)
+        weights = torch.rand(16, 8)
+        pids = [os.getpid(), *(process.pid for process in processes)]
+
+        def call_often() -> np.ndarray:
+            before = np.array([page_faults(pid) for pid in pids])
+            for _ in range(300):
+                dispatcher.wait(dispatcher.send(0, rows, weights, ids))
+            return np.array([page_faults(pid) for pid in pids]) - before
+
+        call_often()
+        assert (call_often() < 30).all(), "fewer than one in ten calls"
+        dispatcher.close()
