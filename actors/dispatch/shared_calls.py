@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from numba import carray
 
-from actors.dispatch.split import Split, add_sums, fill_call
+from actors.dispatch.split import Split, fill_call
 from actors.wire.atomics import find, observe, publish, sched_yield
-from actors.wire.body import Floats
+from actors.wire.bf16 import round_to_bf16
 from actors.wire.compiled import compiled
 from actors.wire.frame import HEADER_BYTES
 from actors.wire.frame_words import COMPUTE_US, LONG_WORDS, WORDS, is_result, write_call
@@ -79,7 +79,6 @@ class SharedCalls:
         self._poll = select.poll()
         self._by_fd: dict[int, Channel] = {}
         self._patience = Patience()
-        self._total: Floats = np.empty(0, np.float32)
 
     def follow(self, links: dict[int, ClientLink], num_shards: int) -> None:
         """Use the segments that `links`, by shard, have now."""
@@ -160,13 +159,10 @@ class SharedCalls:
         result: [T, H] bf16, contiguous, to be filled. Returns the longest kernel time in us, or
         NOT_A_RESULT, and then everything is as it was.
         """
-        tokens, hidden = result.shape
-        if tokens * hidden > len(self._total):
-            self._total = np.empty(tokens * hidden, np.float32)
         return int(
             collect_answers(
                 flight.table, flight.slots, flight.first_call_id, split.first_row, split.rows,
-                self._total, result.data_ptr(), tokens, hidden,
+                result.data_ptr(), *result.shape,
             )
         )  # fmt: skip
 
@@ -266,12 +262,10 @@ def yield_until_answered(table, slots, yields):  # type: ignore[no-untyped-def]
 
 @compiled()
 def collect_answers(  # type: ignore[no-untyped-def]
-    table, slots, call_id, first_row, rows, scratch, result, tokens, hidden
+    table, slots, call_id, first_row, rows, result, tokens, hidden
 ):
-    """See `SharedCalls.collect`. scratch: fp32, at least T * H; result: address of bf16 [T, H]."""
-    total = scratch[: tokens * hidden].reshape(tokens, hidden)
-    out = carray(pointer_to(result), (tokens, hidden), np.uint16)
-    compute_us, last = 0, NO_SLOT
+    """See `SharedCalls.collect`. result: address of bf16 [T, H]."""
+    compute_us = 0
     for shard in range(slots.shape[0]):
         if slots[shard] == NO_SLOT:
             continue
@@ -282,20 +276,37 @@ def collect_answers(  # type: ignore[no-untyped-def]
         if not is_result(words, long_words, call_id + shard, count, hidden):
             return NOT_A_RESULT
         compute_us = max(compute_us, words[COMPUTE_US])
-        last = shard
-    if last == NO_SLOT:  # nothing but padding
-        out[:] = 0
-    begin = True
-    for shard in range(last + 1):
-        if slots[shard] == NO_SLOT:
-            continue
-        at = _answer(table, shard, slots[shard]) + HEADER_BYTES
-        count = first_row[shard + 1] - first_row[shard]
-        sums = carray(pointer_to(at), (count, hidden), np.float32)
-        add_sums(shard, first_row, rows, sums, total, out, begin, shard == last)
-        begin = False
-        publish(_words(table, shard), FIRST_STATE + slots[shard] * STATE_STRIDE, np.uint32(FREE))
+    add_answers(table, slots, first_row, rows, result, tokens, hidden)
+    for shard in range(slots.shape[0]):
+        if slots[shard] != NO_SLOT:
+            state = FIRST_STATE + slots[shard] * STATE_STRIDE
+            publish(_words(table, shard), state, np.uint32(FREE))
     return compute_us
+
+
+@compiled()
+def add_answers(  # type: ignore[no-untyped-def]
+    table, slots, first_row, rows, result, tokens, hidden
+):
+    """Row by row, so that a sum stays in the nearest cache until it is rounded."""
+    out = carray(pointer_to(result), (tokens, hidden), np.uint16)
+    total = np.empty(hidden, np.float32)
+    bits = total.view(np.uint32)
+    at = first_row[:-1].copy()
+    for token in range(tokens):
+        total[:] = 0.0
+        for shard in range(slots.shape[0]):
+            # Rows are ascending; a shard without a call has none.
+            if at[shard] == first_row[shard + 1] or rows[at[shard]] != token:
+                continue
+            answer = _answer(table, shard, slots[shard]) + HEADER_BYTES
+            answer += 4 * hidden * (at[shard] - first_row[shard])
+            sums = carray(pointer_to(answer), (hidden,), np.float32)
+            for h in range(hidden):
+                total[h] += sums[h]
+            at[shard] += 1
+        for h in range(hidden):
+            out[token, h] = round_to_bf16(bits[h])
 
 
 @compiled(inline="always")

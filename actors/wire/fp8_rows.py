@@ -20,23 +20,10 @@ SMALLEST_NORMAL = np.uint32(0x3C800000)  # fp32 bits of 2^-6
 SUBNORMAL_SHIFT = np.float32(2.0**14)
 """fp32 numbers from here on are 2^-9 apart, as e4m3's subnormal ones are: adding it rounds."""
 SUBNORMAL_SHIFT_BITS = np.uint32(0x46800000)
+SMALLEST_SUBNORMAL = np.float32(2.0**-9)
 EXPONENT_SHIFT = np.uint32(
     120 << 3
 )  # fp32's bias of 127 becomes e4m3's 7, above 3 bits of mantissa
-
-
-def _value(code: int) -> float:
-    sign = -1.0 if code & 0x80 else 1.0
-    exponent, mantissa = code >> 3 & 15, code & 7
-    if (exponent, mantissa) == (15, 7):
-        return float("nan")
-    if exponent == 0:
-        return sign * mantissa * 2.0**-9
-    return sign * (8 + mantissa) * 2.0 ** (exponent - 10)
-
-
-VALUES = np.array([_value(code) for code in range(256)], np.float32)
-"""[256]: what each code stands for."""
 
 
 @compiled()
@@ -77,7 +64,17 @@ def _encode(bits, inverse):  # type: ignore[no-untyped-def]
 def decode_rows(codes, scales, rows):  # type: ignore[no-untyped-def]
     """rows: bf16 bits [R, H] of codes [R, H] times scales [R], to nearest even."""
     for r in range(codes.shape[0]):
-        scale = scales[r]
         for h in range(codes.shape[1]):
-            bits = np.float32(VALUES[codes[r, h]] * scale).view(np.uint32)
-            rows[r, h] = round_to_bf16(bits)
+            value = np.float32(value_of(codes[r, h]) * scales[r])
+            rows[r, h] = round_to_bf16(value.view(np.uint32))
+
+
+@compiled(inline="always")
+def value_of(code):  # type: ignore[no-untyped-def]
+    """fp32 value of an e4m3 code. Computed: a table of 256 takes four times as long."""
+    magnitude = np.uint32(code & np.uint8(0x7F))
+    normal = np.uint32(np.uint32(magnitude + EXPONENT_SHIFT) << np.uint32(20)).view(np.float32)
+    subnormal = np.float32(np.float32(magnitude) * SMALLEST_SUBNORMAL)
+    value = normal if magnitude >= np.uint32(8) else subnormal
+    value = np.float32(np.nan) if magnitude == np.uint32(0x7F) else value
+    return -value if code & np.uint8(0x80) else value
