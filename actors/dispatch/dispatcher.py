@@ -5,7 +5,6 @@ so the result does not depend on who answered first. When a shard is lost, the r
 other replicas; when there is none, the call waits for the next view of the mesh instead of failing.
 """
 
-import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
@@ -14,23 +13,17 @@ import numpy as np
 import torch
 
 from actors.dispatch.backend import ExpertUnavailable, bf16_bits, bf16_tensor
-from actors.dispatch.mesh_view import MeshView
-from actors.dispatch.routing_table import RoutingTable, build_routing_table
-from actors.dispatch.shared_calls import NO_SLOT, NOT_A_RESULT, SharedCalls, SharedFlight
+from actors.dispatch.shard_links import RETRY_DOWN_SHARD_S, ShardLinks
+from actors.dispatch.shared_calls import NO_SLOT, NOT_A_RESULT, SharedFlight
 from actors.dispatch.split import AnyInts, ExpertsUnplaced, Split
 from actors.dispatch.subscription import ViewSource
-from actors.wire.bell import Bell
 from actors.wire.body import Bits16, Floats, rows_of, sums_of
 from actors.wire.frame import FrameKind, Header, RowCoding, body_bytes
 from actors.wire.handshake import HandshakeError
-from actors.wire.link import ClientLink, LinkClosed, RemoteError, open_link
-from actors.wire.node import node_id
+from actors.wire.link import ClientLink, LinkClosed, RemoteError
 from actors.wire.shared_link import SharedLink
 
 log = logging.getLogger(__name__)
-
-RETRY_DOWN_SHARD_S = 1.0
-"""After this long a shard that was lost is tried again, even if the view did not change."""
 
 
 @dataclass(slots=True, eq=False)
@@ -92,16 +85,9 @@ class Dispatcher:
 
     def __init__(self, views: ViewSource, secret: bytes = b"") -> None:
         self._views = views
-        self._secret = secret
-        self._view: MeshView | None = None
-        self._table: RoutingTable | None = None
-        self._links: dict[int, ClientLink] = {}
-        self._down: dict[int, float] = {}
+        self._links = ShardLinks(views, secret)
         self._call_id = 0
-        self._bell = Bell()
         self._idle: list[_Scratch] = []
-        self._shared = SharedCalls()
-        self._links_changed = True
 
     # -- ExpertBackend
 
@@ -115,7 +101,7 @@ class Dispatcher:
         ids, weights = topk_ids.contiguous().numpy(), topk_weights.contiguous().numpy()
         self._plan(call, scratch.split, ids, weights)
         self._post_together(call)
-        self._bell.ring()
+        self._links.bell.ring()
         # Now, while the shards are at work.
         call.result = torch.empty(rows.shape, dtype=torch.bfloat16)
         return call
@@ -129,29 +115,23 @@ class Dispatcher:
         return call.result
 
     def close(self) -> None:
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
-        self._bell.close()
+        self._links.close()
 
     # -- all shards at once
 
     def _post_together(self, call: Call) -> None:
         """Post every share; those that `SharedCalls` does not take become parts, and then all."""
-        assert self._view is not None
-        num_shards = len(self._view.shards)
-        if self._links_changed:
-            self._shared.follow(self._links, num_shards)
-            self._links_changed = False
-        if not self._shared:
+        view, shared = self._links.view, self._links.shared()
+        if not shared:
             self._post_parts(call, call.scratch.split)
             return
         first_call_id = self._call_id + 1
-        self._call_id += num_shards
-        epoch = self._table.epoch if self._table else 0
-        flight = self._shared.post(call.scratch.split, call.rows, call.layer, epoch, first_call_id)
+        self._call_id += len(view.shards)
+        flight = shared.post(
+            call.scratch.split, call.rows, call.layer, view.epoch.number, first_call_id
+        )
         if flight.rings:
-            self._bell.needed = True
+            self._links.bell.needed = True
         if flight.complete:
             call.flight = flight
         else:
@@ -177,8 +157,9 @@ class Dispatcher:
         """Whether the flight's answers are in `result`; if not, its calls are parts now."""
         flight, call.flight = call.flight, None
         assert flight is not None
-        if self._shared.wait(flight, call.deadline_s):
-            compute_us = self._shared.collect(flight, call.scratch.split, result)
+        shared = self._links.shared()
+        if shared.wait(flight, call.deadline_s):
+            compute_us = shared.collect(flight, call.scratch.split, result)
             if compute_us != NOT_A_RESULT:
                 call.compute_us = compute_us
                 return True
@@ -217,9 +198,9 @@ class Dispatcher:
         """Split [T, K] choices; waits for a later view while an expert has no live replica."""
         deadline_s = None
         while True:
-            view = self._follow_view()
+            view = self._links.follow()
             try:
-                split.plan(self._routing(call.refused), call.layer, ids, weights)
+                split.plan(self._links.routing(call.refused), call.layer, ids, weights)
                 return
             except ExpertsUnplaced as unplaced:
                 now_s = time.monotonic()
@@ -241,13 +222,13 @@ class Dispatcher:
         hidden = call.rows.shape[1]
         part = _Part(shard, split, rows, None, self._call_id)
         try:
-            link = self._link(shard)
-            coding = self._coding(shard)
+            link = self._links.open(shard)
+            coding = self._links.coding(shard)
             header = Header(
                 FrameKind.CALL,
                 self._call_id,
                 body_bytes(FrameKind.CALL, rows, hidden, assignments, coding),
-                epoch=self._table.epoch if self._table else 0,
+                epoch=self._links.view.epoch.number,
                 layer=call.layer,
                 rows=rows,
                 hidden=hidden,
@@ -259,10 +240,9 @@ class Dispatcher:
             split.fill(shard, call.bits(), body, coding is RowCoding.FP8)
             link.post(header)
             part.link = link
-            if isinstance(link, SharedLink) and not self._shared.uses(link):
-                self._links_changed = True  # it is new, or a body has grown it
+            self._links.posted_on(link)
         except (LinkClosed, HandshakeError, OSError) as error:
-            self._lose(shard, error)
+            self._links.lose(shard, error)
         return part
 
     def _resend(self, call: Call, part: _Part) -> None:
@@ -281,7 +261,7 @@ class Dispatcher:
         split.translate_rows(batch.rows[batch.row_index])
         call.deadline_s = time.monotonic() + self._views.current().call_deadline_s
         self._post_parts(call, split)
-        self._bell.ring()
+        self._links.bell.ring()
 
     # -- collecting
 
@@ -293,7 +273,7 @@ class Dispatcher:
         try:
             header, body = link.wait(part.call_id, call.deadline_s)
         except LinkClosed as error:
-            self._lose(shard, error)
+            self._links.lose(shard, error)
             return None
         except RemoteError as error:
             log.warning("shard %d refused layer %d: %s", shard, call.layer, error)
@@ -303,7 +283,7 @@ class Dispatcher:
             part.rows,
             hidden,
         ):
-            self._lose(shard, LinkClosed(f"answered {header}"))
+            self._links.lose(shard, LinkClosed(f"answered {header}"))
             return None
         call.compute_us = max(call.compute_us, header.compute_us)
         if header.coding is RowCoding.BF16:
@@ -316,56 +296,3 @@ class Dispatcher:
             if part.link is not None:
                 part.link.forget(part.call_id)
         call.parts.clear()
-
-    # -- the mesh
-
-    def _follow_view(self) -> MeshView:
-        """Adopt a new view, and forgive shards that have been down for a while."""
-        view = self._views.current()
-        now_s = time.monotonic()
-        if view is not self._view:
-            self._adopt(view)
-        elif any(retry_s <= now_s for retry_s in self._down.values()):
-            self._down = {s: retry_s for s, retry_s in self._down.items() if retry_s > now_s}
-            self._table = None
-        return view
-
-    def _adopt(self, view: MeshView) -> None:
-        before = self._view.shards if self._view else ()
-        for shard in list(self._links):
-            if shard >= len(view.shards) or view.shards[shard] != before[shard]:
-                self._links.pop(shard).close()
-        self._view, self._table, self._links_changed = view, None, True
-        self._down.clear()
-
-    def _routing(self, refused: set[int]) -> RoutingTable:
-        assert self._view is not None
-        view = self._view
-        if refused:
-            down = frozenset(self._down) | refused
-            return build_routing_table(view.epoch, view.speed, down)
-        if self._table is None:
-            self._table = build_routing_table(view.epoch, view.speed, frozenset(self._down))
-        return self._table
-
-    def _link(self, shard: int) -> ClientLink:
-        link = self._links.get(shard)
-        if link is None:
-            assert self._view is not None
-            address = self._view.shards[shard].address_from(node_id())
-            link = self._links[shard] = open_link(address, self._secret, self._bell)
-        return link
-
-    def _coding(self, shard: int) -> RowCoding:
-        assert self._view is not None
-        on_this_node = self._view.shards[shard].node == node_id()
-        return RowCoding.BF16 if on_this_node else self._view.rows_between_nodes
-
-    def _lose(self, shard: int, error: Exception) -> None:
-        name = self._view.shards[shard].id if self._view else str(shard)
-        log.warning("lost shard %s: %s", name, error)
-        with contextlib.suppress(KeyError):
-            self._links.pop(shard).close()
-            self._links_changed = True
-        self._down[shard] = time.monotonic() + RETRY_DOWN_SHARD_S
-        self._table = None

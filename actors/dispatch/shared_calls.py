@@ -123,10 +123,12 @@ class SharedCalls:
         )  # fmt: skip
 
     def wait(self, flight: SharedFlight, deadline_s: float) -> bool:
-        """Return True when every call of the flight is answered; False at the deadline or when a
-        shard is gone."""
+        """Return True when every call of the flight is answered; False where the links have to wait
+        for themselves: at the deadline, or when a shard is gone."""
         if unanswered(flight.table, flight.slots) == 0:
             return True
+        if flight.table is not self._table:
+            return False  # a link was lost or has grown since then: its bells ring elsewhere
         start_s = time.perf_counter()
         answered = _spin(flight, self._patience.spin_s)
         spun_s = time.perf_counter() - start_s

@@ -47,10 +47,12 @@ def shard(stack: ExitStack, folder: Path, number: int, held: dict[int, list[int]
     return kernel
 
 
-def connected(stack: ExitStack, folder: Path, held: Sequence[dict[int, list[int]]]) -> Dispatcher:
+def connected(
+    stack: ExitStack, folder: Path, held: Sequence[dict[int, list[int]]], deadline_s: float = 0.5
+) -> Dispatcher:
     """A dispatcher that has called all shards once: its next calls go together."""
     addresses = [Address(f"{folder}/s{number}") for number in range(len(held))]
-    views = StaticViews(view(epoch(held), addresses, deadline_s=0.5))
+    views = StaticViews(view(epoch(held), addresses, deadline_s=deadline_s))
     dispatcher = Dispatcher(views, SECRET)
     stack.callback(dispatcher.close)
     rows, weights, ids = batch()
@@ -83,14 +85,17 @@ def test_padding_only_is_nothing(stack, tmp_path) -> None:
 
 
 def test_body_grows_its_link_while_calls_are_away(stack, tmp_path) -> None:
-    for number, held in enumerate(HALVES):
-        shard(stack, tmp_path, number, held)
-    dispatcher = connected(stack, tmp_path, HALVES)
+    kernels = [shard(stack, tmp_path, number, held) for number, held in enumerate(HALVES)]
+    dispatcher = connected(stack, tmp_path, HALVES, deadline_s=20)
+    for kernel in kernels:
+        kernel.before_compute = lambda: time.sleep(0.3)
     # At 16 bytes a row and 12 an assignment, the last outgrows the first segment of 4 MB.
     batches = [batch(tokens, 8, seed=tokens) for tokens in (10, 90_000, 20)]
     calls = [dispatcher.send(0, *of) for of in batches]
+    start_s = time.monotonic()
     for call, (rows, weights, ids) in zip(calls, batches, strict=True):
         assert_right(dispatcher, call, rows, weights, ids)
+    assert time.monotonic() - start_s < 15, "no answer was slept through"
     rows, weights, ids = batch()
     call = dispatcher.send(0, rows, weights, ids)
     assert call.flight is not None, "the new segment is used"
@@ -163,15 +168,18 @@ def test_answer_that_is_no_result_costs_the_shard_its_link(stack, tmp_path, wron
 
 def test_shard_that_was_replaced_meanwhile(stack, tmp_path) -> None:
     kernel = shard(stack, tmp_path, 0, FULL)
-    dispatcher = connected(stack, tmp_path, [FULL])
+    views = StaticViews(view(epoch([FULL]), [Address(f"{tmp_path}/s0")]))
+    dispatcher = Dispatcher(views, SECRET)
+    stack.callback(dispatcher.close)
+    rows, weights, ids = batch()
+    assert_right(dispatcher, dispatcher.send(0, rows, weights, ids), rows, weights, ids)
     released = threading.Event()
     stack.callback(released.set)
     kernel.before_compute = lambda: released.wait(10)
-    rows, weights, ids = batch()
     away = dispatcher.send(0, rows, weights, ids)
     shard(stack, tmp_path, 1, FULL)
     heir = view(epoch([FULL], 2), [Address(f"{tmp_path}/s1")], deadline_s=0.5)
-    dispatcher._views.publish(heir)
+    views.publish(heir)
     # This call adopts the view, and with it drops the link that the other one went out on.
     assert_right(dispatcher, dispatcher.send(0, rows, weights, ids), rows, weights, ids)
     assert_right(dispatcher, away, rows, weights, ids)
