@@ -23,6 +23,7 @@ from actors.process import start_logging, thread_environment
 from actors.wire.address import parse_address
 from actors.wire.frame import RowCoding
 from actors.wire.node import node_id
+from actors.wire.patience import DEFAULT_SPIN_US, SPIN_VARIABLE
 from benchmarks.harness.local_mesh import environment
 from placement.epoch import EMPTY_SLOT, PlanEpoch
 
@@ -35,7 +36,8 @@ class BareMesh:
     """shards: how many; replicated: experts with a replica on every shard; transport: unix or tcp.
 
     kernel: "free" or "native"; intermediate: I of the native kernel's experts.
-    rows_between_nodes: their coding, over TCP.
+    rows_between_nodes: their coding, over TCP. spin_us: how long shards and client watch for each
+    other (see `actors.wire.patience`).
     """
 
     shards: int = 2
@@ -46,6 +48,11 @@ class BareMesh:
     kernel: str = "free"
     intermediate: int = 128
     rows_between_nodes: str = "bf16"
+    spin_us: float = DEFAULT_SPIN_US
+
+    def environment(self) -> dict[str, str]:
+        """Of all processes."""
+        return thread_environment(1) | {SPIN_VARIABLE: f"{self.spin_us:g}"}
 
     def spec(self) -> ExpertSpec:
         return ExpertSpec(
@@ -143,7 +150,7 @@ def bare_shards(mesh: BareMesh, folder: Path) -> Iterator[tuple[MeshView, Sequen
             listen = f"unix:{folder}/b{shard}" if mesh.transport == "unix" else "tcp:127.0.0.1:0"
             here, there = spawn.Pipe()
             process = spawn.Process(target=_serve, args=(mesh, shard, listen, there), daemon=True)
-            with environment(thread_environment(1)):
+            with environment(mesh.environment()):
                 process.start()
             processes.append(process)
             if not here.poll(START_TIMEOUT_S):
