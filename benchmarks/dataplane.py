@@ -78,13 +78,16 @@ def measure_mesh(
     with bare_shards(mesh, folder) as (view, processes):
         pids = [os.getpid(), *(process.pid for process in processes)]
         with environment(mesh.environment()):
-            dispatcher = Dispatcher(FixedView(view), SECRET)
+            dispatcher, *idle = [Dispatcher(FixedView(view), SECRET) for _ in range(mesh.clients)]
+        for other in idle:  # a call opens the links
+            measure_rows(other, mesh, BASE_ROWS, 1, 0.0)
         for rows in batches:
             case = {k: v for k, v in asdict(mesh).items() if k not in ("intermediate",)}
             with undisturbed(pids, arguments.realtime):
                 timed = measure_rows(dispatcher, mesh, rows, arguments.rounds, ROUND_S)
             yield case | {"rows": rows} | timed
-        dispatcher.close()
+        for each in (dispatcher, *idle):
+            each.close()
 
 
 def cases(quick: bool) -> list[tuple[BareMesh, list[int]]]:
@@ -99,6 +102,7 @@ def cases(quick: bool) -> list[tuple[BareMesh, list[int]]]:
         sweep += [(replace(mesh, hidden=hidden), [BASE_ROWS]) for hidden in (512, 7168)]
     sweep += [(replace(BASE, num_experts=experts), [BASE_ROWS]) for experts in (16, 256)]
     sweep += [(replace(BASE, replicated=16), [BASE_ROWS])]
+    sweep += [(replace(BASE, clients=clients), [BASE_ROWS]) for clients in (4, 16)]
     sweep += [(replace(both[1], rows_between_nodes="fp8"), [BASE_ROWS, 256, 1024])]
     sweep += [(mesh, [1, BASE_ROWS, 64]) for mesh in native]
     sweep += [(replace(mesh, spin_us=LONG_SPIN_US), [BASE_ROWS]) for mesh in native]
@@ -147,7 +151,7 @@ def measure(arguments: argparse.Namespace) -> Report:
     for transport in GOALS_US:
         wanted = {k: v for k, v in asdict(BASE).items() if k != "intermediate"}
         wanted |= {"rows": BASE_ROWS, "transport": transport}
-        for name in ("rows", "shards", "hidden", "num_experts"):
+        for name in ("rows", "shards", "hidden", "num_experts", "clients"):
             slopes.append(slope(runs, name, wanted))
     return Report("dataplane", runs + [s for s in slopes if s], targets)
 

@@ -29,6 +29,7 @@ SOURCES = (
     "wire/frame_words.py",
     "wire/pointers.py",
     "wire/segment.py",
+    "wire/shared_clients.py",
     "wire/shared_link.py",
 )
 """Modules that define compiled functions, or constants that these take in."""

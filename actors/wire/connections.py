@@ -10,16 +10,13 @@ import socket
 from dataclasses import dataclass
 from typing import Protocol
 
-from actors.wire.atomics import observe, publish, take
+from actors.wire.atomics import observe, publish
 from actors.wire.frame import HEADER_BYTES, FrameError, Header, unpack_header
 from actors.wire.segment import (
     ANSWERED,
     CLIENT_ASLEEP,
     FIRST_STATE,
-    POSTED,
-    SERVER_ASLEEP,
     STATE_STRIDE,
-    TAKEN,
     Segment,
 )
 
@@ -145,8 +142,7 @@ class SharedConnection:
 
     def __init__(self, sock: socket.socket, peer: str, segment: Segment, bell: int) -> None:
         self.sock, self.peer, self.bell = sock, peer, bell
-        self._segment, self._words = segment, segment.words
-        self._slots = segment.shape.slots
+        self.segment, self._words = segment, segment.words
 
     def read(self) -> list[Request]:
         """What the socket has to say: only that the client is gone."""
@@ -156,36 +152,27 @@ class SharedConnection:
             raise FrameError("bytes where only the end of the connection was to come")
         return []
 
-    def posted(self) -> list[Request]:
-        """What was posted, without a look at the socket. Raises FrameError."""
-        requests: list[Request] = []
-        while True:
-            slot = take(self._words, FIRST_STATE, STATE_STRIDE, self._slots, POSTED, TAKEN)
-            if slot < 0:
-                return requests
-            room = self._segment.request(slot)
-            # A copy: the client could still change what lies in the segment after it was checked.
-            header = unpack_header(bytes(room[:HEADER_BYTES]))
-            if header.body_bytes > self._segment.shape.request_bytes:
-                raise FrameError(f"body of {header.body_bytes} bytes in a smaller slot")
-            body = room[HEADER_BYTES : HEADER_BYTES + header.body_bytes]
-            requests.append(Request(header, body, self, slot))
+    def request(self, slot: int) -> Request:
+        """What was posted in a slot that the server took. Raises FrameError."""
+        room = self.segment.request(slot)
+        # A copy: the client could still change what lies in the segment after it was checked.
+        header = unpack_header(bytes(room[:HEADER_BYTES]))
+        if header.body_bytes > self.segment.shape.request_bytes:
+            raise FrameError(f"body of {header.body_bytes} bytes in a smaller slot")
+        body = room[HEADER_BYTES : HEADER_BYTES + header.body_bytes]
+        return Request(header, body, self, slot)
 
     def room(self, request: Request, length: int) -> memoryview:
-        if length > self._segment.shape.answer_bytes:
+        if length > self.segment.shape.answer_bytes:
             raise FrameError(f"an answer of {length} bytes does not fit the segment")
-        return self._segment.answer(request.slot)[HEADER_BYTES : HEADER_BYTES + length]
+        return self.segment.answer(request.slot)[HEADER_BYTES : HEADER_BYTES + length]
 
     def answer(self, request: Request, header: Header) -> None:
-        header.pack_into(self._segment.answer(request.slot))
+        header.pack_into(self.segment.answer(request.slot))
         publish(self._words, FIRST_STATE + request.slot * STATE_STRIDE, ANSWERED)
         if observe(self._words, CLIENT_ASLEEP):
             with contextlib.suppress(BlockingIOError):  # bells are waiting there already
                 self.sock.send(BELL, socket.MSG_NOSIGNAL)
-
-    def say_asleep(self, asleep: bool) -> None:
-        """Tell the client whether it has to ring."""
-        publish(self._words, SERVER_ASLEEP, int(asleep))
 
     def flush(self) -> None:
         """Nothing is ever queued."""

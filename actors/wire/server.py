@@ -20,6 +20,7 @@ from actors.wire.arrival import Arrival, TcpArrival, UnixArrival
 from actors.wire.connections import Connection, Request, SharedConnection
 from actors.wire.frame import MAX_ERROR_BYTES, FrameError, FrameKind, Header
 from actors.wire.patience import Patience
+from actors.wire.shared_clients import SharedClients
 
 __all__ = ["FrameServer", "Request"]
 
@@ -49,7 +50,7 @@ class FrameServer:
         self._listeners: list[socket.socket] = []
         self._arrivals: list[Arrival] = []
         self._connections: list[Connection] = []
-        self._shared: list[SharedConnection] = []
+        self._shared = SharedClients()
         self._patience = Patience()
         self.addresses: list[Address] = []
         for address in addresses:
@@ -92,8 +93,12 @@ class FrameServer:
 
     def _look_at_segments(self) -> list[Request]:
         ready: list[Request] = []
-        for connection in tuple(self._shared):
-            self._read(connection, ready, connection.posted)
+        while (found := self._shared.take()) is not None:
+            connection, slot = found
+            try:
+                ready.append(connection.request(slot))
+            except FrameError as error:
+                self._drop(connection, str(error), logging.WARNING)
         return ready
 
     def _await_work(self) -> list[Request]:
@@ -114,8 +119,7 @@ class FrameServer:
         return ready
 
     def _sleep(self) -> list[Request]:
-        for connection in self._shared:
-            connection.say_asleep(True)
+        self._shared.say_asleep(True)
         ready = self._look_at_segments()
         timeout_s = None
         if ready:
@@ -124,8 +128,7 @@ class FrameServer:
             first_s = min(arrival.deadline_s for arrival in self._arrivals)
             timeout_s = max(0.0, first_s - time.monotonic())
         self._look_at_sockets(ready, timeout_s)
-        for connection in self._shared:
-            connection.say_asleep(False)
+        self._shared.say_asleep(False)
         return ready + self._look_at_segments()
 
     def _look_at_sockets(self, ready: list[Request], timeout_s: float | None) -> None:
@@ -150,13 +153,11 @@ class FrameServer:
         if events & select.EPOLLOUT:
             self._flush(connection)
         if events & ~select.EPOLLOUT:  # an end or an error is noticed by reading, too
-            self._read(connection, ready, connection.read)
+            self._read(connection, ready)
 
-    def _read(
-        self, connection: Connection, ready: list[Request], read: Callable[[], list[Request]]
-    ) -> None:
+    def _read(self, connection: Connection, ready: list[Request]) -> None:
         try:
-            ready += read()
+            ready += connection.read()
         except EOFError:
             self._drop(connection, "closed by the client", logging.DEBUG)
         except FrameError as error:
@@ -205,8 +206,7 @@ class FrameServer:
                 self._admit_shared(connection)
 
     def _admit_shared(self, connection: SharedConnection) -> None:
-        self._shared.append(connection)
-
+        self._shared.add(connection)
         try:
             self._watch(connection.bell, _wake_up, select.EPOLLIN | select.EPOLLET)
         except OSError as error:  # not every descriptor can be watched

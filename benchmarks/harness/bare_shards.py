@@ -36,6 +36,7 @@ class BareMesh:
     """shards: how many; replicated: experts with a replica on every shard; transport: unix or tcp.
 
     kernel: "free" or "native"; intermediate: I of the native kernel's experts.
+    clients: connected dispatchers, of which one calls.
     rows_between_nodes: their coding, over TCP. spin_us: how long shards and client watch for each
     other (see `actors.wire.patience`).
     """
@@ -49,6 +50,7 @@ class BareMesh:
     intermediate: int = 128
     rows_between_nodes: str = "bf16"
     spin_us: float = DEFAULT_SPIN_US
+    clients: int = 1
 
     def environment(self) -> dict[str, str]:
         """Of all processes."""
