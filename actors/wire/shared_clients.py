@@ -47,7 +47,7 @@ class SharedClients:
         self._table = np.array(rows, np.int64).reshape(-1, 2)
 
     def take(self) -> tuple[SharedConnection, int] | None:
-        """A client and the slot of its call, which is this server's now; None: nothing is posted."""
+        """A client and the slot of its call, which is this server's now; None: there is none."""
         found = take_posted(self._table)
         if found == NOTHING:
             return None
