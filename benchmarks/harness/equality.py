@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,28 +103,44 @@ def run_engine(
 def compare(
     request: dict[str, Any], meshes: Sequence[MeshShape]
 ) -> tuple[list[Comparison], dict[str, int]]:
-    """Monolithic vLLM once, then each mesh. Returns comparisons and parameter bytes of both.
+    """Monolithic vLLM once, and each mesh. Returns comparisons and parameter bytes of both.
 
     request: model, prompts, max_tokens, threads and flags of `benchmarks.harness.generate`.
     """
-    whole = run_engine(request, None, {"monolithic": lambda: None})
-    reference = whole["runs"]["monolithic"]
-    forced = [
-        prompt + tokens
-        for prompt, tokens in zip(request["prompts"], reference["tokens"], strict=True)
-    ]
     with (
         tempfile.TemporaryDirectory(prefix="xm") as folder,
         LocalMesh(Path(request["model"]), Path(folder)) as mesh,
+        ThreadPoolExecutor(1) as beside,
     ):
+        forced_file = Path(folder) / "forced.json"
+        # Beside each other: most of an engine's start is waiting.
+        running = beside.submit(run_whole, request, forced_file)
         remote = run_engine(
-            request | {"forced": forced},
+            request | {"forced_file": str(forced_file)},
             mesh.address,
             {m.name: partial(mesh.serve, m.shards, m.mode, m.tcp, m.rows) for m in meshes},
         )
+        whole = running.result()
+    reference = whole["runs"]["monolithic"]
     comparisons = [compare_runs(name, reference, run) for name, run in remote["runs"].items()]
     sizes = {"monolithic": whole["parameter_bytes"], "mesh": remote["parameter_bytes"]}
     return comparisons, sizes
+
+
+def run_whole(request: dict[str, Any], forced_file: Path) -> dict[str, Any]:
+    """Monolithic vLLM; the mesh's engine, which waits for the file, scores its answers."""
+    forced = None
+    try:
+        whole = run_engine(request, None, {"monolithic": lambda: None})
+        tokens = whole["runs"]["monolithic"]["tokens"]
+        forced = [
+            prompt + answer for prompt, answer in zip(request["prompts"], tokens, strict=True)
+        ]
+        return whole
+    finally:
+        unfinished = forced_file.with_suffix(".part")
+        unfinished.write_text(json.dumps(forced))
+        unfinished.rename(forced_file)
 
 
 def compare_runs(name: str, reference: dict[str, Any], run: dict[str, Any]) -> Comparison:

@@ -3,7 +3,8 @@
   python -m benchmarks.harness.generate REQUEST.json ANSWER.json
 
 REQUEST: {"model", "prompts" (token ids), "max_tokens", "threads", "flags",
-  "forced": token ids, or null for the run's own prompts with their answers,
+  "forced_file": where token ids to score will appear as JSON, or null for the run's own prompts
+  with their answers,
   "address": EXPERTMESH_ADDRESS or null, "runs": names}
 ANSWER: {"runs": {name: Run}, "parameter_bytes"}
 
@@ -14,6 +15,7 @@ mesh in between. The engine stays. `forced` sequences are scored token by token 
 import json
 import os
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,8 +61,14 @@ def generate(llm: "LLM", request: dict[str, Any]) -> Run:
     return Run(
         tokens,
         [[_gap(step) for step in output.logprobs or []] for output in outputs],
-        _score(llm, request.get("forced") or own),
+        _score(llm, _await_json(request.get("forced_file")) or own),
     )
+
+
+def _await_json(path: str | None) -> Any:
+    while path and not os.path.exists(path):
+        time.sleep(0.05)
+    return json.loads(Path(path).read_text()) if path else None
 
 
 def _gap(step: Any) -> float:
