@@ -24,8 +24,8 @@ class ShardLinks:
     """`follow` comes first; shards are numbered as in the view that it adopted."""
 
     def __init__(self, views: ViewSource, secret: bytes) -> None:
-        self.views = views
         self.bell = Bell()
+        self._views = views
         self._secret = secret
         self._view: MeshView | None = None
         self._table: RoutingTable | None = None
@@ -42,7 +42,7 @@ class ShardLinks:
 
     def follow(self) -> MeshView:
         """Adopt a new view, and forgive shards that have been down for a while."""
-        view = self.views.current()
+        view = self._views.current()
         if view is not self._view:
             self._adopt(view)
         elif self._down:

@@ -18,7 +18,7 @@ import torch
 from numba import carray
 
 from actors.dispatch.split import Split, fill_call
-from actors.wire.atomics import find, observe, publish, sched_yield
+from actors.wire.atomics import find, observe, publish, sched_yield, spin
 from actors.wire.bf16 import round_to_bf16
 from actors.wire.compiled import compiled
 from actors.wire.frame import HEADER_BYTES
@@ -48,7 +48,6 @@ COLUMNS = 6
 NO_SLOT = -1
 NOT_A_RESULT = -1
 INCOMPLETE, ASLEEP = 1, 2
-YIELDS_PER_LOOK_AT_THE_CLOCK = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,14 +169,7 @@ class SharedCalls:
 
 
 def _spin(flight: SharedFlight, spin_s: float) -> bool:
-    """Yield until all is answered, about `spin_s` long."""
-    end_s = time.perf_counter() + spin_s
-    while spin_s > 0:
-        if yield_until_answered(flight.table, flight.slots, YIELDS_PER_LOOK_AT_THE_CLOCK):
-            return True
-        if time.perf_counter() >= end_s:
-            break
-    return False
+    return spin(lambda yields: yield_until_answered(flight.table, flight.slots, yields), spin_s)
 
 
 @compiled(inline="always")

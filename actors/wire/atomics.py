@@ -6,6 +6,7 @@ other's, at least one sees the other's store: nobody falls asleep on a word that
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def take(words, first, stride, count, value, taken):  # type: ignore[no-untyped-
 
 
 @compiled("boolean(uint32[::1], intp, uint32, intp)")
-def _yield_until(words, index, value, yields):  # type: ignore[no-untyped-def]
+def yield_until(words, index, value, yields):  # type: ignore[no-untyped-def]
     for _ in range(yields):
         if _load(words, index) == value:
             return True
@@ -83,10 +84,15 @@ def _yield_until(words, index, value, yields):  # type: ignore[no-untyped-def]
     return _load(words, index) == value
 
 
-def spin_until(words: Words, index: int, value: int, spin_s: float) -> bool:
-    """Wait at most about `spin_s` for words[index] == value, yielding to whoever wants the core."""
+def spin(look: Callable[[int], bool], spin_s: float) -> bool:
+    """Wait at most about `spin_s`, yielding to whoever wants the core; 0 does not even look.
+
+    look(yields): whether what is waited for is there after at most so many yields.
+    """
     end_s = time.perf_counter() + spin_s
-    while not _yield_until(words, index, value, YIELDS_PER_LOOK_AT_THE_CLOCK):
+    while spin_s > 0:
+        if look(YIELDS_PER_LOOK_AT_THE_CLOCK):
+            return True
         if time.perf_counter() >= end_s:
-            return False
-    return True
+            break
+    return False

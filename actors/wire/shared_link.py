@@ -12,7 +12,7 @@ import socket
 import time
 
 from actors.wire.address import Address, connect
-from actors.wire.atomics import find, observe, publish, spin_until
+from actors.wire.atomics import find, observe, publish, spin, yield_until
 from actors.wire.bell import Bell
 from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, Header, unpack_header
 from actors.wire.link import CONNECT_TIMEOUT_S, LinkClosed, LinkTimeout, RemoteError
@@ -85,8 +85,9 @@ class Channel:
         if observe(self._words, state) == ANSWERED:
             return
         start_s = time.perf_counter()
-        spin_s = self._patience.spin_s
-        answered = spin_s > 0 and spin_until(self._words, state, ANSWERED, spin_s)
+        answered = spin(
+            lambda yields: yield_until(self._words, state, ANSWERED, yields), self._patience.spin_s
+        )
         spun_s = time.perf_counter() - start_s
         if not answered:
             self._sleep_until_answered(state, deadline_s)

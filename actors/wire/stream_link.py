@@ -44,6 +44,7 @@ class StreamLink:
         self._early: dict[int, tuple[Header, memoryview]] = {}
         self._patience = Patience()
         self._spin_until_s = 0.0
+        self._blocked = False
 
     def body(self, length: int, answer_length: int) -> memoryview:
         if HEADER_BYTES + length > len(self._out):
@@ -72,11 +73,11 @@ class StreamLink:
         if answer is None:
             start_s = time.perf_counter()
             self._spin_until_s = start_s + self._patience.spin_s
+            self._blocked = False
             answer = self._receive_answer(call_id, deadline_s)
-            end_s = time.perf_counter()
+            waited_s = time.perf_counter() - start_s
             # Only a wait that never blocked shows whether the core was lost while it spun.
-            spun_s = 0.0 if end_s > self._spin_until_s + self._patience.spin_s else end_s - start_s
-            self._patience.learn(end_s - start_s, spun_s)
+            self._patience.learn(waited_s, 0.0 if self._blocked else waited_s)
         self._waiting.discard(call_id)
         header, body = answer
         if header.kind is FrameKind.ERROR:
@@ -115,6 +116,7 @@ class StreamLink:
                 if time.perf_counter() < self._spin_until_s:
                     os.sched_yield()
                     continue
+                self._blocked = True
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or not self._poll.poll(max(1, left_s * 1000)):
                     raise LinkTimeout(f"{self.address} did not answer in time") from None
