@@ -11,8 +11,8 @@ import torch
 
 from actors.dispatch.backend import bf16_tensor
 from actors.wire.body import Bits16, CallBody, Fp8Rows
-from actors.wire.compiled import compiled
 from actors.wire.fp8_rows import decode_rows
+from placement.compiled import compiled
 
 BAD_ROW, BAD_EXPERT = 1, 2
 

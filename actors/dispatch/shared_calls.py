@@ -20,7 +20,6 @@ from numba import carray
 from actors.dispatch.split import Split, fill_call
 from actors.wire.atomics import find, observe, publish, sched_yield, spin
 from actors.wire.bf16 import round_to_bf16
-from actors.wire.compiled import compiled
 from actors.wire.frame import HEADER_BYTES
 from actors.wire.frame_words import COMPUTE_US, LONG_WORDS, WORDS, is_result, write_call
 from actors.wire.link import ClientLink, LinkClosed
@@ -37,6 +36,7 @@ from actors.wire.segment import (
     STATE_STRIDE,
 )
 from actors.wire.shared_link import LARGE_BODY_BYTES, Channel, SharedLink
+from placement.compiled import compiled
 
 Table = npt.NDArray[np.int64]
 Slots = npt.NDArray[np.int32]

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from actors.dispatch.routing_table import RoutingTable
 from actors.wire.bf16 import round_to_bf16
-from actors.wire.compiled import compiled
 from actors.wire.fp8_rows import encode_row
+from placement.compiled import compiled
 
 Ints = npt.NDArray[np.int32]
 AnyInts = npt.NDArray[np.integer]

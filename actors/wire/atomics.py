@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from actors.wire.compiled import compiled
+from placement.compiled import compiled
 
 Words = npt.NDArray[np.uint32]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from actors.wire.compiled import compiled
+from placement.compiled import compiled
 
 
 @compiled(inline="always")

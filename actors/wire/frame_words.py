@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 
-from actors.wire.compiled import compiled
 from actors.wire.frame import HEADER_BYTES, MAGIC, VERSION, FrameKind
+from placement.compiled import compiled
 
 assert sys.byteorder == "little", "frames are little-endian"
 

@@ -8,7 +8,6 @@ import numpy.typing as npt
 from numba import carray
 
 from actors.wire.atomics import publish, take
-from actors.wire.compiled import compiled
 from actors.wire.connections import SharedConnection
 from actors.wire.pointers import pointer_to
 from actors.wire.segment import (
@@ -20,6 +19,7 @@ from actors.wire.segment import (
     STATE_STRIDE,
     TAKEN,
 )
+from placement.compiled import compiled
 
 NOTHING = -1
 
