@@ -46,7 +46,10 @@ class ExpertRouter:
         self._thread: threading.Thread | None = None
 
     def start(self) -> dict[str, Any]:
-        """Follow the mesh and open the sockets. Returns {"id", "pid", "node", "addresses"}.
+        """Follow the mesh and open the sockets.
+
+        Returns {"id", "incarnation", "pid", "node", "addresses"}; incarnation: what the data links'
+        WELCOME says.
 
         Raises:
             ConnectionError: the directory does not answer.
@@ -62,6 +65,7 @@ class ExpertRouter:
         self._state = "ready"
         return {
             "id": self._config.id,
+            "incarnation": self._server.incarnation,
             "pid": os.getpid(),
             "node": node_id(),
             "addresses": [str(address) for address in self._server.addresses],

@@ -28,6 +28,7 @@ class RouterServer:
         self._backend = backend
         self._frames = FrameServer(addresses, secret, self._handle)
         self.addresses = self._frames.addresses
+        self.incarnation = self._frames.incarnation
         self.calls = 0
 
     def run(self) -> None:

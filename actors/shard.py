@@ -66,7 +66,8 @@ class ExpertShard:
     def start(self) -> dict[str, Any]:
         """Choose the kernel and open the data links; the shard is empty until `load`.
 
-        Returns {"id", "pid", "node", "addresses", "kernel", "bytes_per_expert", "free_bytes"}.
+        Returns {"id", "incarnation", "pid", "node", "addresses", "kernel", "bytes_per_expert",
+        "free_bytes"}; incarnation: what the data links' WELCOME says.
 
         Raises:
             ModelRefused: the checkpoint has no routed experts this shard can compute.
@@ -84,6 +85,7 @@ class ExpertShard:
         self._thread.start()
         return {
             "id": self._config.id,
+            "incarnation": self._server.incarnation,
             "pid": os.getpid(),
             "free_bytes": free_memory_bytes(self._config.device),
             "node": node_id(),

@@ -46,6 +46,7 @@ class ShardServer:
         self._frames = FrameServer(addresses, secret, self._handle)
         self._row_of_layer = {layer: row for row, layer in enumerate(spec.layers)}
         self.addresses = self._frames.addresses
+        self.incarnation = self._frames.incarnation
         self.tokens: npt.NDArray[np.int64] = np.zeros(
             (len(spec.layers), spec.num_experts), np.int64
         )

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from actors.wire.connections import Connection, SharedConnection, StreamConnection
 from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, unpack_header
-from actors.wire.handshake import ANSWER_BYTES, Challenge
+from actors.wire.handshake import ANSWER_BYTES, Challenge, welcome
 from actors.wire.segment import open_segment
 
 SOCKET_BUFFER_BYTES = 4 << 20
@@ -24,7 +24,7 @@ class Arrival(Protocol):
     deadline_s: float
 
     def read(self) -> Connection | None:
-        """The connection it became, None while more has to come.
+        """The connection it became, which was sent WELCOME; None while more has to come.
 
         Raises:
             FrameError: it does not belong here. EOFError: it left. OSError.
@@ -37,13 +37,16 @@ class Arrival(Protocol):
 class TcpArrival:
     """Challenge and response, see `handshake.py`."""
 
-    def __init__(self, sock: socket.socket, peer: str, deadline_s: float, secret: bytes) -> None:
+    def __init__(
+        self, sock: socket.socket, peer: str, deadline_s: float, incarnation: int, secret: bytes
+    ) -> None:
         """Raises OSError where the client has gone already."""
         self.sock, self.peer, self.deadline_s = sock, peer, deadline_s
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
+        self._incarnation = incarnation
         self._challenge = Challenge(secret)
         self._answer = b""
         sock.sendall(self._challenge.opening)  # a fresh socket has room for it
@@ -58,7 +61,7 @@ class TcpArrival:
         self._answer += chunk
         if len(self._answer) < ANSWER_BYTES:
             return None
-        self.sock.sendall(self._challenge.accept(self._answer))
+        self.sock.sendall(self._challenge.accept(self._answer) + welcome(self._incarnation))
         return StreamConnection(self.sock, self.peer)
 
     def close(self) -> None:
@@ -68,9 +71,10 @@ class TcpArrival:
 class UnixArrival:
     """An ATTACH frame that brings the descriptors of a segment and a bell."""
 
-    def __init__(self, sock: socket.socket, peer: str, deadline_s: float) -> None:
+    def __init__(self, sock: socket.socket, peer: str, deadline_s: float, incarnation: int) -> None:
         self.sock, self.peer, self.deadline_s = sock, peer, deadline_s
         sock.setblocking(False)
+        self._incarnation = incarnation
         self._head = b""
         self._descriptors: list[int] = []
 
@@ -93,6 +97,7 @@ class UnixArrival:
             )
         segment = open_segment(self._descriptors[0])
         os.close(self._descriptors.pop(0))
+        self.sock.sendall(welcome(self._incarnation))
         return SharedConnection(self.sock, self.peer, segment, self._descriptors.pop())
 
     def close(self) -> None:

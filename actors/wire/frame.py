@@ -12,6 +12,7 @@ Bodies, all contiguous and little-endian; rows come last, so every array is alig
   ROUTED  rows bf16 [T, H]
   ERROR   UTF-8 text
   ATTACH  nothing; a shared-memory segment's descriptor comes with it
+  WELCOME nothing; `call_id` is the server's incarnation
 
 Rows of a CALL may be coded in FP8 instead, and its answer is then rounded to bf16: half the bytes.
   CALL    row_index | expert | weight | scale f32 [R] | rows e4m3 [R, H]       (value * scale)
@@ -26,7 +27,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 MAGIC = b"XMSH"
-VERSION = 2
+VERSION = 3
 HEADER_BYTES = 64
 MAX_ROWS = 1 << 17
 MAX_HIDDEN = 1 << 16
@@ -49,6 +50,7 @@ class FrameKind(IntEnum):
     ROUTED = 4
     ERROR = 5
     ATTACH = 6
+    WELCOME = 7
 
 
 class RowCoding(IntEnum):
@@ -69,7 +71,7 @@ class Header(NamedTuple):
     """Kind and sizes of one frame.
 
     epoch: plan epoch the sender followed (for the record; calls do not depend on it).
-    call_id: chosen by the client, repeated in the answer.
+    call_id: chosen by the client, repeated in the answer; in a WELCOME the server's incarnation.
     rows, hidden, assignments: R, H, A (see the module's table of bodies).
     compute_us: in answers, time the expert kernel took.
     coding: of the rows; other than BF16 only in CALL and RESULT.
@@ -124,7 +126,7 @@ def body_bytes(
             return rows * hidden * 2 + 8 * assignments
         case FrameKind.ROUTED:
             return rows * hidden * 2
-        case FrameKind.ATTACH:
+        case FrameKind.ATTACH | FrameKind.WELCOME:
             return 0
         case FrameKind.ERROR:
             raise ValueError("the length of an ERROR body is its text's")

@@ -1,7 +1,12 @@
-"""Mutual HMAC handshake for TCP links; Unix sockets are guarded by their folder's mode (0700).
+"""What is said on a new connection before its first call.
 
-Both sides prove that they know the mesh's secret without sending it (challenge and response over
-SHA-256):
+TCP links begin with a mutual HMAC handshake; Unix sockets are guarded by their folder's mode (0700)
+and begin with ATTACH. On both the server then sends WELCOME with its **incarnation**, a random
+number that every serving process draws when it starts. So a client knows that the server took it
+in, and can tell a server that was started again from the one it knew by the same address.
+
+In the handshake both sides prove that they know the mesh's secret without sending it (challenge and
+response over SHA-256):
 
   server -> client   magic, server nonce
   client -> server   client nonce, HMAC(secret, "client" + server nonce + client nonce)
@@ -14,12 +19,13 @@ import hmac
 import secrets
 import socket
 
-from actors.wire.frame import FrameError
+from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, Header, unpack_header
 
 GREETING = b"XMSH-HS1"
 NONCE_BYTES = 32
 PROOF_BYTES = 32
 ANSWER_BYTES = NONCE_BYTES + PROOF_BYTES
+INCARNATION_BITS = 64
 
 
 class HandshakeError(FrameError):
@@ -28,6 +34,33 @@ class HandshakeError(FrameError):
 
 def proof(secret: bytes, role: bytes, server_nonce: bytes, client_nonce: bytes) -> bytes:
     return hmac.digest(secret, role + server_nonce + client_nonce, "sha256")
+
+
+def draw_incarnation() -> int:
+    """A number in [1, 2**64) that no other server has; 0 stands for one that is not known."""
+    return secrets.randbits(INCARNATION_BITS) or 1
+
+
+def welcome(incarnation: int) -> bytes:
+    """The WELCOME frame of the server with this incarnation."""
+    frame = bytearray(HEADER_BYTES)
+    Header(FrameKind.WELCOME, incarnation, 0).pack_into(frame)
+    return bytes(frame)
+
+
+def receive_welcome(sock: socket.socket) -> int:
+    """The server's incarnation; blocking, bounded by the socket's timeout.
+
+    Raises:
+        HandshakeError: the server left or said something else. OSError: the time is over.
+    """
+    try:
+        header = unpack_header(_receive_exactly(sock, HEADER_BYTES))
+    except FrameError as error:
+        raise HandshakeError(str(error)) from None
+    if header.kind is not FrameKind.WELCOME or not header.call_id:
+        raise HandshakeError(f"the server answered with {header.kind.name}, not with WELCOME")
+    return header.call_id
 
 
 def _receive_exactly(sock: socket.socket, count: int) -> bytes:

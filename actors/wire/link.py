@@ -29,7 +29,12 @@ class RemoteError(RuntimeError):
 
 
 class ClientLink(Protocol):
-    """One connection to a server of frames. For one thread."""
+    """One connection to a server of frames. For one thread.
+
+    incarnation: of the server that was connected to, as it said in WELCOME.
+    """
+
+    incarnation: int
 
     def body(self, length: int, answer_length: int) -> memoryview:
         """Writable room for the next frame's body; valid until `post`.
@@ -69,7 +74,8 @@ def open_link(address: Address, secret: bytes, bell: Bell) -> ClientLink:
     bell: of this client, one for all its links.
 
     Raises:
-        OSError: nobody listens. HandshakeError: wrong peer or wrong secret.
+        OSError: nobody listens, or no WELCOME came in time.
+        HandshakeError: wrong peer or wrong secret.
     """
     if address.is_unix:
         from actors.wire.shared_link import SharedLink

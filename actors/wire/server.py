@@ -19,6 +19,7 @@ from actors.wire.address import Address, listen
 from actors.wire.arrival import Arrival, TcpArrival, UnixArrival
 from actors.wire.connections import Connection, Request, SharedConnection
 from actors.wire.frame import MAX_ERROR_BYTES, FrameError, FrameKind, Header
+from actors.wire.handshake import draw_incarnation
 from actors.wire.patience import Patience
 from actors.wire.shared_clients import SharedClients
 
@@ -42,6 +43,8 @@ class FrameServer:
         Raises:
             OSError: an address is taken.
         """
+        self.incarnation = draw_incarnation()
+        """What clients are told in WELCOME; every server that is started has another one."""
         self._secret = secret
         self._handler = handler
         self._epoll = select.epoll()
@@ -181,9 +184,9 @@ class FrameServer:
         deadline_s = time.monotonic() + ARRIVAL_TIMEOUT_S
         try:
             arrival: Arrival = (
-                UnixArrival(sock, name, deadline_s)
+                UnixArrival(sock, name, deadline_s, self.incarnation)
                 if address.is_unix
-                else TcpArrival(sock, name, deadline_s, self._secret)
+                else TcpArrival(sock, name, deadline_s, self.incarnation, self._secret)
             )
         except OSError as error:
             log.info("%s: %s", name, error)

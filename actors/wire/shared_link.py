@@ -15,6 +15,7 @@ from actors.wire.address import Address, connect
 from actors.wire.atomics import find, observe, publish, spin, yield_until
 from actors.wire.bell import Bell
 from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, Header, unpack_header
+from actors.wire.handshake import HandshakeError, receive_welcome
 from actors.wire.link import CONNECT_TIMEOUT_S, LinkClosed, LinkTimeout, RemoteError
 from actors.wire.patience import Patience
 from actors.wire.segment import (
@@ -53,6 +54,7 @@ class Channel:
                 socket.send_fds(self._socket, [hello], [fd, bell.fd])
             finally:
                 os.close(fd)
+            self.incarnation = receive_welcome(self._socket)
             self._socket.setblocking(False)
         except BaseException:
             self._socket.close()
@@ -129,11 +131,12 @@ class SharedLink:
     """See `ClientLink`. Bodies that outgrow the segment get a larger one, on a new connection."""
 
     def __init__(self, address: Address, bell: Bell) -> None:
-        """Raises OSError where nobody listens."""
+        """Raises OSError where nobody listens, HandshakeError where something else does."""
         self.address = address
         self._bell = bell
         shape = shape_for(FIRST_REQUEST_BYTES, FIRST_ANSWER_BYTES)
         self._channel = Channel(address, shape, bell)
+        self.incarnation = self._channel.incarnation
         self._slot = 0
         self._calls: dict[int, tuple[Channel, int]] = {}
         self._read: tuple[Channel, int] | None = None
@@ -170,7 +173,7 @@ class SharedLink:
         self._outgrown.append(self._channel)
         try:
             self._channel = Channel(self.address, shape, self._bell)
-        except OSError as error:
+        except (OSError, HandshakeError) as error:
             raise LinkClosed(f"{self.address}: {error}") from error
 
     def post(self, header: Header) -> None:

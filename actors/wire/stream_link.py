@@ -8,7 +8,7 @@ import time
 
 from actors.wire.address import Address, connect
 from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, Header, unpack_header
-from actors.wire.handshake import greet_server
+from actors.wire.handshake import greet_server, receive_welcome
 from actors.wire.link import CONNECT_TIMEOUT_S, LinkClosed, LinkTimeout, RemoteError
 from actors.wire.patience import Patience
 
@@ -29,6 +29,7 @@ class StreamLink:
         self._socket = connect(address, CONNECT_TIMEOUT_S)
         try:
             greet_server(self._socket, secret)
+            self.incarnation = receive_welcome(self._socket)
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 self._socket.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
             self._socket.setblocking(False)

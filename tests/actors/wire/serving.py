@@ -8,7 +8,7 @@ from actors.wire.address import Address, connect, parse_address
 from actors.wire.bell import Bell
 from actors.wire.body import call_body
 from actors.wire.frame import FrameKind, Header, body_bytes
-from actors.wire.handshake import greet_server
+from actors.wire.handshake import greet_server, receive_welcome
 from actors.wire.link import ClientLink
 from actors.wire.segment import Segment, SegmentShape, create_segment
 from tests.actors.fakes import HIDDEN, AffineKernel, spec
@@ -44,6 +44,7 @@ def raw_client(address: Address) -> socket.socket:
     sock = connect(address, 5.0)
     if not address.is_unix:
         greet_server(sock, SECRET)
+        receive_welcome(sock)
     return sock
 
 
