@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from actors.dispatch.share import cost_table
+from placement.cost_model import TYPICAL_COST
 from placement.epoch import EMPTY_SLOT, PlanEpoch
 
 Ints = npt.NDArray[np.int32]
@@ -25,12 +27,12 @@ class LayerReplicas:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoutingTable:
-    """Replicas by model layer, and speed: float64 [D], relative speed of each shard."""
+    """Replicas by model layer, and what calls cost each shard, see `share.cost_table`."""
 
     epoch: int
     num_shards: int
     num_experts: int
-    speed: npt.NDArray[np.float64]
+    cost: npt.NDArray[np.float64]
     layers: dict[int, LayerReplicas]
 
 
@@ -43,7 +45,8 @@ def build_routing_table(
         layer: _layer_replicas(epoch.experts[row], epoch.num_experts, live)
         for row, layer in enumerate(epoch.layers)
     }
-    return RoutingTable(epoch.number, epoch.num_shards, epoch.num_experts, speed, layers)
+    cost = cost_table([TYPICAL_COST] * epoch.num_shards, speed.tolist())
+    return RoutingTable(epoch.number, epoch.num_shards, epoch.num_experts, cost, layers)
 
 
 def _layer_replicas(

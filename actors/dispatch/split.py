@@ -1,12 +1,7 @@
 """Turn one batch's expert choices into what each shard gets. Pure numpy and numba.
 
-Experts with one replica have no choice. The rows of replicated experts then go, in blocks and the
-most wanted expert first, to the replica that would finish them first: water-filling on this batch's
-true counts, weighted by shard speed. A block is not divided, because a shard that computes any row
-of an expert has to read all of its weights: with few rows an expert that takes half of them would
-cost as much as one that takes all (measured on 2 shards that both hold all of 64 experts, 16 rows:
-twice the kernel time of undivided experts). A row goes to a shard once, however many of its experts
-live there.
+Which replica computes a choice is decided by `share`. A row goes to a shard once, however many of
+its experts live there.
 
 A `Split` keeps its arrays from batch to batch. One numba pass decides where every choice goes, one
 per shard writes rows, ids and weights straight into the body of its call, and one per shard adds
@@ -19,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.dispatch.routing_table import RoutingTable
+from actors.dispatch.share import BEYOND_PLAN, UNPLACED, choose_replicas
 from actors.wire.bf16 import round_to_bf16
 from actors.wire.fp8_rows import encode_row
 from placement.compiled import compiled
@@ -27,20 +23,6 @@ Ints = npt.NDArray[np.int32]
 AnyInts = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float32]
 Bits16 = npt.NDArray[np.uint16]
-
-UNPLACED = -2
-"""Marks an assignment whose expert has no live replica."""
-BEYOND_PLAN = -3
-"""An expert id that the plan does not have."""
-ABSENT = -1
-"""Marks a padded choice (topk id below 0): nobody computes it."""
-
-
-READ_ROWS = 8.0
-"""What reading an expert's weights costs, in rows computed: 50 us for the first row and 5 us for
-each further one (bf16, hidden 768, intermediate 384, one core with AVX512-BF16)."""
-BLOCK_ROWS = 32
-"""Rows of one expert that stay together; beyond it the rows cost more than the weights."""
 
 
 class ExpertsUnplaced(LookupError):
@@ -84,7 +66,7 @@ class Split:
         self.weights = np.empty(count, np.float32)
         self.first = np.zeros(shards + 1, np.int32)
         self.first_row = np.zeros(shards + 1, np.int32)
-        self._load = np.empty(shards, np.float64)
+        self._usable = np.ones(shards, np.bool_)
         self._seen = np.empty(shards, np.int32)
 
     def plan(
@@ -103,8 +85,8 @@ class Split:
         if tokens * top_k > room[1] or table.num_shards != room[2]:
             self._reserve(tokens, top_k, table.num_shards)
         problem = split_choices(
-            topk_ids, topk_weights, replicas.start, replicas.shards, table.speed,
-            self._choice, self._load, self._seen, self.first, self.first_row,
+            topk_ids, topk_weights, replicas.start, replicas.shards, self._usable, table.cost,
+            self._choice, self._seen, self.first, self.first_row,
             self.rows, self.row_index, self.experts, self.weights,
         )  # fmt: skip
         if problem == BEYOND_PLAN:
@@ -159,19 +141,19 @@ class Split:
 
 @compiled()
 def split_choices(  # type: ignore[no-untyped-def]  # noqa: PLR0912
-    topk_ids, topk_weights, start, shards, speed,
-    choice, load, last_seen, first, first_row, rows, row_index, experts, weights,
+    topk_ids, topk_weights, start, shards, usable, cost,
+    choice, last_seen, first, first_row, rows, row_index, experts, weights,
 ):  # fmt: skip
     """Choose a replica for each choice and lay the choices out shard after shard.
 
     first, first_row: int32 [D + 1], offsets into rows and into row_index, experts and weights. Rows
     and assignments keep the batch's order. Returns 0, UNPLACED or BEYOND_PLAN.
     """
-    problem = choose_replicas(topk_ids, start, shards, speed, choice, load)
+    problem = choose_replicas(topk_ids, start, shards, usable, cost, choice)
     if problem != 0:
         return problem
     tokens, top_k = topk_ids.shape
-    num_shards = speed.shape[0]
+    num_shards = usable.shape[0]
     first[:] = 0
     first_row[:] = 0
     last_seen[:] = -1
@@ -212,72 +194,6 @@ def split_choices(  # type: ignore[no-untyped-def]  # noqa: PLR0912
         for at in range(first[shard], first[shard + 1]):
             row_index[at] -= first_row[shard]
     return 0
-
-
-@compiled()
-def choose_replicas(topk_ids, start, shards, speed, choice, load):  # type: ignore[no-untyped-def]
-    """Shard of each choice, int32 [T * K]; UNPLACED or ABSENT where there is none."""
-    tokens, top_k = topk_ids.shape
-    num_experts = start.shape[0] - 1
-    counts = np.zeros(num_experts, np.int32)
-    for t in range(tokens):
-        for k in range(top_k):
-            expert = topk_ids[t, k]
-            if expert >= num_experts:
-                return BEYOND_PLAN
-            if expert >= 0:
-                counts[expert] += 1
-    quota = share_out(counts, start, shards, speed, load)
-    problem = 0
-    for t in range(tokens):
-        for k in range(top_k):
-            expert = topk_ids[t, k]
-            if expert < 0:
-                choice[t * top_k + k] = ABSENT
-                continue
-            at, last = start[expert], start[expert + 1]
-            while at < last and quota[at] == 0:
-                at += 1
-            if at == last:
-                choice[t * top_k + k] = UNPLACED
-                problem = UNPLACED
-            else:
-                quota[at] -= 1
-                choice[t * top_k + k] = shards[at]
-    return problem
-
-
-@compiled()
-def share_out(counts, start, shards, speed, load):  # type: ignore[no-untyped-def]
-    """Rows of each replica, int32 like `shards`: those of its expert, counts [E], shared out."""
-    quota = np.zeros(shards.shape[0], np.int32)
-    load[:] = 0.0
-    replicated = 0
-    for expert in range(counts.shape[0]):
-        replicas = start[expert + 1] - start[expert]
-        if counts[expert] > 0 and replicas == 1:
-            quota[start[expert]] = counts[expert]
-            load[shards[start[expert]]] += READ_ROWS + counts[expert]
-        elif counts[expert] > 0 and replicas > 1:
-            replicated += 1
-    if replicated == 0:
-        return quota
-    for expert in np.argsort(-counts, kind="mergesort"):
-        if start[expert + 1] - start[expert] < 2:
-            continue
-        left = counts[expert]
-        while left > 0:
-            rows = min(left, BLOCK_ROWS)
-            best, best_cost, best_finish = -1, 0.0, np.inf
-            for at in range(start[expert], start[expert + 1]):
-                cost = rows + (READ_ROWS if quota[at] == 0 else 0.0)
-                finish = (load[shards[at]] + cost) / speed[shards[at]]
-                if finish < best_finish:
-                    best, best_cost, best_finish = at, cost, finish
-            quota[best] += rows
-            load[shards[best]] += best_cost
-            left -= rows
-    return quota
 
 
 @compiled()

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.dispatch.routing_table import RoutingTable, build_routing_table
+from actors.dispatch.share import BLOCK_ROWS
 from actors.dispatch.split import (
-    BLOCK_ROWS,
     ExpertsUnplaced,
     ShardBatch,
     Split,
