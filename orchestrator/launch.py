@@ -150,6 +150,8 @@ class _Session:
             port=settings.port,
             max_queued_requests=settings.max_queued_requests,
             max_body_bytes=settings.max_request_body,
+            body_timeout_s=settings.body_timeout_s,
+            send_timeout_s=settings.send_timeout_s,
         )
         mesh = RayMesh(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
         keys = (key.get_secret_value() for key in Secrets().api_keys)

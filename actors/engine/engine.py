@@ -107,7 +107,7 @@ class Engine:
             async with contextlib.aclosing(answer) as replies:
                 async for reply in replies:
                     if isinstance(reply, ResponseStart) and self._failed_by_death(reply):
-                        yield self._refusal()
+                        yield self._refusal(died=True)
                         return
                     yield reply
         finally:
@@ -229,8 +229,9 @@ class Engine:
         self._notice_death()
         return reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR and self._state is EngineState.DEAD
 
-    def _refusal(self) -> Refusal:
-        return Refusal(f"engine {self._config.engine_id} is {self._state}: {self._detail}")
+    def _refusal(self, died: bool = False) -> Refusal:
+        reason = f"engine {self._config.engine_id} is {self._state}: {self._detail}"
+        return Refusal(reason, died)
 
     def _move(self, state: EngineState, detail: str) -> None:
         check_transition(self._state, state)

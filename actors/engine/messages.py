@@ -37,9 +37,13 @@ class ResponseStart:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The engine did not serve the request, and no part of it was answered: try another engine."""
+    """The engine did not serve the request, and no part of it was answered: try another engine.
+
+    died: the engine took the request and died while it had it, perhaps because of it.
+    """
 
     reason: str
+    died: bool = False
 
 
 EngineReply = ResponseStart | Refusal | bytes

@@ -106,3 +106,9 @@ class GatewayConfig(Section):
     with Retry-After."""
     max_request_body: Annotated[ByteSize, Field(gt=0)] = 16 * 2**20
     """Largest request body, in bytes or such as `16MiB`; a larger one gets status 413."""
+    body_timeout_s: Seconds = 10.0
+    """How long a client may take to send a request's body, plus one second for every 256 KiB that
+    have arrived; then it gets status 408. Until its body is there a request takes no place in the
+    queue."""
+    send_timeout_s: Seconds = 60.0
+    """A client that takes nothing of its answer for so long is cut off, and its request aborted."""

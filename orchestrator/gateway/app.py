@@ -18,41 +18,26 @@ from orchestrator.gateway.auth import KeyCheck
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.engine_pool import EnginePool, PooledEngine
 from orchestrator.gateway.errors import error_response, unavailable
-from orchestrator.gateway.forward import ForwardedResponse
+from orchestrator.gateway.inference import Inference
 from orchestrator.gateway.mesh import EngineError, Mesh, MeshLostError
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.observation import Observation
-from orchestrator.gateway.routes import FORWARDED_HEADERS, INFERENCE_ROUTES
+from orchestrator.gateway.retry_after import RetryAfter
+from orchestrator.gateway.routes import INFERENCE_ROUTES
 
 logger = logging.getLogger(__name__)
 
 
 class Gateway:
-    """Handlers of the routes, around one pool of engines."""
+    """Handlers of the routes that tell about the mesh, around one pool of engines."""
 
-    def __init__(self, config: GatewayConfig, mesh: Mesh, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self, config: GatewayConfig, mesh: Mesh, pool: EnginePool, metrics: GatewayMetrics
+    ) -> None:
         self._config = config
         self._mesh = mesh
+        self._pool = pool
         self._metrics = metrics
-        self._pool = EnginePool(mesh)
-
-    async def infer(self, request: Request) -> Response:
-        """Hand the request to an engine."""
-        body = await self._read_body(request)
-        if not self._pool.ready:
-            await self._pool.refresh()
-        if not self._pool.ready:
-            return unavailable("no engine is ready", self._config.retry_after_s)
-        limit = self._pool.max_running + self._config.max_queued_requests
-        if request.method == "POST" and self._pool.in_flight >= limit:
-            message = f"{self._pool.in_flight} requests are running or waiting; try again later"
-            return error_response(
-                HTTPStatus.TOO_MANY_REQUESTS, message, "queue_full", self._config.retry_after_s
-            )
-        headers = tuple((k, v) for k, v in request.headers.raw if k in FORWARDED_HEADERS)
-        query = request.scope["query_string"]
-        forwarded = HttpRequest(request.method, request.url.path, query, headers, body)
-        return ForwardedResponse(forwarded, self._pool, self._metrics, self._config.retry_after_s)
 
     async def health(self, _: Request) -> Response:
         """200 if a completion would succeed now."""
@@ -80,7 +65,7 @@ class Gateway:
         try:
             mesh = await self._mesh.status()
         except MeshLostError as error:
-            return unavailable(str(error), self._config.retry_after_s)
+            return unavailable(str(error))
         return Response(mesh.model_dump_json(), media_type="application/json")
 
     async def expert_load(self, _: Request) -> Response:
@@ -88,7 +73,7 @@ class Gateway:
         try:
             load = await self._mesh.expert_load()
         except MeshLostError as error:
-            return unavailable(str(error), self._config.retry_after_s)
+            return unavailable(str(error))
         return JSONResponse(load.to_json())
 
     async def poll(self) -> None:
@@ -99,23 +84,6 @@ class Gateway:
             except Exception:
                 logger.exception("the engines could not be looked up; trying again")
             await asyncio.sleep(self._config.poll_interval_s)
-
-    async def _read_body(self, request: Request) -> bytes:
-        """Raises `HTTPException` (413) for a body that is too large, without reading all of it."""
-        limit = self._config.max_body_bytes
-        announced = request.headers.get("content-length", "0")
-        too_large = announced.isdecimal() and int(announced) > limit
-        body = bytearray()
-        if not too_large:
-            async for chunk in request.stream():
-                body += chunk
-                too_large = len(body) > limit
-                if too_large:
-                    break
-        if too_large:
-            message = f"the request body is larger than {limit} bytes"
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
-        return bytes(body)
 
     async def _engine_page(self, engine: PooledEngine) -> str | None:
         try:
@@ -133,7 +101,9 @@ class Gateway:
 def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) -> Starlette:
     """The ASGI application; without digests of API keys (`auth.digest`) everybody may use it."""
     metrics = GatewayMetrics(config.model_name)
-    gateway = Gateway(config, mesh, metrics)
+    pool = EnginePool(mesh)
+    gateway = Gateway(config, mesh, pool, metrics)
+    inference = Inference(config, pool, metrics)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -144,8 +114,7 @@ def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) 
             await polling
 
     routes = [
-        Route(path, gateway.infer, methods=list(methods))
-        for path, methods in INFERENCE_ROUTES.items()
+        Route(path, inference, methods=list(methods)) for path, methods in INFERENCE_ROUTES.items()
     ]
     routes += [
         Route("/health", gateway.health),
@@ -157,6 +126,7 @@ def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) 
         routes=routes,
         lifespan=lifespan,
         middleware=[
+            Middleware(RetryAfter, seconds=config.retry_after_s),
             Middleware(Observation, metrics=metrics),
             Middleware(KeyCheck, digests=key_digests),
         ],

@@ -17,6 +17,10 @@ class GatewayConfig(BaseModel):
     """Requests that may wait on top of those the ready engines run at once; more get 429."""
     max_body_bytes: int = Field(default=16 << 20, ge=1)
     """Largest request body; a larger one gets 413."""
+    body_timeout_s: float = Field(default=10.0, gt=0)
+    """How long a client may take to send a body, plus a second for each 256 KiB of it; then 408."""
+    send_timeout_s: float = Field(default=60.0, gt=0)
+    """A client that takes nothing of its answer for so long is cut off."""
     retry_after_s: int = Field(default=1, ge=1)
     """`Retry-After` of a 429 or 503."""
     drain_timeout_s: float = Field(default=20.0, ge=0)

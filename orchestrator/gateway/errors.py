@@ -9,6 +9,7 @@ ERROR_TYPES = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.NOT_FOUND: "not_found_error",
     HTTPStatus.METHOD_NOT_ALLOWED: "invalid_request_error",
+    HTTPStatus.REQUEST_TIMEOUT: "invalid_request_error",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "invalid_request_error",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
     HTTPStatus.SERVICE_UNAVAILABLE: "service_unavailable_error",
@@ -23,20 +24,20 @@ def error_body(status: HTTPStatus, message: str, code: str | None = None) -> dic
 
 
 def error_response(
-    status: HTTPStatus, message: str, code: str | None = None, retry_after_s: int | None = None
+    status: HTTPStatus, message: str, code: str | None = None, *, may_retry: bool = True
 ) -> JSONResponse:
-    """A whole answer; `retry_after_s` becomes its `Retry-After`."""
-    headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
+    """A whole answer. OpenAI's clients send a request again after most errors, unless the answer
+    says that they should not (`may_retry`)."""
+    headers = {} if may_retry else {"x-should-retry": "false"}
     if status is HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error_body(status, message, code), status_code=status, headers=headers)
 
 
-def unavailable(reason: str, retry_after_s: int) -> JSONResponse:
+def unavailable(reason: str, code: str = "unavailable") -> JSONResponse:
     """503: the request is fine, but nothing can serve it now."""
     message = f"nothing can serve this now: {reason}"
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    return error_response(status, message, "unavailable", retry_after_s)
+    return error_response(HTTPStatus.SERVICE_UNAVAILABLE, message, code)
 
 
 def error_event(message: str, code: str) -> bytes:

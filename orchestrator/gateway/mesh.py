@@ -20,8 +20,12 @@ class EngineError(Exception):
     """The engine did not finish its answer."""
 
 
+class EngineRefusedError(EngineError):
+    """The engine took no part of the request: it drains, or is not there any more."""
+
+
 class EngineLostError(EngineError):
-    """The engine died, or cannot be reached. Another engine may do better."""
+    """The engine died, or cannot be reached: another may do better, unless the request did it."""
 
 
 class EngineFailedError(EngineError):

@@ -1,6 +1,7 @@
 """Requests on their way to an engine and back: choice, failures, disconnects."""
 
 import asyncio
+import json
 from contextlib import aclosing
 
 import pytest
@@ -141,6 +142,48 @@ def test_a_request_that_breaks_engines_is_not_tried_on_the_next():
     assert answer.status == 500
     assert answer.json()["error"]["message"] == "broken: KeyError"
     assert engines["b"].requests == []
+
+
+@pytest.mark.parametrize(
+    "script", [[LOST], [ResponseStart(200, JSON_HEADERS, b"{"), LOST], [Refusal("died", died=True)]]
+)
+def test_a_request_that_ended_two_engines_is_not_tried_on_a_third(script):
+    engines = {name: FakeEngine(script) for name in "abc"}
+    answer = post(FakeMesh(engines))
+    assert answer.status == 500
+    assert answer.json()["error"]["code"] == "engine_lost"
+    assert answer.headers["x-should-retry"] == "false"
+    assert [len(engine.requests) for engine in engines.values()] == [1, 1, 0]
+
+
+def test_engines_that_refuse_do_not_count_as_lost():
+    engines = {name: FakeEngine([Refusal("draining")]) for name in "abc"} | {"d": FakeEngine()}
+    assert post(FakeMesh(engines)).status == 200
+
+
+def test_missing_experts_are_told_and_the_engine_stays():
+    async def main():
+        body = json.dumps({"error": {"message": "expert 7 of layer 2 is on no shard"}}).encode()
+        headers = (*JSON_HEADERS, (b"x-expertmesh-error", b"experts_unavailable"))
+        engines = {"a": FakeEngine([ResponseStart(503, headers, body)]), "b": FakeEngine()}
+        app = make_app(FakeMesh(engines))
+        answer = await call(app, "POST", PATH)
+        engines["a"].script = json_answer(b'{"from":"a"}')
+        return answer, engines["b"].requests, await call(app, "POST", PATH)
+
+    answer, elsewhere, later = asyncio.run(main())
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    error = answer.json()["error"]
+    assert (error["type"], error["code"]) == ("service_unavailable_error", "experts_unavailable")
+    assert "expert 7 of layer 2 is on no shard" in error["message"]
+    assert elsewhere == []
+    assert later.json() == {"from": "a"}
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_an_engines_429_or_503_says_when_to_come_back(status):
+    answer = post(FakeMesh({"a": FakeEngine([ResponseStart(status, JSON_HEADERS, b"{}")])}))
+    assert (answer.status, answer.headers["retry-after"]) == (status, "1")
 
 
 @pytest.mark.parametrize("engines", [{}, {"a": FakeEngine(lost=True)}])

@@ -1,0 +1,78 @@
+"""One inference request from its first byte to its last.
+
+Whether there is room is asked before the body is read: a full gateway reads nothing. A request that
+is still being sent holds no place among those that run or wait, so however many slow clients there
+are, they keep nobody out; each of them is given up after a while (`request_body`). When its body is
+there a request needs a place, and keeps it until it is answered.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from actors.engine.messages import HttpRequest
+from orchestrator.gateway.config import GatewayConfig
+from orchestrator.gateway.engine_pool import EnginePool
+from orchestrator.gateway.errors import error_response, unavailable
+from orchestrator.gateway.forward import ForwardedResponse
+from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.request_body import read_body
+from orchestrator.gateway.routes import FORWARDED_HEADERS
+
+
+class Inference:
+    """ASGI application of the inference routes."""
+
+    def __init__(self, config: GatewayConfig, pool: EnginePool, metrics: GatewayMetrics) -> None:
+        self._config = config
+        self._pool = pool
+        self._metrics = metrics
+        self._taken = 0
+        """Places taken: requests with a whole body that are not answered yet."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises `HTTPException` for a body that is too large or too slow."""
+        if not self._pool.ready:
+            await self._pool.refresh()
+        request = Request(scope, receive)
+        answer = self._refusal(request)
+        if answer is None:
+            try:
+                body = await read_body(
+                    request, self._config.max_body_bytes, self._config.body_timeout_s
+                )
+            except ClientDisconnect:
+                return
+            answer = self._refusal(request) or self._forwarded(request, body)
+        with self._place(answer):
+            await answer(scope, receive, send)
+
+    def _refusal(self, request: Request) -> Response | None:
+        """503 or 429 where there is no engine or no room for this request now."""
+        if not self._pool.ready:
+            return unavailable("no engine is ready")
+        limit = self._pool.max_running + self._config.max_queued_requests
+        if request.method != "POST" or self._taken < limit:
+            return None
+        message = f"{self._taken} requests are running or waiting; try again later"
+        return error_response(HTTPStatus.TOO_MANY_REQUESTS, message, "queue_full")
+
+    def _forwarded(self, request: Request, body: bytes) -> ForwardedResponse:
+        headers = tuple((k, v) for k, v in request.headers.raw if k in FORWARDED_HEADERS)
+        query = request.scope["query_string"]
+        forwarded = HttpRequest(request.method, request.url.path, query, headers, body)
+        return ForwardedResponse(forwarded, self._pool, self._metrics, self._config.send_timeout_s)
+
+    @contextmanager
+    def _place(self, answer: Response) -> Iterator[None]:
+        """Hold a place while an engine works; an answer of the gateway itself needs none."""
+        held = int(isinstance(answer, ForwardedResponse))
+        self._taken += held
+        try:
+            yield
+        finally:
+            self._taken -= held
