@@ -35,6 +35,7 @@ from orchestrator.root_cause import cause_of
 from orchestrator.run_dir import RunDir
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus, MeshStatus
 from orchestrator.watch import Watch
+from placement.cost_model import TYPICAL_COST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FIRST_TERM = 1
+"""Term of this mesh's views; there is one controller in the life of a mesh."""
 ENGINE_CONCURRENCY = 1024
 """Requests one engine actor may be handed at once; vLLM queues what it does not run."""
 
@@ -60,7 +63,7 @@ class Controller:
         self._phase = ("Start the controller", "")
         self._spec: ExpertSpec | None = None
         self._view: MeshView | None = None
-        self._directory = Directory(secret)
+        self._directory = Directory(secret, FIRST_TERM)
         self._shards: list[Component] = []
         self._routers: list[Component] = []
         self._engines: list[Component] = []
@@ -270,10 +273,12 @@ class Controller:
         )
         await self._publish(
             MeshView(
+                version=self._directory.next_version,
                 mesh=self._config.mesh.name,
                 model_path=str(self._config.model.path),
                 fingerprint=fingerprint(self._config.model.path),
                 router_mode=self._config.router.mode,
+                soft_deadline_s=self._config.router.soft_deadline_s,
                 call_deadline_s=self._config.router.call_deadline_s,
                 expert_wait_s=self._config.router.expert_wait_s,
                 epoch=plan.epoch,
@@ -323,7 +328,7 @@ class Controller:
         router.info = await self._watch.must(
             router, router.handle.start.remote(), self._config.controller.shard_start_timeout_s
         )
-        await self._publish(self._view.with_routers((_peer(router),)))
+        await self._publish(self._view.with_routers((_peer(router),), self._directory.next_version))
 
     async def _publish(self, view: MeshView) -> None:
         self._view = view
@@ -379,7 +384,8 @@ async def _together(*works: Coroutine[Any, Any, None]) -> None:
 def _peer(component: Component) -> Peer:
     return Peer(
         component.id,
+        component.info["incarnation"],
         component.info["node"],
         tuple(parse_address(text) for text in component.info["addresses"]),
-        component.speed or 1.0,
+        TYPICAL_COST.scaled(component.speed or 1.0),
     )

@@ -2,7 +2,7 @@
 
 Dispatchers live in processes that are no Ray actors (vLLM's engine core, a `vllm serve` of somebody
 else), so views travel as JSON messages and not as Ray calls. A subscriber gets the newest view when
-it connects and every later one; it acknowledges each by its revision.
+it connects and every later one; it acknowledges each by its version.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.dispatch.mesh_view import MeshView, view_to_json
+from actors.dispatch.mesh_view import MeshView, ViewVersion, view_to_json
 from actors.wire.address import Address
 from actors.wire.frame import FrameError
 from actors.wire.handshake import GREETING, NONCE_BYTES, PROOF_BYTES, HandshakeError, proof
@@ -25,25 +25,29 @@ log = logging.getLogger(__name__)
 GREETING_TIMEOUT_S = 5.0
 
 
+NO_VERSION = ViewVersion(0, 0)
+"""Older than every view."""
+
+
 @dataclass(slots=True, eq=False)
 class Subscriber:
-    """One connected dispatcher. revision: last view it acknowledged, 0 before the first."""
+    """One connected dispatcher. version: of the last view it acknowledged."""
 
     role: str
     pid: int
     node: str
-    revision: int = 0
+    version: ViewVersion = NO_VERSION
 
 
 class Directory:
     """Publishes `MeshView`s; runs in the controller's event loop."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, term: int) -> None:
         self._secret = secret
         self._servers: list[asyncio.Server] = []
         self._writers: dict[Subscriber, asyncio.StreamWriter] = {}
         self._message: bytes | None = None
-        self._revision = 0
+        self._version = ViewVersion(term, 0)
         self._acknowledged = asyncio.Condition()
         self.addresses: list[Address] = []
 
@@ -64,19 +68,29 @@ class Directory:
     def subscribers(self) -> list[Subscriber]:
         return list(self._writers)
 
-    async def publish(self, view: MeshView) -> int:
-        """Send `view` to all subscribers, present and future. Returns its revision."""
-        self._revision += 1
-        self._message = encode_message({"revision": self._revision, "view": view_to_json(view)})
+    @property
+    def next_version(self) -> ViewVersion:
+        """For the next view to be published."""
+        return ViewVersion(self._version.term, self._version.number + 1)
+
+    async def publish(self, view: MeshView) -> None:
+        """Send `view` to all subscribers, present and future.
+
+        Raises:
+            ValueError: its version is of another term, or not newer than the last one.
+        """
+        if view.version.term != self._version.term or view.version <= self._version:
+            raise ValueError(f"view {view.version} does not follow view {self._version}")
+        self._version = view.version
+        self._message = encode_message({"view": view_to_json(view)})
         for writer in self._writers.values():
             writer.write(self._message)
-        return self._revision
 
-    async def wait_acknowledged(self, revision: int, timeout_s: float) -> bool:
-        """Whether every subscriber follows `revision` or a later one within `timeout_s`."""
+    async def wait_acknowledged(self, version: ViewVersion, timeout_s: float) -> bool:
+        """Whether every subscriber follows `version` or a later one within `timeout_s`."""
 
         def all_follow() -> bool:
-            return all(subscriber.revision >= revision for subscriber in self._writers)
+            return all(subscriber.version >= version for subscriber in self._writers)
 
         async with self._acknowledged:
             try:
@@ -117,11 +131,11 @@ class Directory:
             while True:
                 message = await _receive(reader)
                 async with self._acknowledged:
-                    subscriber.revision = int(message["revision"])
+                    subscriber.version = ViewVersion(*map(int, message["version"]))
                     self._acknowledged.notify_all()
         except (EOFError, ConnectionError):
             pass  # it left
-        except (FrameError, KeyError, ValueError, TimeoutError) as error:
+        except (FrameError, KeyError, TypeError, ValueError, TimeoutError) as error:
             log.warning("refused a subscriber: %s", error or type(error).__name__)
         finally:
             if subscriber is not None:

@@ -43,6 +43,19 @@ TYPICAL_COST = DeviceCost(call_s=0.0, read_s=40e-6, row_s=5e-6)
 AVX512-BF16, bf16 weights, hidden 768, intermediate 384. Only the ratios matter to a split."""
 
 
+def cost_table(costs: Sequence[DeviceCost], weights: Sequence[float]) -> FloatArray:
+    """float64 [D, 3]: call_s, read_s and row_s of each shard over its weight.
+
+    weights: how much of its speed a shard is counted on with; 0 makes its costs infinite, and it
+    gets rows only where no other usable shard holds the expert.
+    """
+    table = np.full((len(costs), 3), np.inf)
+    for shard, (cost, weight) in enumerate(zip(costs, weights, strict=True)):
+        if weight > 0:
+            table[shard] = (cost.call_s / weight, cost.read_s / weight, cost.row_s / weight)
+    return table
+
+
 def fit_cost(experts: ArrayLike, rows: ArrayLike, seconds: ArrayLike) -> DeviceCost:
     """Fits a device's cost to measured calls; vary experts and rows independently of each other.
 

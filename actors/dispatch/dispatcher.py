@@ -200,7 +200,8 @@ class Dispatcher:
         while True:
             view = self._links.follow()
             try:
-                split.plan(self._links.routing(call.refused), call.layer, ids, weights)
+                usable = self._links.usable(call.refused)
+                split.plan(view.table, call.layer, usable, view.cost, ids, weights)
                 return
             except ExpertsUnplaced as unplaced:
                 now_s = time.monotonic()

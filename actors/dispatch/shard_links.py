@@ -4,8 +4,10 @@ import contextlib
 import logging
 import time
 
+import numpy as np
+import numpy.typing as npt
+
 from actors.dispatch.mesh_view import MeshView
-from actors.dispatch.routing_table import RoutingTable, build_routing_table
 from actors.dispatch.shared_calls import SharedCalls
 from actors.dispatch.subscription import ViewSource
 from actors.wire.bell import Bell
@@ -28,7 +30,7 @@ class ShardLinks:
         self._views = views
         self._secret = secret
         self._view: MeshView | None = None
-        self._table: RoutingTable | None = None
+        self._usable = np.zeros(0, np.bool_)
         self._links: dict[int, ClientLink] = {}
         self._down: dict[int, float] = {}
         self._shared = SharedCalls()
@@ -49,7 +51,7 @@ class ShardLinks:
             now_s = time.monotonic()
             if any(retry_s <= now_s for retry_s in self._down.values()):
                 self._down = {s: retry_s for s, retry_s in self._down.items() if retry_s > now_s}
-                self._table = None
+                self._see_who_is_usable()
         return view
 
     def _adopt(self, view: MeshView) -> None:
@@ -57,18 +59,21 @@ class ShardLinks:
         for shard in list(self._links):
             if shard >= len(view.shards) or view.shards[shard] != before[shard]:
                 self._links.pop(shard).close()
-        self._view, self._table, self._shared_is_stale = view, None, True
+        self._view, self._shared_is_stale = view, True
         self._down.clear()
+        self._see_who_is_usable()
 
-    def routing(self, refused: set[int]) -> RoutingTable:
-        """Who holds what, without shards that are down or in `refused`."""
-        view = self.view
-        if refused:
-            down = frozenset(self._down) | refused
-            return build_routing_table(view.epoch, view.speed, down)
-        if self._table is None:
-            self._table = build_routing_table(view.epoch, view.speed, frozenset(self._down))
-        return self._table
+    def _see_who_is_usable(self) -> None:
+        self._usable = np.ones(len(self.view.shards), np.bool_)
+        self._usable[list(self._down)] = False
+
+    def usable(self, refused: set[int]) -> npt.NDArray[np.bool_]:
+        """bool [D], False for shards that are down or in `refused`."""
+        if not refused:
+            return self._usable
+        usable = self._usable.copy()
+        usable[list(refused)] = False
+        return usable
 
     def open(self, shard: int) -> ClientLink:
         """The link to a shard. Raises LinkClosed, HandshakeError, OSError."""
@@ -107,7 +112,7 @@ class ShardLinks:
             self._links.pop(shard).close()
             self._shared_is_stale = True
         self._down[shard] = time.monotonic() + RETRY_DOWN_SHARD_S
-        self._table = None
+        self._see_who_is_usable()
 
     def close(self) -> None:
         for link in self._links.values():

@@ -8,13 +8,9 @@ that takes half of them would cost as much as one that takes all (measured on 2 
 hold all of 64 experts, 16 rows: twice the kernel time of undivided experts).
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-import numpy.typing as npt
 
 from placement.compiled import compiled
-from placement.cost_model import DeviceCost
 
 UNPLACED = -2
 """Marks an assignment whose expert has no usable replica."""
@@ -27,25 +23,13 @@ BLOCK_ROWS = 32
 """Rows of one expert that stay together; beyond it the rows cost more than the weights."""
 
 
-def cost_table(costs: Sequence[DeviceCost], weights: Sequence[float]) -> npt.NDArray[np.float64]:
-    """float64 [D, 3]: call_s, read_s and row_s of each shard over its weight.
-
-    weights: how much of its speed a shard is counted on with; 0 makes its costs infinite, and it
-    gets rows only where no other usable shard holds the expert.
-    """
-    table = np.full((len(costs), 3), np.inf)
-    for shard, (cost, weight) in enumerate(zip(costs, weights, strict=True)):
-        if weight > 0:
-            table[shard] = (cost.call_s / weight, cost.read_s / weight, cost.row_s / weight)
-    return table
-
-
 @compiled()
 def choose_replicas(topk_ids, start, shards, usable, cost, choice):  # type: ignore[no-untyped-def]
     """Choose a shard for each of the [T, K] choices.
 
     start, shards: replicas of expert e are shards[start[e]:start[e + 1]], int32 [E + 1] and [R].
-    usable: bool [D]; the others get nothing. cost: float64 [D, 3], see `cost_table`.
+    usable: bool [D]; the others get nothing.
+    cost: float64 [D, 3], see `placement.cost_model.cost_table`.
     choice: int32 [T * K] to fill; UNPLACED or ABSENT where there is no shard.
 
     Returns 0, UNPLACED if some choice has no usable replica, or BEYOND_PLAN.

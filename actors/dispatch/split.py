@@ -23,6 +23,8 @@ Ints = npt.NDArray[np.int32]
 AnyInts = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float32]
 Bits16 = npt.NDArray[np.uint16]
+Bools = npt.NDArray[np.bool_]
+Doubles = npt.NDArray[np.float64]
 
 
 class ExpertsUnplaced(LookupError):
@@ -66,26 +68,31 @@ class Split:
         self.weights = np.empty(count, np.float32)
         self.first = np.zeros(shards + 1, np.int32)
         self.first_row = np.zeros(shards + 1, np.int32)
-        self._usable = np.ones(shards, np.bool_)
         self._seen = np.empty(shards, np.int32)
 
     def plan(
-        self, table: RoutingTable, layer: int, topk_ids: AnyInts, topk_weights: Floats
+        self,
+        table: RoutingTable,
+        layer: int,
+        usable: Bools,
+        cost: Doubles,
+        topk_ids: AnyInts,
+        topk_weights: Floats,
     ) -> None:
-        """Decide on [T, K] choices.
+        """Decide on [T, K] choices. usable: [D]; cost: [D, 3], see `actors.dispatch.share`.
 
         Raises:
             KeyError: the layer has no experts in this plan.
-            ExpertsUnplaced: an expert in `topk_ids` has no live replica.
+            ExpertsUnplaced: an expert in `topk_ids` has no usable replica.
             ValueError: an expert id beyond the plan's experts.
         """
-        replicas = table.layers[layer]
+        start = table.start[layer]
         tokens, top_k = topk_ids.shape
         room = self._room
         if tokens * top_k > room[1] or table.num_shards != room[2]:
             self._reserve(tokens, top_k, table.num_shards)
         problem = split_choices(
-            topk_ids, topk_weights, replicas.start, replicas.shards, self._usable, table.cost,
+            topk_ids, topk_weights, start, table.shards, usable, cost,
             self._choice, self._seen, self.first, self.first_row,
             self.rows, self.row_index, self.experts, self.weights,
         )  # fmt: skip

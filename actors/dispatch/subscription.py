@@ -113,4 +113,4 @@ class Subscription:
                 with self._changed:
                     self._view = view
                     self._changed.notify_all()
-                send_message(sock, {"revision": message["revision"]})
+                send_message(sock, {"version": [view.version.term, view.version.number]})

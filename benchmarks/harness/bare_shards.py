@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.dispatch.mesh_view import MeshView, Peer
+from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.spec import Activation, ExpertSpec, WeightFormat
 from actors.process import start_logging, thread_environment
@@ -158,13 +158,15 @@ def bare_shards(mesh: BareMesh, folder: Path) -> Iterator[tuple[MeshView, Sequen
             if not here.poll(START_TIMEOUT_S):
                 raise TimeoutError(f"shard {shard} does not start")
             node = node_id() if mesh.transport == "unix" else "elsewhere"
-            peers.append(Peer(f"b{shard}", node, (parse_address(here.recv()),)))
+            peers.append(Peer(f"b{shard}", 0, node, (parse_address(here.recv()),)))
         yield (
             MeshView(
+                version=ViewVersion(1, 1),
                 mesh="bare",
                 model_path="/nowhere",
                 fingerprint="none",
                 router_mode="embedded",
+                soft_deadline_s=0.25,
                 call_deadline_s=5.0,
                 expert_wait_s=5.0,
                 epoch=mesh.epoch(),

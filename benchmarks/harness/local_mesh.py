@@ -20,10 +20,11 @@ from actors.experts.families import read_expert_spec
 from actors.experts.fingerprint import fingerprint
 from actors.process import thread_environment
 from actors.shard import ShardConfig
-from actors.wire.address import Address, parse_address
+from actors.wire.address import parse_address
 from actors.wire.frame import RowCoding
 from orchestrator.directory import Directory
 from orchestrator.mesh_plan import ShardCapacity, plan_mesh
+from placement.cost_model import TYPICAL_COST
 
 START_TIMEOUT_S = 120.0
 SECRET = b"local mesh"
@@ -69,7 +70,7 @@ class LocalMesh:
         self._processes: list[tuple[Any, Connection]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._directory = Directory(SECRET)
+        self._directory = Directory(SECRET, term=1)
         self._epoch = 0
         self._view: MeshView | None = None
         self.address = f"unix:{folder}/directory"
@@ -121,16 +122,19 @@ class LocalMesh:
         self._view = MeshView(
             mesh="local", model_path=str(self._model_path),
             fingerprint=fingerprint(self._model_path), router_mode=mode,
+            version=self._directory.next_version, soft_deadline_s=5.0,
             call_deadline_s=30.0, expert_wait_s=30.0, epoch=plan.epoch, rows_between_nodes=rows,
             shards=tuple(
-                Peer(f"s{n}", "elsewhere" if tcp else info["node"], _addresses(info), shape.speed)
+                _peer(f"s{n}", info, shape.speed, "elsewhere" if tcp else info["node"])
                 for n, (info, shape) in enumerate(zip(infos, shards, strict=True))
             ),
         )  # fmt: skip
         self._publish()
         if mode == "actor":
             info = self._start_router()
-            self._view = self._view.with_routers((Peer("r0", info["node"], _addresses(info)),))
+            self._view = self._view.with_routers(
+                (_peer("r0", info, 1.0, info["node"]),), self._directory.next_version
+            )
             self._publish()
         self._end(old)
         return self._view
@@ -141,8 +145,9 @@ class LocalMesh:
 
     def _publish(self) -> None:
         assert self._view is not None
-        revision = self._do(self._directory.publish(self._view))
-        if not self._do(self._directory.wait_acknowledged(revision, START_TIMEOUT_S)):
+        self._do(self._directory.publish(self._view))
+        version = self._view.version
+        if not self._do(self._directory.wait_acknowledged(version, START_TIMEOUT_S)):
             raise TimeoutError("a subscriber does not follow the new view")
 
     def _start_shard(self, number: int, shape: ShardShape, tcp: bool) -> dict[str, Any]:
@@ -197,8 +202,9 @@ def _answer(orders: Connection) -> Any:
     return orders.recv()
 
 
-def _addresses(info: dict[str, Any]) -> tuple[Address, ...]:
-    return tuple(parse_address(text) for text in info["addresses"])
+def _peer(name: str, info: dict[str, Any], speed: float, node: str) -> Peer:
+    addresses = tuple(map(parse_address, info["addresses"]))
+    return Peer(name, info["incarnation"], node, addresses, TYPICAL_COST.scaled(speed))
 
 
 @contextmanager

@@ -81,6 +81,9 @@ class RouterConfig(Section):
 
     mode: RouterMode = RouterMode.EMBEDDED
     """`embedded`: in the engine's process; `actor`: a process of its own on the engine's node."""
+    soft_deadline_s: Seconds = 0.25
+    """Longest wait for a shard before its rows are sent to another replica too, whose answer is
+    taken if it comes first. What the shard's measured speed allows for, if that is less."""
     call_deadline_s: Seconds = 10.0
     """A shard that has not answered an expert call by then owes its rows to other replicas."""
     expert_wait_s: Seconds = 60.0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.dispatch.mesh_view import MeshView, Peer
+from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
 from actors.experts.spec import Activation, ExpertSpec, WeightFormat
 from actors.kernels.base import ExpertsMissing
 from actors.wire.address import Address
@@ -114,12 +114,13 @@ def view(
     def peers(kind: str, where: Sequence[Address]) -> tuple[Peer, ...]:
         # A TCP peer pretends to be on another node, so that the client picks TCP.
         return tuple(
-            Peer(f"{kind}-{i}", node_id() if a.is_unix else "elsewhere", (a,))
+            Peer(f"{kind}-{i}", 0, node_id() if a.is_unix else "elsewhere", (a,))
             for i, a in enumerate(where)
         )
 
     return MeshView(
-        mesh="test", model_path="/nowhere", fingerprint="fake", router_mode=mode,
+        version=ViewVersion(1, plan.number), mesh="test", model_path="/nowhere",
+        fingerprint="fake", router_mode=mode, soft_deadline_s=0.25,
         call_deadline_s=deadline_s, expert_wait_s=wait_s, epoch=plan,
         shards=peers("shard", addresses), routers=peers("router", routers), rows_between_nodes=rows,
     )  # fmt: skip

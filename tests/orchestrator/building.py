@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 from ray.actor import ActorHandle
 
-from actors.dispatch.mesh_view import MeshView, Peer
+from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
 from actors.wire.address import Address
 from orchestrator.components import Component
 from orchestrator.status import ComponentKind, ComponentState
@@ -37,9 +37,10 @@ def epoch(held: Sequence[Sequence[int]], num_experts: int = 4) -> PlanEpoch:
     return PlanEpoch(1, num_experts, (2,), experts, np.ones(experts.shape))
 
 
-def view(mesh: str = "test") -> MeshView:
-    shards = (Peer("s0", "node", (Address("/tmp/s0"),)), Peer("s1", "node", (Address("/tmp/s1"),)))
+def view(number: int = 1, mesh: str = "test") -> MeshView:
+    shards = tuple(Peer(name, 7, "node", (Address(f"/tmp/{name}"),)) for name in ("s0", "s1"))
     return MeshView(
-        mesh=mesh, model_path="/model", fingerprint="fingerprint", router_mode="embedded",
+        version=ViewVersion(1, number), mesh=mesh, model_path="/model", fingerprint="fingerprint",
+        router_mode="embedded", soft_deadline_s=0.25,
         call_deadline_s=5.0, expert_wait_s=5.0, epoch=epoch([[0, 1], [2, 3]]), shards=shards,
     )  # fmt: skip

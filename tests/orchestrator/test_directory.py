@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from actors.dispatch.mesh_view import view_to_json
+from actors.dispatch.mesh_view import ViewVersion, view_to_json
 from actors.dispatch.subscription import Subscription
 from actors.wire.address import Address, connect
 from actors.wire.handshake import HandshakeError, greet_server
@@ -19,13 +19,14 @@ from tests.orchestrator.building import view
 
 SECRET = b"of this mesh"
 WAIT_S = 10.0
+FIRST = ViewVersion(1, 1)
 HELLO = {"role": "engine", "pid": 1, "node": "n"}
 
 
 @contextlib.asynccontextmanager
 async def listening(folder: Path) -> AsyncIterator[tuple[Directory, Address, Address]]:
     """A directory on a Unix socket and on TCP."""
-    directory = Directory(SECRET)
+    directory = Directory(SECRET, term=1)
     await directory.listen([Address(str(folder / "d")), Address("127.0.0.1", 0)])
     local, remote = directory.addresses
     try:
@@ -54,12 +55,12 @@ def subscribe(address: Address, secret: bytes = b"") -> Subscription:
 
 def test_a_subscriber_gets_the_newest_view_and_every_later_one(tmp_path: Path) -> None:
     async def test(directory: Directory, local: Address, _: Address) -> None:
-        await directory.publish(view("first"))
-        await directory.publish(view("second"))
+        await directory.publish(view(1, "first"))
+        await directory.publish(view(2, "second"))
         client = subscribe(local)
         seen = await asyncio.to_thread(client.start, WAIT_S)
-        assert view_to_json(seen) == view_to_json(view("second"))
-        await directory.publish(view("third"))
+        assert view_to_json(seen) == view_to_json(view(2, "second"))
+        await directory.publish(view(3, "third"))
         assert await asyncio.to_thread(client.wait_change, seen, WAIT_S)
         assert client.current().mesh == "third"
         client.stop()
@@ -72,7 +73,7 @@ def test_one_that_comes_first_waits_for_the_first_view(tmp_path: Path) -> None:
         client = subscribe(local)
         starting = asyncio.create_task(asyncio.to_thread(client.start, WAIT_S))
         await until(lambda: len(directory.subscribers) == 1)
-        assert directory.subscribers[0].revision == 0
+        assert directory.subscribers[0].version == ViewVersion(0, 0)
         await directory.publish(view())
         assert (await starting).mesh == "test"
         client.stop()
@@ -86,12 +87,12 @@ def test_acknowledgements_are_waited_for(tmp_path: Path) -> None:
         silent = connect(local, WAIT_S)
         await asyncio.to_thread(send_message, silent, HELLO)
         await until(lambda: len(directory.subscribers) == 1)
-        revision = await directory.publish(view())
+        await directory.publish(view())
         await asyncio.to_thread(client.start, WAIT_S)
-        assert not await directory.wait_acknowledged(revision, 0.2), "one has not said so"
-        assert (await asyncio.to_thread(receive_message, silent))["revision"] == revision
-        waiting = asyncio.create_task(directory.wait_acknowledged(revision, WAIT_S))
-        await asyncio.to_thread(send_message, silent, {"revision": revision})
+        assert not await directory.wait_acknowledged(FIRST, 0.2), "one has not said so"
+        assert (await asyncio.to_thread(receive_message, silent))["view"]["version"] == [1, 1]
+        waiting = asyncio.create_task(directory.wait_acknowledged(FIRST, WAIT_S))
+        await asyncio.to_thread(send_message, silent, {"version": [1, 1]})
         assert await waiting
         client.stop()
         silent.close()
@@ -104,8 +105,8 @@ def test_one_that_left_is_not_waited_for(tmp_path: Path) -> None:
         leaving = connect(local, WAIT_S)
         await asyncio.to_thread(send_message, leaving, HELLO)
         await until(lambda: len(directory.subscribers) == 1)
-        revision = await directory.publish(view())
-        waiting = asyncio.create_task(directory.wait_acknowledged(revision, WAIT_S))
+        await directory.publish(view())
+        waiting = asyncio.create_task(directory.wait_acknowledged(FIRST, WAIT_S))
         await asyncio.sleep(0.05)
         leaving.close()
         assert await waiting
@@ -137,7 +138,7 @@ def test_tcp_needs_the_secret(tmp_path: Path) -> None:
         LENGTH.pack(3) + b"{{{",
         encode_message({"role": "engine"}),
         encode_message({"role": "engine", "pid": "many", "node": "n"}),
-        encode_message(HELLO) + encode_message({"no": "revision"}),
+        encode_message(HELLO) + encode_message({"no": "version"}),
     ],
 )
 def test_nonsense_is_closed_and_harms_nobody(tmp_path: Path, nonsense: bytes) -> None:

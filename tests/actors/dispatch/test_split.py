@@ -1,12 +1,14 @@
 """Splitting a batch over the shards: every choice goes to exactly one live replica."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.dispatch.routing_table import RoutingTable, build_routing_table
+from actors.dispatch.routing_table import routing_table
 from actors.dispatch.share import BLOCK_ROWS
 from actors.dispatch.split import (
     ExpertsUnplaced,
@@ -14,15 +16,26 @@ from actors.dispatch.split import (
     Split,
     round_to_bf16,
 )
+from placement.cost_model import TYPICAL_COST, cost_table
 from placement.epoch import EMPTY_SLOT, PlanEpoch
 from tests.actors.fakes import epoch
 
 
 def split_batch(
-    table: RoutingTable, layer: int, ids: np.ndarray, weights: np.ndarray
+    plan: PlanEpoch,
+    layer: int,
+    ids: np.ndarray,
+    weights: np.ndarray,
+    speeds: Sequence[float] = (),
+    down: Sequence[int] = (),
 ) -> list[ShardBatch]:
+    """speeds: of the shards, equal if not given."""
+    costs = [TYPICAL_COST.scaled(speed) for speed in speeds or [1.0] * plan.num_shards]
+    usable = ~np.isin(np.arange(plan.num_shards), down)
     split = Split()
-    split.plan(table, layer, ids, weights)
+    split.plan(
+        routing_table(plan), layer, usable, cost_table(costs, [1.0] * len(costs)), ids, weights
+    )
     shares = split.shares()
     batches = [split.batch(shard) for shard, _, _ in shares]
     assert [(len(b.rows), len(b.experts)) for b in batches] == [share[1:] for share in shares]
@@ -57,10 +70,9 @@ def test_every_choice_reaches_one_replica_once(plan: PlanEpoch, data: st.DataObj
         np.int32,
     ).reshape(tokens, top_k)
     weights = np.arange(1, ids.size + 1, dtype=np.float32).reshape(ids.shape)
-    speed = np.array(data.draw(st.lists(st.floats(0.1, 4), min_size=5, max_size=5)))
-    table = build_routing_table(plan, speed[: plan.num_shards])
+    speeds = data.draw(st.lists(st.floats(0.1, 4), min_size=5, max_size=5))
 
-    batches = split_batch(table, 3, ids, weights)
+    batches = split_batch(plan, 3, ids, weights, speeds[: plan.num_shards])
 
     got = []
     for batch in batches:
@@ -78,53 +90,48 @@ def test_every_choice_reaches_one_replica_once(plan: PlanEpoch, data: st.DataObj
 
 def test_replicated_expert_is_shared_by_speed() -> None:
     plan = epoch([{0: [0]}, {0: [0]}], num_experts=1)
-    table = build_routing_table(plan, np.array([3.0, 1.0]))
     ids = np.zeros((400, 1), np.int32)
-    fast, slow = split_batch(table, 0, ids, np.ones((400, 1), np.float32))
+    fast, slow = split_batch(plan, 0, ids, np.ones((400, 1), np.float32), [3.0, 1.0])
     assert abs(len(fast.rows) - 300) <= BLOCK_ROWS
     assert len(fast.rows) + len(slow.rows) == 400
 
 
 def test_replicated_expert_fills_the_idle_shard_first() -> None:
     plan = epoch([{0: [0, 1]}, {0: [1]}], num_experts=2)
-    table = build_routing_table(plan, np.ones(2))
     ids = np.array([[0]] * 600 + [[1]] * 1000, np.int32)
-    busy, idle = split_batch(table, 0, ids, np.ones((1600, 1), np.float32))
+    busy, idle = split_batch(plan, 0, ids, np.ones((1600, 1), np.float32))
     assert abs(len(busy.experts) - len(idle.experts)) <= BLOCK_ROWS
 
 
 def test_few_rows_of_an_expert_stay_together() -> None:
     """Every weight is read once where batches are small, and the shards get equal parts."""
     plan = epoch([{0: list(range(16))}, {0: list(range(16))}], num_experts=16)
-    table = build_routing_table(plan, np.ones(2))
     ids = np.tile(np.arange(16, dtype=np.int32), (4, 1))
-    first, second = split_batch(table, 0, ids, np.ones(ids.shape, np.float32))
+    first, second = split_batch(plan, 0, ids, np.ones(ids.shape, np.float32))
     assert len(np.unique(first.experts)) == len(np.unique(second.experts)) == 8
     assert not set(first.experts) & set(second.experts)
 
 
 def test_lost_shard_leaves_its_experts_unplaced() -> None:
     plan = epoch([{0: [0, 1]}, {0: [1]}], num_experts=2)
-    table = build_routing_table(plan, np.ones(2), frozenset({0}))
     weights = np.ones((2, 1), np.float32)
-    (batch,) = split_batch(table, 0, np.array([[1], [1]], np.int32), weights)
+    (batch,) = split_batch(plan, 0, np.array([[1], [1]], np.int32), weights, down=[0])
     assert batch.shard == 1
     with pytest.raises(ExpertsUnplaced) as caught:
-        split_batch(table, 0, np.array([[0], [1]], np.int32), weights)
+        split_batch(plan, 0, np.array([[0], [1]], np.int32), weights, down=[0])
     assert caught.value.experts == [0]
 
 
 def test_expert_beyond_the_plan_is_refused() -> None:
     plan = epoch([{0: [0, 1]}], num_experts=2)
-    table = build_routing_table(plan, np.ones(1))
     with pytest.raises(ValueError, match="expert id 7, the plan has 2"):
-        split_batch(table, 0, np.array([[7]], np.int32), np.ones((1, 1), np.float32))
+        split_batch(plan, 0, np.array([[7]], np.int32), np.ones((1, 1), np.float32))
 
 
 def test_epoch_refuses_what_is_no_plan() -> None:
     with pytest.raises(ValueError, match=r"experts \[1\] have no slot"):
         epoch([{0: [0]}], num_experts=2)
-    with pytest.raises(ValueError, match="holds an expert twice"):
+    with pytest.raises(ValueError, match="layer 0: shard 0 holds expert 0 twice"):
         PlanEpoch(1, 1, (0,), np.zeros((1, 1, 2), np.int32), np.ones((1, 1, 2)))
     with pytest.raises(ValueError, match="must lie in"):
         PlanEpoch(1, 1, (0,), np.full((1, 1, 1), 5, np.int32), np.ones((1, 1, 1)))

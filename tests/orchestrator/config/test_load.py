@@ -107,7 +107,7 @@ def test_endpoint_from_the_command_line_wins(tmp_path: Path) -> None:
         (SMALL + "gatway: {}\n", ":3: unknown key gatway: did you mean gateway?"),
         (
             SMALL + "router:\n  xyz: 1\n",
-            ":4: unknown key router.xyz: valid keys here are mode, call_deadline_s, expert_wait_s",
+            ":4: unknown key router.xyz: valid keys here are mode, soft_deadline_s",
         ),
         (
             "model: {path: m}\npools:\n  a:\n    vender: cpu\n",
