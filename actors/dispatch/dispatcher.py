@@ -16,7 +16,7 @@ from actors.dispatch.backend import ExpertUnavailable, bf16_bits, bf16_tensor
 from actors.dispatch.shard_links import RETRY_DOWN_SHARD_S, ShardLinks
 from actors.dispatch.shared_calls import NO_SLOT, NOT_A_RESULT, SharedFlight
 from actors.dispatch.split import AnyInts, ExpertsUnplaced, Split
-from actors.dispatch.subscription import ViewSource
+from actors.dispatch.view_source import ViewSource
 from actors.wire.body import Bits16, Floats, rows_of, sums_of
 from actors.wire.frame import FrameKind, Header, RowCoding, body_bytes
 from actors.wire.handshake import HandshakeError
@@ -86,6 +86,7 @@ class Dispatcher:
     def __init__(self, views: ViewSource, secret: bytes = b"") -> None:
         self._views = views
         self._links = ShardLinks(views, secret)
+        self._follower = views.join()
         self._call_id = 0
         self._idle: list[_Scratch] = []
 
@@ -99,8 +100,13 @@ class Dispatcher:
         if topk_weights.dtype is not torch.float32:
             topk_weights = topk_weights.float()
         ids, weights = topk_ids.contiguous().numpy(), topk_weights.contiguous().numpy()
-        self._plan(call, scratch.split, ids, weights)
-        self._post_together(call)
+        self._follower.calls += 1
+        try:
+            self._plan(call, scratch.split, ids, weights)
+            self._post_together(call)
+        except BaseException:
+            self._follower.calls -= 1
+            raise
         self._links.bell.ring()
         # Now, while the shards are at work.
         call.result = torch.empty(rows.shape, dtype=torch.bfloat16)
@@ -109,12 +115,16 @@ class Dispatcher:
     def wait(self, call: Call) -> torch.Tensor:
         assert call.result is not None
         call.deadline_s = time.monotonic() + self._views.current().call_deadline_s
-        if call.flight is None or not self._collect_together(call, call.result):
-            self._collect_parts(call, call.result)
+        try:
+            if call.flight is None or not self._collect_together(call, call.result):
+                self._collect_parts(call, call.result)
+        finally:
+            self._follower.calls -= 1
         self._idle.append(call.scratch)
         return call.result
 
     def close(self) -> None:
+        self._views.leave(self._follower)
         self._links.close()
 
     # -- all shards at once
@@ -199,6 +209,7 @@ class Dispatcher:
         deadline_s = None
         while True:
             view = self._links.follow()
+            self._follower.version = view.version
             try:
                 usable = self._links.usable(call.refused)
                 split.plan(view.table, call.layer, usable, view.cost, ids, weights)

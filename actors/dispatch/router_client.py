@@ -13,7 +13,7 @@ import torch
 
 from actors.dispatch.backend import ExpertUnavailable, bf16_bits, bf16_tensor
 from actors.dispatch.mesh_view import MeshView, Peer
-from actors.dispatch.subscription import ViewSource
+from actors.dispatch.view_source import ViewSource
 from actors.wire.bell import Bell
 from actors.wire.body import Floats, Ints, route_body, rows_of
 from actors.wire.frame import FrameKind, Header, body_bytes

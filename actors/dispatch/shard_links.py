@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.shared_calls import SharedCalls
-from actors.dispatch.subscription import ViewSource
+from actors.dispatch.view_source import ViewSource
 from actors.wire.bell import Bell
 from actors.wire.frame import RowCoding
 from actors.wire.link import ClientLink, open_link

@@ -9,9 +9,9 @@ import logging
 import os
 import threading
 import time
-from typing import Protocol
 
 from actors.dispatch.mesh_view import MeshView, view_from_json
+from actors.dispatch.view_source import Follower
 from actors.wire.address import Address, connect, parse_address
 from actors.wire.frame import FrameError
 from actors.wire.handshake import greet_server
@@ -27,18 +27,6 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 
 
-class ViewSource(Protocol):
-    """Where a dispatcher gets its views from."""
-
-    def current(self) -> MeshView:
-        """The newest view; the same object as long as nothing changed."""
-        ...
-
-    def wait_change(self, seen: MeshView, timeout_s: float) -> bool:
-        """Block until `current()` is another object than `seen`; False when time ran out."""
-        ...
-
-
 class Subscription:
     """`ViewSource` over a directory connection."""
 
@@ -47,6 +35,7 @@ class Subscription:
         self._address, self._secret, self._role = address, secret, role
         self._changed = threading.Condition()
         self._view: MeshView | None = None
+        self._followers: list[Follower] = []
         self._stopping = False
         self._failure = "not connected yet"
         self._thread = threading.Thread(target=self._follow, name="mesh-directory", daemon=True)
@@ -84,6 +73,16 @@ class Subscription:
     def wait_change(self, seen: MeshView, timeout_s: float) -> bool:
         with self._changed:
             return self._changed.wait_for(lambda: self._view is not seen, timeout_s)
+
+    def join(self) -> Follower:
+        follower = Follower()
+        with self._changed:
+            self._followers.append(follower)
+        return follower
+
+    def leave(self, follower: Follower) -> None:
+        with self._changed:
+            self._followers.remove(follower)
 
     def stop(self) -> None:
         self._stopping = True

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
+from actors.dispatch.view_source import Follower
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.spec import Activation, ExpertSpec, WeightFormat
 from actors.process import start_logging, thread_environment
@@ -140,6 +141,12 @@ class FixedView:
 
     def wait_change(self, seen: MeshView, timeout_s: float) -> bool:
         return False
+
+    def join(self) -> Follower:
+        return Follower()
+
+    def leave(self, follower: Follower) -> None:
+        pass
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
+from actors.dispatch.view_source import Follower
 from actors.experts.spec import Activation, ExpertSpec, WeightFormat
 from actors.kernels.base import ExpertsMissing
 from actors.wire.address import Address
@@ -87,6 +88,7 @@ class StaticViews:
     def __init__(self, view: MeshView) -> None:
         self._view = view
         self._changed = threading.Condition()
+        self.followers: list[Follower] = []
 
     def current(self) -> MeshView:
         return self._view
@@ -99,6 +101,13 @@ class StaticViews:
         with self._changed:
             self._view = view
             self._changed.notify_all()
+
+    def join(self) -> Follower:
+        self.followers.append(Follower())
+        return self.followers[-1]
+
+    def leave(self, follower: Follower) -> None:
+        self.followers.remove(follower)
 
 
 def view(

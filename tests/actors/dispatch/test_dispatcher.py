@@ -11,6 +11,7 @@ import torch
 
 from actors.dispatch.backend import ExpertBackend, ExpertUnavailable
 from actors.dispatch.dispatcher import Dispatcher
+from actors.dispatch.mesh_view import ViewVersion
 from actors.dispatch.router_client import RouterClient
 from actors.router_server import RouterServer
 from actors.shard_server import ShardServer
@@ -316,3 +317,27 @@ def test_shards_count_their_load(tmp_path: Path) -> None:
         run(dispatcher, 0, rows, weights, ids)
     assert server.tokens[0].tolist() == np.bincount(ids.flatten(), minlength=8).tolist()
     assert not server.tokens[1].any()
+
+
+def test_a_dispatcher_tells_which_view_its_calls_follow(mesh: Mesh) -> None:
+    addresses = [mesh.add(part) for part in HALVES]
+    views = StaticViews(view(epoch(HALVES), addresses))
+    dispatcher = Dispatcher(views, SECRET)
+    (follower,) = views.followers
+    assert follower.has_adopted(ViewVersion(1, 1)), "nothing is under way"
+    rows, weights, ids = batch()
+    old = dispatcher.send(0, rows, weights, ids)
+    assert follower.has_adopted(ViewVersion(1, 1))
+    views.publish(view(epoch(HALVES, 2), addresses))
+    assert not follower.has_adopted(ViewVersion(1, 2)), "a call follows the older view"
+    dispatcher.wait(old)
+    assert follower.has_adopted(ViewVersion(1, 2)), "the next call will ask"
+    new = dispatcher.send(0, rows, weights, ids)
+    assert follower.calls == 1
+    assert follower.has_adopted(ViewVersion(1, 2))
+    dispatcher.wait(new)
+    with pytest.raises(KeyError):
+        dispatcher.send(7, rows, weights, ids)
+    assert follower.calls == 0, "a call that fails is over"
+    dispatcher.close()
+    assert views.followers == []
