@@ -42,7 +42,7 @@ class RouterServer:
         """Send what came together, then wait: the shards work for several engines at once."""
         for first in range(0, len(requests), CALLS_IN_FLIGHT):
             sent = []
-            for request in requests[first : first + CALLS_IN_FLIGHT]:
+            for request in self._frames.present(requests[first : first + CALLS_IN_FLIGHT]):
                 with self._refusing(request):
                     sent.append((request, self._send(request)))
             for request, call in sent:

@@ -88,7 +88,7 @@ class ShardServer:
         batch = self._batch
         batch.clear()
         good = []
-        for request in group:
+        for request in self._frames.present(group):
             fault = batch.add(call_body(request.header, request.body))
             if fault:
                 self._frames.refuse(request, f"layer {layer}: {fault}")

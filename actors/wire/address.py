@@ -2,11 +2,15 @@
 
 import socket
 from dataclasses import dataclass
+from pathlib import Path
+
+from actors.wire.private_folder import require_private
+from actors.wire.tcp_options import set_tcp_options
 
 # Linux keeps 108 bytes for a Unix socket's path, one of them the closing zero.
 MAX_UNIX_PATH = 107
-UNREACHABLE_MS = 5000
-"""A TCP peer that acknowledges nothing for this long is gone, as when its machine lost power."""
+BACKLOG = 256
+"""Clients that may wait for a server that computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,18 @@ def parse_address(text: str) -> Address:
 
 
 def listen(address: Address) -> tuple[socket.socket, Address]:
-    """A listening socket and the address it really has (port 0 becomes a real one)."""
+    """A listening socket and the address it really has (port 0 becomes a real one).
+
+    Raises:
+        OSError: the address is taken. PermissionError: others can reach a Unix socket's folder.
+    """
     if address.is_unix:
+        require_private(Path(address.host).parent)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.bind(address.host)
-        sock.listen(64)
+        sock.listen(BACKLOG)
         return sock, address
-    sock = socket.create_server((address.host, address.port or 0), backlog=64)
+    sock = socket.create_server((address.host, address.port or 0), backlog=BACKLOG)
     return sock, Address(address.host, sock.getsockname()[1])
 
 
@@ -57,8 +66,10 @@ def connect(address: Address, timeout_s: float) -> socket.socket:
 
     Raises:
         OSError: nobody listens there, or not within `timeout_s`.
+        PermissionError: others can reach a Unix socket's folder.
     """
     if address.is_unix:
+        require_private(Path(address.host).parent)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(timeout_s)
         try:
@@ -68,6 +79,5 @@ def connect(address: Address, timeout_s: float) -> socket.socket:
             raise
         return sock
     sock = socket.create_connection((address.host, address.port or 0), timeout=timeout_s)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREACHABLE_MS)
+    set_tcp_options(sock)
     return sock

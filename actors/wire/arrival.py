@@ -12,6 +12,7 @@ from actors.wire.connections import Connection, SharedConnection, StreamConnecti
 from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, unpack_header
 from actors.wire.handshake import ANSWER_BYTES, Challenge, welcome
 from actors.wire.segment import open_segment
+from actors.wire.tcp_options import set_tcp_options
 
 SOCKET_BUFFER_BYTES = 4 << 20
 
@@ -43,7 +44,7 @@ class TcpArrival:
         """Raises OSError where the client has gone already."""
         self.sock, self.peer, self.deadline_s = sock, peer, deadline_s
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_tcp_options(sock)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
         self._incarnation = incarnation

@@ -2,22 +2,24 @@
 
 Frames that are complete after one look around are handed over together, so the handler can merge
 those of one layer into one kernel call. A client that sends anything but a frame is closed with a
-logged reason; the others do not notice. Between calls the loop looks around for a short while (see
-`patience.py`), then tells the clients that share memory with it that they have to ring, and blocks.
+logged reason; the others do not notice. The time that the handler takes counts for no client's
+deadline: what arrived meanwhile is read before anybody is late (see `entrance.py`). Between calls
+the loop looks around for a short while (see `patience.py`), then tells the clients that share
+memory with it that they have to ring, and blocks.
 """
 
-import contextlib
 import logging
 import os
 import select
-import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from actors.wire.address import Address, listen
-from actors.wire.arrival import Arrival, TcpArrival, UnixArrival
+from actors.wire.address import Address
+from actors.wire.arrival import Arrival
 from actors.wire.connections import Connection, Request, SharedConnection
+from actors.wire.entrance import ACCEPTS_AT_ONCE, ARRIVAL_TIMEOUT_S, MOST_ARRIVALS, Entrance
 from actors.wire.frame import MAX_ERROR_BYTES, FrameError, FrameKind, Header
 from actors.wire.handshake import draw_incarnation
 from actors.wire.patience import Patience
@@ -26,10 +28,6 @@ from actors.wire.shared_clients import SharedClients
 __all__ = ["FrameServer", "Request"]
 
 log = logging.getLogger(__name__)
-
-ARRIVAL_TIMEOUT_S = 2.0
-MOST_ARRIVALS = 64
-"""Clients that may be on their way in at once; more are turned away."""
 
 Handler = Callable[[Sequence[Request]], None]
 
@@ -45,27 +43,32 @@ class FrameServer:
         """
         self.incarnation = draw_incarnation()
         """What clients are told in WELCOME; every server that is started has another one."""
-        self._secret = secret
         self._handler = handler
         self._epoll = select.epoll()
         self._watched: dict[int, Callable[[int, list[Request]], None]] = {}
         """What to do about each file descriptor's events."""
-        self._listeners: list[socket.socket] = []
-        self._arrivals: list[Arrival] = []
         self._connections: list[Connection] = []
+        self._ends = select.epoll()
+        """Watches connections for nothing but their end."""
+        self._handling_s = 0.0
         self._shared = SharedClients()
         self._patience = Patience()
-        self.addresses: list[Address] = []
-        for address in addresses:
-            sock, real = listen(address)
-            sock.setblocking(False)
-            self._watch(sock.fileno(), partial(self._accept, sock, real))
-            self._listeners.append(sock)
-            self.addresses.append(real)
+        self._entrances = [
+            Entrance(address, self._clock, self.incarnation, secret) for address in addresses
+        ]
+        self.addresses = [entrance.address for entrance in self._entrances]
+        for entrance in self._entrances:
+            self._watch(entrance.sock.fileno(), partial(self._accept, entrance))
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         self._watch(self._wake_read, _wake_up)
         self._stopping = False
+        self._closing = threading.Lock()
+        self._closed = False
+
+    def _clock(self) -> float:
+        """Seconds that the loop spent on anything but its handler."""
+        return time.monotonic() - self._handling_s
 
     # -- the loop
 
@@ -78,10 +81,11 @@ class FrameServer:
             self._close_all()
 
     def stop(self) -> None:
-        """End `run` from another thread."""
+        """End `run` from another thread. Idempotent."""
         self._stopping = True
-        with contextlib.suppress(OSError):
-            os.write(self._wake_write, b"x")
+        with self._closing:  # a descriptor that was closed may be somebody else's by now
+            if not self._closed:
+                os.write(self._wake_write, b"x")
 
     def _turn(self) -> None:
         ready = self._look_at_segments()
@@ -90,9 +94,10 @@ class FrameServer:
         else:
             ready = self._await_work()
         if ready:
+            start_s = time.monotonic()
             self._handler(ready)
-        if self._arrivals:
-            self._turn_away_the_late()
+            self._handling_s += time.monotonic() - start_s
+        self._turn_away_the_late()
 
     def _look_at_segments(self) -> list[Request]:
         ready: list[Request] = []
@@ -116,6 +121,9 @@ class FrameServer:
             spun_s = time.perf_counter() - start_s
             if ready:
                 self._patience.learn(spun_s, spun_s)
+                if len(self._connections) == len(self._shared):
+                    # Clients that call again at once must not keep others from coming in.
+                    self._look_at_sockets(ready, 0.0)
                 return ready
         ready = self._sleep()
         self._patience.learn(time.perf_counter() - start_s, spun_s)
@@ -124,12 +132,10 @@ class FrameServer:
     def _sleep(self) -> list[Request]:
         self._shared.say_asleep(True)
         ready = self._look_at_segments()
-        timeout_s = None
+        deadlines_s = [entrance.next_deadline_s() for entrance in self._entrances]
+        timeout_s = min((s for s in deadlines_s if s is not None), default=None)
         if ready:
             timeout_s = 0.0
-        elif self._arrivals:
-            first_s = min(arrival.deadline_s for arrival in self._arrivals)
-            timeout_s = max(0.0, first_s - time.monotonic())
         self._look_at_sockets(ready, timeout_s)
         self._shared.say_asleep(False)
         return ready + self._look_at_segments()
@@ -168,43 +174,36 @@ class FrameServer:
         except OSError as error:
             self._drop(connection, str(error), logging.INFO)
 
-    def _accept(
-        self, listener: socket.socket, address: Address, events: int, ready: list[Request]
-    ) -> None:
-        try:
-            sock, peer = listener.accept()
-        except OSError as error:
-            log.warning("accept on %s failed: %s", address, error)
-            return
-        name = f"{address} <- {peer or 'this node'}"
-        if len(self._arrivals) >= MOST_ARRIVALS:
-            log.warning("turned away %s: %d others have not said who they are", name, MOST_ARRIVALS)
-            sock.close()
-            return
-        deadline_s = time.monotonic() + ARRIVAL_TIMEOUT_S
-        try:
-            arrival: Arrival = (
-                UnixArrival(sock, name, deadline_s, self.incarnation)
-                if address.is_unix
-                else TcpArrival(sock, name, deadline_s, self.incarnation, self._secret)
-            )
-        except OSError as error:
-            log.info("%s: %s", name, error)
-            sock.close()
-            return
-        self._arrivals.append(arrival)
-        self._watch(sock.fileno(), partial(self._admit, arrival))
+    def _accept(self, entrance: Entrance, events: int, ready: list[Request]) -> None:
+        for _ in range(ACCEPTS_AT_ONCE):
+            try:
+                arrival = entrance.accept()
+            except OSError as error:
+                log.warning("accept on %s failed: %s", entrance.address, error)
+                return
+            if arrival is None:
+                return
+            self._watch(arrival.sock.fileno(), partial(self._admit, entrance, arrival))
+            surplus = entrance.surplus()
+            if surplus is not None:
+                self._hear_or_refuse(
+                    entrance, surplus, f"said nothing, and {MOST_ARRIVALS} others came since"
+                )
 
-    def _admit(self, arrival: Arrival, events: int, ready: list[Request]) -> None:
+    def _admit(
+        self, entrance: Entrance, arrival: Arrival, events: int, ready: list[Request]
+    ) -> None:
         try:
             connection = arrival.read()
         except (FrameError, OSError, EOFError) as error:
-            self._refuse_arrival(arrival, str(error) or "left during the handshake")
+            self._refuse_arrival(entrance, arrival, str(error) or "left during the handshake")
             return
         if connection is not None:
-            self._arrivals.remove(arrival)
+            entrance.arrivals.remove(arrival)
             self._connections.append(connection)
-            self._watched[arrival.sock.fileno()] = partial(self._serve, connection)
+            fd = connection.sock.fileno()
+            self._watched[fd] = partial(self._serve, connection)
+            self._ends.register(fd, select.EPOLLRDHUP)
             if isinstance(connection, SharedConnection):
                 self._admit_shared(connection)
 
@@ -216,13 +215,19 @@ class FrameServer:
             self._drop(connection, f"its bell: {error}", logging.WARNING)
 
     def _turn_away_the_late(self) -> None:
-        now_s = time.monotonic()
-        for arrival in [a for a in self._arrivals if a.deadline_s <= now_s]:
-            self._refuse_arrival(arrival, f"said nothing for {ARRIVAL_TIMEOUT_S:g} s")
+        for entrance in self._entrances:
+            for arrival in entrance.late():
+                self._hear_or_refuse(entrance, arrival, f"said nothing for {ARRIVAL_TIMEOUT_S:g} s")
 
-    def _refuse_arrival(self, arrival: Arrival, reason: str) -> None:
+    def _hear_or_refuse(self, entrance: Entrance, arrival: Arrival, reason: str) -> None:
+        """Refuse a client unless it has said everything by now."""
+        self._admit(entrance, arrival, 0, [])
+        if arrival in entrance.arrivals:
+            self._refuse_arrival(entrance, arrival, reason)
+
+    def _refuse_arrival(self, entrance: Entrance, arrival: Arrival, reason: str) -> None:
         log.warning("refused %s: %s", arrival.peer, reason)
-        self._arrivals.remove(arrival)
+        entrance.arrivals.remove(arrival)
         self._unwatch(arrival.sock.fileno())
         arrival.close()
 
@@ -235,23 +240,29 @@ class FrameServer:
             self._shared.remove(connection)
             self._unwatch(connection.bell)
         self._unwatch(connection.sock.fileno())
+        self._ends.unregister(connection.sock.fileno())
         connection.close()
 
     def _close_all(self) -> None:
-        for arrival in self._arrivals:
-            arrival.close()
         for connection in self._connections:
             connection.close()
-        for sock, address in zip(self._listeners, self.addresses, strict=True):
-            sock.close()
-            if address.is_unix:
-                with contextlib.suppress(OSError):
-                    os.unlink(address.host)
+        for entrance in self._entrances:
+            entrance.close()
         self._epoll.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        self._ends.close()
+        with self._closing:
+            self._closed = True
+            os.close(self._wake_read)
+            os.close(self._wake_write)
 
     # -- answers
+
+    def present(self, requests: Sequence[Request]) -> list[Request]:
+        """Those whose clients are still there, as far as the system knows by now."""
+        for fd, _ in self._ends.poll(0.0):
+            for connection in [c for c in self._connections if c.sock.fileno() == fd]:
+                self._drop(connection, "left before its call was computed", logging.INFO)
+        return [request for request in requests if request.connection.sock.fileno() >= 0]
 
     def room(self, request: Request, length: int) -> memoryview | None:
         """Where the answer's body is written, for `answer` to send; None: the client is gone, or

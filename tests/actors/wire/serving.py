@@ -51,11 +51,14 @@ def raw_client(address: Address) -> socket.socket:
 class RawSegment:
     """A client that attached by hand, to write what no client would."""
 
-    def __init__(self, address: Address, *, shape: SegmentShape = SHAPE) -> None:
+    def __init__(
+        self, address: Address, *, shape: SegmentShape = SHAPE, sock: socket.socket | None = None
+    ) -> None:
+        """sock: connected already, if given."""
         self.bell = Bell()
         self.segment: Segment
         self.segment, fd = create_segment(shape)
-        self.sock = connect(address, 5.0)
+        self.sock = sock or connect(address, 5.0)
         hello = bytearray(64)
         Header(FrameKind.ATTACH, 0, 0).pack_into(hello)
         socket.send_fds(self.sock, [hello], [fd, self.bell.fd])
