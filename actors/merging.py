@@ -5,16 +5,47 @@ client could still write to: native kernels read whatever memory a wrong index p
 rows of a single call stay where they are. The arrays are used again from batch to batch.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from actors.dispatch.backend import bf16_tensor
-from actors.wire.body import Bits16, CallBody, Fp8Rows
+from actors.wire.body import Bits16, CallBody, Floats, Fp8Rows, Ints
+from actors.wire.connections import Request
 from actors.wire.fp8_rows import decode_rows
 from placement.compiled import compiled
 
 BAD_ROW, BAD_EXPERT = 1, 2
+
+
+def fitting(calls: Sequence[Request], most: int) -> list[list[Request]]:
+    """`calls` in their order as batches of at most `most` rows and assignments; a call that has
+    more is a batch by itself."""
+    batches: list[list[Request]] = []
+    size = most
+    for call in calls:
+        own = max(call.header.rows, call.header.assignments)
+        if size + own > most:
+            batches.append([])
+            size = 0
+        batches[-1].append(call)
+        size += own
+    return batches
+
+
+def row_pieces(row_index: Ints, num_rows: int, most: int) -> list[tuple[int, int]]:
+    """(first, end) of consecutive rows with at most `most` rows and assignments; a row that has
+    more is a piece by itself, since its sum is not divided. row_index: [A]."""
+    counts = np.maximum(np.bincount(row_index, minlength=num_rows), 1)
+    ends = np.cumsum(counts)
+    pieces, first = [], 0
+    while first < num_rows:
+        done = int(ends[first - 1]) if first else 0
+        end = max(first + 1, int(np.searchsorted(ends, done + most, side="right")))
+        pieces.append((first, end))
+        first = end
+    return pieces
 
 
 class MergedCalls:
@@ -79,19 +110,19 @@ class MergedCalls:
         return bf16_tensor(self._rows[:first])
 
     @property
-    def row_index(self) -> torch.Tensor:
-        """int32 [A] into `rows`."""
-        return torch.from_numpy(self._indices[0, : self.assignments])
+    def row_index(self) -> Ints:
+        """[A] into `rows`."""
+        return self._indices[0, : self.assignments]
 
     @property
-    def experts(self) -> npt.NDArray[np.int32]:
-        """int32 [A]."""
+    def experts(self) -> Ints:
+        """[A]."""
         return self._indices[1, : self.assignments]
 
     @property
-    def weights(self) -> torch.Tensor:
-        """fp32 [A]."""
-        return torch.from_numpy(self._weights[: self.assignments])
+    def weights(self) -> Floats:
+        """[A]."""
+        return self._weights[: self.assignments]
 
 
 @compiled()

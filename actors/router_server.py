@@ -14,7 +14,7 @@ import torch
 from actors.dispatch.backend import ExpertBackend, bf16_bits, bf16_tensor
 from actors.wire.address import Address
 from actors.wire.body import route_body, rows_of
-from actors.wire.frame import FrameKind, Header, body_bytes
+from actors.wire.frame import Fault, FrameKind, Header, body_bytes
 from actors.wire.link import CALLS_IN_FLIGHT
 from actors.wire.server import FrameServer, Request
 
@@ -55,7 +55,7 @@ class RouterServer:
             yield
         except (RuntimeError, LookupError, ValueError) as error:
             log.warning("layer %d: %s", request.header.layer, error)
-            self._frames.refuse(request, str(error))
+            self._frames.refuse(request, str(error), Fault.FAILED)
 
     def _send(self, request: Request) -> Any:
         header = request.header

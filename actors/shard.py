@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.device import free_memory_bytes
+from actors.device import free_memory_bytes, scratch_bytes
 from actors.experts.families import read_expert_spec
 from actors.experts.spec import ExpertSpec
 from actors.kernels.choose import choose_kernel
+from actors.kernels.scratch import most_assignments
 from actors.kernels.slot_kernel import SlotKernel
 from actors.listening import ready_to_listen
 from actors.process import limit_threads, return_free_memory, start_logging
@@ -80,6 +81,7 @@ class ExpertShard:
             ready_to_listen(self._config.listen),
             self._secret,
             self._config.emulated_speed,
+            most_assignments(self._spec, scratch_bytes(self._config.device)),
         )
         self._thread = threading.Thread(target=self._serve, name="expert-calls", daemon=True)
         self._thread.start()
@@ -121,6 +123,9 @@ class ExpertShard:
             done += len(experts)
             self._detail = f"{done} of {len(slots)} experts"
         return_free_memory()
+        if self._server is not None:
+            room_bytes = scratch_bytes(self._config.device)
+            self._server.most_assignments = most_assignments(self._spec, room_bytes)
         self._slots, self._state, self._detail = len(slots), "ready", self._kernel.describe()
         return self._kernel.resident_bytes()
 
@@ -137,7 +142,7 @@ class ExpertShard:
         return self._server.tokens.copy()
 
     def status(self) -> dict[str, Any]:
-        """State, pid, bytes and slots held, calls served and the kernel's busy time."""
+        """State, pid, bytes and slots held, calls served and failed, the kernel's busy time."""
         kernel, server = self._kernel, self._server
         return {
             "pid": os.getpid(),
@@ -147,6 +152,7 @@ class ExpertShard:
             "memory_bytes": kernel.resident_bytes() if kernel else 0,
             "slots": self._slots,
             "calls": server.calls if server else 0,
+            "failed_calls": server.failed_calls if server else 0,
             "busy_s": server.busy_s if server else 0.0,
         }
 

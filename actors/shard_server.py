@@ -2,6 +2,12 @@
 
 One thread reads, computes and writes: with the kernel running for most of the time, a second thread
 would only add hand-overs. No Ray here; `shard.py` puts this into an actor.
+
+When the kernel fails, nobody but the caller of the failing call notices: merged calls are computed
+again one by one, and a call that fails by itself is answered with an ERROR, so that its sender asks
+another replica. One that ran out of memory is first tried in smaller pieces. After such an ERROR a
+self-test decides about the shard: one row of zeros through one expert that it holds. A device that
+does not compute even that serves nobody, and `run` ends.
 """
 
 import logging
@@ -13,23 +19,29 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from actors.dispatch.backend import bf16_tensor
+from actors.answers import in_place, result_header, write_sums
 from actors.experts.spec import ExpertSpec
 from actors.kernels.base import ExpertKernel, ExpertsMissing
-from actors.merging import MergedCalls, count_experts
+from actors.kernels.scratch import LEAST_ASSIGNMENTS, is_out_of_memory
+from actors.merging import MergedCalls, count_experts, fitting, row_pieces
 from actors.wire.address import Address
-from actors.wire.body import Floats, call_body, rows_of, sums_of
-from actors.wire.frame import FrameKind, Header, RowCoding, body_bytes
+from actors.wire.body import Floats, call_body
+from actors.wire.frame import MAX_ASSIGNMENTS, Fault, FrameKind, Header
 from actors.wire.server import FrameServer, Request
 
 log = logging.getLogger(__name__)
 
 
+class DeviceUnusable(RuntimeError):
+    """The device computes nothing any more."""
+
+
 class ShardServer:
     """Answers CALL frames with RESULT frames.
 
-    emulated_speed: 1.0 computes as fast as the hardware; below that every kernel call is stretched
-    by waiting, so one machine can stand in for a mesh of unlike devices.
+    most_assignments: rows and assignments of one kernel call (`actors.kernels.scratch`); may change
+    while it serves. emulated_speed: 1.0 computes as fast as the hardware; below that every kernel
+    call is stretched by waiting, so one machine can stand in for a mesh of unlike devices.
     """
 
     def __init__(
@@ -39,10 +51,12 @@ class ShardServer:
         addresses: Sequence[Address],
         secret: bytes,
         emulated_speed: float = 1.0,
+        most_assignments: int = MAX_ASSIGNMENTS,
     ) -> None:
         self._spec = spec
         self._kernel = kernel
         self._stretch = 1.0 / emulated_speed - 1.0
+        self.most_assignments = most_assignments
         self._frames = FrameServer(addresses, secret, self._handle)
         self._row_of_layer = {layer: row for row, layer in enumerate(spec.layers)}
         self.addresses = self._frames.addresses
@@ -54,10 +68,15 @@ class ShardServer:
         self._batch = MergedCalls(spec.hidden_size, spec.num_experts)
         self._merged_sums: Floats = np.empty((0, spec.hidden_size), np.float32)
         self.calls = 0
+        self.failed_calls = 0
         self.busy_s = 0.0
 
     def run(self) -> None:
-        """Serve until `stop`; blocks its thread."""
+        """Serve until `stop`; blocks its thread.
+
+        Raises:
+            DeviceUnusable.
+        """
         torch.set_grad_enabled(False)
         self._frames.run()
 
@@ -73,7 +92,8 @@ class ShardServer:
             else:
                 by_layer[request.header.layer].append(request)
         for layer, group in by_layer.items():
-            self._serve_layer(layer, group)
+            for batch in fitting(group, self.most_assignments):
+                self._serve(layer, batch)
 
     def _fault(self, header: Header) -> str:
         if header.kind is not FrameKind.CALL:
@@ -84,33 +104,48 @@ class ShardServer:
             return f"rows of {header.hidden} values, the model has {self._spec.hidden_size}"
         return ""
 
-    def _serve_layer(self, layer: int, group: list[Request]) -> None:
-        batch = self._batch
-        batch.clear()
-        good = []
-        for request in self._frames.present(group):
-            fault = batch.add(call_body(request.header, request.body))
-            if fault:
-                self._frames.refuse(request, f"layer {layer}: {fault}")
-            else:
-                good.append(request)
+    def _serve(self, layer: int, group: list[Request]) -> None:
+        """Compute the calls of `group` together."""
+        good = self._merge(layer, group)
         if not good:
             return
         try:
             answers = self._compute(layer, good)
-        except ExpertsMissing as missing:
-            if len(good) == 1:
-                self._frames.refuse(good[0], str(missing))
-            else:  # one of them asks for what is not here: serve each by itself
-                for request in good:
-                    self._serve_layer(layer, [request])
+        except Exception as error:  # whatever a kernel raises concerns its call, not the server
+            if not isinstance(error, ExpertsMissing):
+                log.warning("layer %d: the kernel failed", layer, exc_info=True)
+            # Without its frames, which would hold the kernel's memory while it is tried again.
+            failure = error.with_traceback(None)
+        else:
+            self._answer(layer, good, answers)
             return
-        for request, answer in zip(good, answers, strict=True):
+        if len(good) == 1:
+            self._recover(layer, good[0], failure)
+        else:  # one of them is at fault: serve each by itself
+            for request in good:
+                self._serve(layer, [request])
+
+    def _merge(self, layer: int, group: list[Request]) -> list[Request]:
+        """Put what can be computed into the batch; returns whose it is."""
+        self._batch.clear()
+        good = []
+        for request in self._frames.present(group):
+            fault = self._batch.add(call_body(request.header, request.body))
+            if fault:
+                self._frames.refuse(request, f"layer {layer}: {fault}")
+            else:
+                good.append(request)
+        return good
+
+    def _answer(self, layer: int, group: list[Request], answers: list[Header]) -> None:
+        for request, answer in zip(group, answers, strict=True):
             self._frames.answer(request, answer)
-        # The books are kept while the answers are on their way.
+        # Counted while the answers are on their way.
         self.calls += 1
         self.busy_s += answers[0].compute_us * 1e-6
-        count_experts(self.tokens[self._row_of_layer[layer]], batch.experts)
+        count_experts(self.tokens[self._row_of_layer[layer]], self._batch.experts)
+
+    # -- computing
 
     def _compute(self, layer: int, group: list[Request]) -> list[Header]:
         """Put the sums where the answers go out from; returns the answers' headers."""
@@ -124,16 +159,8 @@ class ShardServer:
         hand_out = out is None
         if out is None:
             out = self._sums()
-        batch, rows = self._batch, self._batch.rows
         start_s = time.perf_counter()
-        self._kernel.compute(
-            layer,
-            rows,
-            batch.row_index,
-            torch.from_numpy(batch.experts),
-            batch.weights,
-            torch.from_numpy(out),
-        )
+        self._run_kernel(layer, out)
         compute_s = time.perf_counter() - start_s
         if hand_out:
             first = 0
@@ -146,38 +173,88 @@ class ShardServer:
             compute_s *= 1.0 + self._stretch
         return [answer._replace(compute_us=int(compute_s * 1e6)) for answer in answers]
 
+    def _run_kernel(self, layer: int, out: Floats) -> None:
+        """The batch's sums [R, H] into `out`, in pieces of whole rows if it is too large."""
+        batch, rows = self._batch, self._batch.rows
+        index, experts, weights = batch.row_index, batch.experts, batch.weights
+        if max(batch.num_rows, batch.assignments) <= self.most_assignments:
+            self._call_kernel(layer, rows, index, experts, weights, out)
+            return
+        for first, end in row_pieces(index, batch.num_rows, self.most_assignments):
+            inside = np.flatnonzero((index >= first) & (index < end))
+            if len(inside):
+                self._call_kernel(
+                    layer,
+                    rows[first:end],
+                    index[inside] - np.int32(first),
+                    experts[inside],
+                    weights[inside],
+                    out[first:end],
+                )
+            else:
+                out[first:end] = 0.0
+
+    def _call_kernel(
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        row_index: npt.NDArray[np.int32],
+        experts: npt.NDArray[np.int32],
+        weights: Floats,
+        out: Floats,
+    ) -> None:
+        self._kernel.compute(
+            layer,
+            rows,
+            torch.from_numpy(row_index),
+            torch.from_numpy(experts),
+            torch.from_numpy(weights),
+            torch.from_numpy(out),
+        )
+
     def _sums(self) -> Floats:
         rows = self._batch.num_rows
         if rows > len(self._merged_sums):
             self._merged_sums = np.empty((2 * rows, self._spec.hidden_size), np.float32)
         return self._merged_sums[:rows]
 
+    # -- failures
 
-def in_place(answer: Header, room: memoryview | None) -> Floats | None:
-    """The answer's body as sums fp32 [R, H], if that is what it holds; room: None if it is gone."""
-    if room is None or answer.coding is not RowCoding.BF16:
+    def _recover(self, layer: int, request: Request, failure: Exception) -> None:
+        """Answer a call whose computation failed, or try it again in smaller pieces.
+
+        Raises:
+            DeviceUnusable.
+        """
+        if isinstance(failure, ExpertsMissing):
+            self._frames.refuse(request, str(failure))
+            return
+        size = min(self.most_assignments, max(request.header.rows, request.header.assignments))
+        if is_out_of_memory(failure) and size > LEAST_ASSIGNMENTS:
+            self.most_assignments = max(LEAST_ASSIGNMENTS, size // 2)
+            log.warning("at most %d assignments a kernel call from now on", self.most_assignments)
+            self._serve(layer, [request])
+            return
+        self.failed_calls += 1
+        reason = f"layer {layer}: the kernel failed: {failure or type(failure).__name__}"
+        problem = self._self_test(layer, int(self._batch.experts[0]))
+        if problem is None:
+            self._frames.refuse(request, reason, Fault.FAILED)
+            return
+        self._frames.refuse(request, f"{reason}; the device is unusable", Fault.UNFIT)
+        raise DeviceUnusable(f"{reason}; then one row of zeros failed: {problem}")
+
+    def _self_test(self, layer: int, expert: int) -> Exception | None:
+        """Send one row of zeros through one expert; returns what was raised."""
+        rows = torch.zeros((1, self._spec.hidden_size), dtype=torch.bfloat16)
+        out = np.empty((1, self._spec.hidden_size), np.float32)
+        one = np.ones(1, np.float32)
+        try:
+            self._call_kernel(
+                layer, rows, np.zeros(1, np.int32), np.full(1, expert, np.int32), one, out
+            )
+        except ExpertsMissing:
+            return None  # another plan took it away meanwhile
+        except Exception as error:
+            return error
         return None
-    return sums_of(room, answer.rows, answer.hidden)
-
-
-def write_sums(sums: Floats, answer: Header, room: memoryview) -> None:
-    """Copy sums [R, H] into the body of an answer, rounding where it asks for that."""
-    if answer.coding is RowCoding.BF16:
-        sums_of(room, answer.rows, answer.hidden)[:] = sums
-    else:
-        rounded = bf16_tensor(rows_of(room, answer.rows, answer.hidden))
-        rounded.copy_(torch.from_numpy(sums))
-
-
-def result_header(call: Header) -> Header:
-    """The RESULT that answers `call`."""
-    return Header(
-        FrameKind.RESULT,
-        call.call_id,
-        body_bytes(FrameKind.RESULT, call.rows, call.hidden, coding=call.coding),
-        epoch=call.epoch,
-        layer=call.layer,
-        rows=call.rows,
-        hidden=call.hidden,
-        coding=call.coding,
-    )

@@ -10,7 +10,7 @@ Bodies, all contiguous and little-endian; rows come last, so every array is alig
   RESULT  sums f32 [R, H]
   ROUTE   topk_ids i32 [T, K] | topk_weights f32 [T, K] | rows bf16 [T, H]     (A = T * K)
   ROUTED  rows bf16 [T, H]
-  ERROR   UTF-8 text
+  ERROR   UTF-8 text; the header's `rows` says what kind of fault it is (`Fault`)
   ATTACH  nothing; a shared-memory segment's descriptor comes with it
   WELCOME nothing; `call_id` is the server's incarnation
 
@@ -53,6 +53,17 @@ class FrameKind(IntEnum):
     WELCOME = 7
 
 
+class Fault(IntEnum):
+    """Why a call was answered with an ERROR."""
+
+    REFUSED = 0
+    """This server does not serve such a call, or does not hold these experts."""
+    FAILED = 1
+    """The call was computed and failed; the server serves others."""
+    UNFIT = 2
+    """The call failed, and the server cannot compute any more: it is about to exit."""
+
+
 class RowCoding(IntEnum):
     """How the rows of a CALL and the sums of its RESULT travel."""
 
@@ -63,6 +74,7 @@ class RowCoding(IntEnum):
 
 
 _KINDS = {int(kind): kind for kind in FrameKind}
+_FAULTS = frozenset(Fault)
 _CODINGS = {int(coding): coding for coding in RowCoding}
 _CODED = (FrameKind.CALL, FrameKind.RESULT)
 
@@ -72,7 +84,8 @@ class Header(NamedTuple):
 
     epoch: plan epoch the sender followed (for the record; calls do not depend on it).
     call_id: chosen by the client, repeated in the answer; in a WELCOME the server's incarnation.
-    rows, hidden, assignments: R, H, A (see the module's table of bodies).
+    rows, hidden, assignments: R, H, A (see the module's table of bodies); in an ERROR `rows` is its
+    `Fault`.
     compute_us: in answers, time the expert kernel took.
     coding: of the rows; other than BF16 only in CALL and RESULT.
     body_bytes: length of the body; must equal what kind, coding and counts imply.
@@ -154,6 +167,8 @@ def unpack_header(buffer: bytes | bytearray | memoryview) -> Header:
     if kind is FrameKind.ERROR:
         if length > MAX_ERROR_BYTES:
             raise FrameError(f"error text of {length} bytes, at most {MAX_ERROR_BYTES} are allowed")
+        if rows not in _FAULTS:
+            raise FrameError(f"unknown fault {rows} in an ERROR frame")
     else:
         if rows > MAX_ROWS or hidden > MAX_HIDDEN or assignments > MAX_ASSIGNMENTS or hidden % 2:
             raise FrameError(f"counts out of bounds: {rows=} {hidden=} {assignments=}")

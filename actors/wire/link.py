@@ -9,7 +9,7 @@ from typing import Protocol
 
 from actors.wire.address import Address
 from actors.wire.bell import Bell
-from actors.wire.frame import Header
+from actors.wire.frame import Fault, Header
 
 CONNECT_TIMEOUT_S = 5.0
 CALLS_IN_FLIGHT = 4
@@ -25,7 +25,14 @@ class LinkTimeout(LinkClosed):
 
 
 class RemoteError(RuntimeError):
-    """The peer answered with an ERROR frame: it is alive and says why it cannot serve the call."""
+    """The peer answered with an ERROR frame: it is alive and says why it cannot serve the call.
+
+    fault: whether the same peer would, another time (see `Fault`).
+    """
+
+    def __init__(self, text: str, fault: Fault) -> None:
+        super().__init__(text)
+        self.fault = fault
 
 
 class ClientLink(Protocol):

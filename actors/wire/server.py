@@ -20,7 +20,7 @@ from actors.wire.address import Address
 from actors.wire.arrival import Arrival
 from actors.wire.connections import Connection, Request, SharedConnection
 from actors.wire.entrance import ACCEPTS_AT_ONCE, ARRIVAL_TIMEOUT_S, MOST_ARRIVALS, Entrance
-from actors.wire.frame import MAX_ERROR_BYTES, FrameError, FrameKind, Header
+from actors.wire.frame import MAX_ERROR_BYTES, Fault, FrameError, FrameKind, Header
 from actors.wire.handshake import draw_incarnation
 from actors.wire.patience import Patience
 from actors.wire.shared_clients import SharedClients
@@ -171,8 +171,8 @@ class FrameServer:
             self._drop(connection, "closed by the client", logging.DEBUG)
         except FrameError as error:
             self._drop(connection, str(error), logging.WARNING)
-        except OSError as error:
-            self._drop(connection, str(error), logging.INFO)
+        except (OSError, MemoryError) as error:
+            self._drop(connection, str(error) or "no memory for its frame", logging.INFO)
 
     def _accept(self, entrance: Entrance, events: int, ready: list[Request]) -> None:
         for _ in range(ACCEPTS_AT_ONCE):
@@ -289,13 +289,14 @@ class FrameServer:
         if connection.wants_write:
             self._epoll.modify(connection.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
-    def refuse(self, request: Request, reason: str) -> None:
+    def refuse(self, request: Request, reason: str, fault: Fault = Fault.REFUSED) -> None:
         """Answer with an ERROR frame; the connection stays."""
         text = reason.encode()[:MAX_ERROR_BYTES]
         room = self.room(request, len(text))
         if room is not None:
             room[:] = text
-            self.answer(request, Header(FrameKind.ERROR, request.header.call_id, len(text)))
+            header = Header(FrameKind.ERROR, request.header.call_id, len(text), rows=fault)
+            self.answer(request, header)
 
     def _flush(self, connection: Connection) -> None:
         try:

@@ -14,7 +14,7 @@ import time
 from actors.wire.address import Address, connect
 from actors.wire.atomics import find, observe, publish, spin, yield_until
 from actors.wire.bell import Bell
-from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, Header, unpack_header
+from actors.wire.frame import HEADER_BYTES, Fault, FrameError, FrameKind, Header, unpack_header
 from actors.wire.handshake import HandshakeError, receive_welcome
 from actors.wire.link import CONNECT_TIMEOUT_S, LinkClosed, LinkTimeout, RemoteError
 from actors.wire.patience import Patience
@@ -198,7 +198,7 @@ class SharedLink:
             raise LinkClosed(f"{self.address} answered {header}")
         body = answer[HEADER_BYTES : HEADER_BYTES + header.body_bytes]
         if header.kind is FrameKind.ERROR:
-            raise RemoteError(bytes(body).decode(errors="replace"))
+            raise RemoteError(bytes(body).decode(errors="replace"), Fault(header.rows))
         return header, body
 
     def forget(self, call_id: int) -> None:

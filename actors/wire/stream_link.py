@@ -7,7 +7,7 @@ import socket
 import time
 
 from actors.wire.address import Address, connect
-from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, Header, unpack_header
+from actors.wire.frame import HEADER_BYTES, Fault, FrameError, FrameKind, Header, unpack_header
 from actors.wire.handshake import greet_server, receive_welcome
 from actors.wire.link import CONNECT_TIMEOUT_S, LinkClosed, LinkTimeout, RemoteError
 from actors.wire.patience import Patience
@@ -82,7 +82,7 @@ class StreamLink:
         self._waiting.discard(call_id)
         header, body = answer
         if header.kind is FrameKind.ERROR:
-            raise RemoteError(bytes(body).decode(errors="replace"))
+            raise RemoteError(bytes(body).decode(errors="replace"), Fault(header.rows))
         return header, body
 
     def forget(self, call_id: int) -> None:

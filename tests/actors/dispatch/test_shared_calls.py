@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from actors.answers import result_header
 from actors.dispatch.dispatcher import Call, Dispatcher
-from actors.shard_server import ShardServer, result_header
+from actors.shard_server import ShardServer
 from actors.wire.address import Address
 from actors.wire.server import FrameServer, Request
 from benchmarks.harness.bare_shards import SECRET as BARE_SECRET

@@ -102,6 +102,7 @@ BROKEN = {
         rows=1 << 17, hidden=1 << 16, length=(1 << 34) + 2 * 12
     ),
     "error text too long": good_call(kind=int(FrameKind.ERROR), length=1 << 20),
+    "unknown fault": good_call(kind=int(FrameKind.ERROR), rows=3, length=4),
 }
 
 
