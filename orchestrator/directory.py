@@ -1,37 +1,39 @@
 """The directory: tells every dispatcher what the mesh looks like, over a plain socket.
 
 Dispatchers live in processes that are no Ray actors (vLLM's engine core, a `vllm serve` of somebody
-else), so views travel as JSON messages and not as Ray calls. A subscriber gets the newest view when
-it connects and every later one; it acknowledges each by its version.
+else), so views travel as messages of our own and not as Ray calls. A subscriber gets the newest
+view when it connects and then whatever differs in later ones (`actors.dispatch.view_coding`). It
+acknowledges a version once its dispatchers follow it.
+
+A view is sent when the one before is on its way, so a subscriber that reads slowly gets the newest
+one next and costs no more memory than one view meanwhile.
 """
 
 import asyncio
 import contextlib
-import hmac
 import logging
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from actors.dispatch.mesh_view import MeshView, ViewVersion, view_to_json
+from actors.dispatch.mesh_view import MeshView, ViewVersion
+from actors.dispatch.view_coding import encode_view
+from actors.dispatch.view_messages import FROM_SUBSCRIBER, AdoptedHead, HelloHead
+from actors.dispatch.view_source import NO_VERSION
 from actors.wire.address import Address
 from actors.wire.frame import FrameError
-from actors.wire.handshake import GREETING, NONCE_BYTES, PROOF_BYTES, HandshakeError, proof
-from actors.wire.messages import LENGTH, decode_length, decode_message, encode_message
+from actors.wire.handshake import ANSWER_BYTES, Challenge
+from actors.wire.messages import PREFIX, lengths, read_head
 
 log = logging.getLogger(__name__)
 
 GREETING_TIMEOUT_S = 5.0
-
-
-NO_VERSION = ViewVersion(0, 0)
-"""Older than every view."""
+MAX_HEAD_BYTES = 64 << 10
+"""Of a subscriber's message; it has no body."""
 
 
 @dataclass(slots=True, eq=False)
 class Subscriber:
-    """One connected dispatcher. version: of the last view it acknowledged."""
+    """One connected process with dispatchers. version: the last one that they all follow."""
 
     role: str
     pid: int
@@ -43,11 +45,14 @@ class Directory:
     """Publishes `MeshView`s; runs in the controller's event loop."""
 
     def __init__(self, secret: bytes, term: int) -> None:
+        """term: of all views; greater than that of every earlier directory of this mesh."""
         self._secret = secret
         self._servers: list[asyncio.Server] = []
         self._writers: dict[Subscriber, asyncio.StreamWriter] = {}
-        self._message: bytes | None = None
         self._version = ViewVersion(term, 0)
+        self._view: MeshView | None = None
+        self._messages: dict[ViewVersion, bytes] = {}
+        self._published = asyncio.Condition()
         self._acknowledged = asyncio.Condition()
         self.addresses: list[Address] = []
 
@@ -64,9 +69,13 @@ class Directory:
                 self.addresses.append(Address(address.host, server.sockets[0].getsockname()[1]))
             self._servers.append(server)
 
-    @property
-    def subscribers(self) -> list[Subscriber]:
-        return list(self._writers)
+    async def close(self) -> None:
+        for server in self._servers:
+            server.close()
+        for writer in list(self._writers.values()):
+            writer.close()
+
+    # -- views
 
     @property
     def next_version(self) -> ViewVersion:
@@ -74,36 +83,64 @@ class Directory:
         return ViewVersion(self._version.term, self._version.number + 1)
 
     async def publish(self, view: MeshView) -> None:
-        """Send `view` to all subscribers, present and future.
+        """Send `view` to all subscribers, present and future. The last view again changes nothing.
 
         Raises:
-            ValueError: its version is of another term, or not newer than the last one.
+            ValueError: its version is of another term or older than the last one, or is the last
+                one's and the view is not; or the view is too large for a message.
         """
+        if self._view and view.version == self._version:
+            if encode_view(view) != self._message(None):
+                raise ValueError(f"another view {view.version} has been published")
+            return
         if view.version.term != self._version.term or view.version <= self._version:
             raise ValueError(f"view {view.version} does not follow view {self._version}")
-        self._version = view.version
-        self._message = encode_message({"view": view_to_json(view)})
-        for writer in self._writers.values():
-            writer.write(self._message)
+        whole = encode_view(view)
+        async with self._published:
+            self._view, self._version = view, view.version
+            self._messages = {NO_VERSION: whole}
+            self._published.notify_all()
+
+    def _message(self, base: MeshView | None) -> bytes:
+        """The newest view for subscribers that got `base` before."""
+        assert self._view is not None
+        key = base.version if base else NO_VERSION
+        if key not in self._messages:
+            self._messages[key] = encode_view(self._view, base)
+        return self._messages[key]
+
+    # -- who follows them
+
+    @property
+    def subscribers(self) -> list[Subscriber]:
+        return list(self._writers)
+
+    def behind(self, version: ViewVersion) -> list[Subscriber]:
+        """Subscribers that do not follow `version` or a later one yet."""
+        return [subscriber for subscriber in self._writers if subscriber.version < version]
 
     async def wait_acknowledged(self, version: ViewVersion, timeout_s: float) -> bool:
         """Whether every subscriber follows `version` or a later one within `timeout_s`."""
-
-        def all_follow() -> bool:
-            return all(subscriber.version >= version for subscriber in self._writers)
-
         async with self._acknowledged:
             try:
-                await asyncio.wait_for(self._acknowledged.wait_for(all_follow), timeout_s)
+                await asyncio.wait_for(
+                    self._acknowledged.wait_for(lambda: not self.behind(version)), timeout_s
+                )
             except TimeoutError:
                 return False
         return True
 
-    async def close(self) -> None:
-        for server in self._servers:
-            server.close()
-        for writer in list(self._writers.values()):
-            writer.close()
+    def evict(self, subscriber: Subscriber) -> None:
+        """Close the connection to one that does not answer; it may connect again."""
+        writer = self._writers.pop(subscriber, None)
+        if writer is not None:
+            log.warning(
+                "%s (process %d on %s) does not follow the mesh: closing its connection",
+                subscriber.role, subscriber.pid, subscriber.node,
+            )  # fmt: skip
+            writer.transport.abort()
+
+    # -- one connection
 
     async def _welcome_local(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -119,25 +156,25 @@ class Directory:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, proven: bool
     ) -> None:
         subscriber: Subscriber | None = None
+        sending: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(GREETING_TIMEOUT_S):
                 if not proven:
                     await self._challenge(reader, writer)
                 hello = await _receive(reader)
-            subscriber = Subscriber(str(hello["role"]), int(hello["pid"]), str(hello["node"]))
+            if not isinstance(hello, HelloHead):
+                raise FrameError(f"control message {hello.kind!r} before the greeting")
+            subscriber = Subscriber(hello.role, hello.pid, hello.node)
             self._writers[subscriber] = writer
-            if self._message is not None:
-                writer.write(self._message)
-            while True:
-                message = await _receive(reader)
-                async with self._acknowledged:
-                    subscriber.version = ViewVersion(*map(int, message["version"]))
-                    self._acknowledged.notify_all()
+            sending = asyncio.create_task(self._send_views(writer))
+            await self._hear(subscriber, reader)
         except (EOFError, ConnectionError):
             pass  # it left
-        except (FrameError, KeyError, TypeError, ValueError, TimeoutError) as error:
+        except (FrameError, TimeoutError) as error:
             log.warning("refused a subscriber: %s", error or type(error).__name__)
         finally:
+            if sending is not None:
+                sending.cancel()
             if subscriber is not None:
                 self._writers.pop(subscriber, None)
             async with self._acknowledged:
@@ -147,17 +184,38 @@ class Directory:
                 await writer.wait_closed()
 
     async def _challenge(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Server side of the handshake in `actors.wire.handshake`."""
-        server_nonce = secrets.token_bytes(NONCE_BYTES)
-        writer.write(GREETING + server_nonce)
-        client_nonce = await reader.readexactly(NONCE_BYTES)
-        answer = await reader.readexactly(PROOF_BYTES)
-        expected = proof(self._secret, b"client", server_nonce, client_nonce)
-        if not hmac.compare_digest(answer, expected):
-            raise HandshakeError("client does not know this mesh's secret (EXPERTMESH_SECRET)")
-        writer.write(proof(self._secret, b"server", server_nonce, client_nonce))
+        challenge = Challenge(self._secret)
+        writer.write(challenge.opening)
+        writer.write(challenge.accept(await reader.readexactly(ANSWER_BYTES)))
+
+    async def _send_views(self, writer: asyncio.StreamWriter) -> None:
+        sent: MeshView | None = None
+        with contextlib.suppress(ConnectionError):
+            while True:
+                view = await self._newer_than(sent)
+                writer.write(self._message(sent))
+                sent = view
+                await writer.drain()
+
+    async def _newer_than(self, sent: MeshView | None) -> MeshView:
+        async with self._published:
+            await self._published.wait_for(lambda: self._view is not sent)
+            assert self._view is not None
+            return self._view
+
+    async def _hear(self, subscriber: Subscriber, reader: asyncio.StreamReader) -> None:
+        while True:
+            said = await _receive(reader)
+            if not isinstance(said, AdoptedHead):
+                raise FrameError(f"control message {said.kind!r} after the greeting")
+            if said.version > (self._version.term, self._version.number):
+                raise FrameError(f"a subscriber follows view {said.version}, never published")
+            async with self._acknowledged:
+                subscriber.version = ViewVersion(*said.version)
+                self._acknowledged.notify_all()
 
 
-async def _receive(reader: asyncio.StreamReader) -> dict[str, Any]:
-    length = decode_length(await reader.readexactly(LENGTH.size))
-    return decode_message(await reader.readexactly(length))
+async def _receive(reader: asyncio.StreamReader) -> HelloHead | AdoptedHead:
+    prefix = await reader.readexactly(PREFIX.size)
+    head, _ = lengths(prefix, MAX_HEAD_BYTES, max_body=0)
+    return read_head(FROM_SUBSCRIBER, await reader.readexactly(head))

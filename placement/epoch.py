@@ -5,9 +5,9 @@ MoE layer, the expert in every slot of every shard and the share of that expert'
 meant to get. Epochs are totally ordered by `number`; a dispatcher only ever moves forward.
 
 Invariants (checked on construction): every (layer, expert) has at least one slot, no shard holds an
-expert twice in one layer, shares are not negative. One sort of all occupied slots checks this and
+expert twice in one layer, shares are not negative. One pass in numpy checks this and
 lists every expert's replicas on the way: about a millisecond for 61 layers of 384 experts on 64
-shards, in numpy calls that let other threads run.
+shards, and other threads run meanwhile.
 """
 
 from dataclasses import dataclass, field
@@ -61,6 +61,11 @@ class PlanEpoch:
             )
         if any(below >= layer for below, layer in pairwise(self.layers)):
             raise ValueError(f"layers must be ascending, got {list(self.layers)}")
+        if len(self.layers) * self.num_experts > self.experts.size:
+            raise ValueError(
+                f"{self.experts.size} slots are too few for {self.num_experts} experts in each of "
+                f"{len(self.layers)} layers"
+            )
         if self.shares.shape != self.experts.shape:
             raise ValueError(f"shares {self.shares.shape} and experts {self.experts.shape} differ")
         if (self.shares < 0).any() or not np.isfinite(self.shares).all():
@@ -69,13 +74,16 @@ class PlanEpoch:
             raise ValueError(f"expert ids must lie in [-1, {self.num_experts})")
 
     def _list_replicas(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Sort the occupied slots by (layer, expert, shard): equal neighbours are doubles."""
+        """Mark each (layer, expert, shard) that is held, and read the marks in that order."""
         rows, shards, _ = self.experts.shape
         copies = np.arange(rows)[:, None, None] * self.num_experts + self.experts
-        keys = np.sort((copies * shards + np.arange(shards)[:, None])[self.experts != EMPTY_SLOT])
-        twice = np.flatnonzero(keys[1:] == keys[:-1])
-        if twice.size:
-            copy, shard = divmod(int(keys[twice[0]]), shards)
+        held = (copies * shards + np.arange(shards)[:, None])[self.experts != EMPTY_SLOT]
+        marks = np.zeros(rows * self.num_experts * shards, np.bool_)
+        marks[held] = True
+        keys = np.flatnonzero(marks)
+        if keys.size < held.size:
+            ordered = np.sort(held)
+            copy, shard = divmod(int(ordered[1:][ordered[1:] == ordered[:-1]][0]), shards)
             row, expert = divmod(copy, self.num_experts)
             raise ValueError(f"layer {self.layers[row]}: shard {shard} holds expert {expert} twice")
         copy_of, shard_of = np.divmod(keys, max(shards, 1))

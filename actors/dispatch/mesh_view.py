@@ -1,22 +1,19 @@
 """What a dispatcher knows of the mesh: the plan epoch and where the shards and routers listen.
 
-The controller's directory sends it as JSON; this module reads and writes that text and refuses what
-does not fit, naming the field.
+A view is made with all that a dispatcher looks things up in, so that following a new one is one
+assignment. How views travel is in `actors.dispatch.view_coding`.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from actors.dispatch.routing_table import RoutingTable, routing_table
-from actors.wire.address import Address, parse_address
+from actors.wire.address import Address
 from actors.wire.frame import RowCoding
 from placement.cost_model import TYPICAL_COST, DeviceCost, cost_table
 from placement.epoch import PlanEpoch
-
-SCHEMA = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +94,8 @@ class MeshView:
             raise ValueError(
                 f"plan for {self.epoch.num_shards} shards, {len(self.shards)} are listed"
             )
+        if len({shard.id for shard in self.shards}) != len(self.shards):
+            raise ValueError("two shards of a view have the same id")
         cost = cost_table(
             [shard.cost for shard in self.shards], [shard.weight for shard in self.shards]
         )
@@ -107,85 +106,3 @@ class MeshView:
     def with_routers(self, routers: tuple[Peer, ...], version: ViewVersion) -> "MeshView":
         """The same mesh with other routers."""
         return replace(self, routers=routers, version=version)
-
-
-def _peer_to_json(peer: Peer) -> dict[str, Any]:
-    return {
-        "id": peer.id,
-        "incarnation": peer.incarnation,
-        "node": peer.node,
-        "addresses": [str(address) for address in peer.addresses],
-        "cost": [peer.cost.call_s, peer.cost.read_s, peer.cost.row_s],
-        "weight": peer.weight,
-    }
-
-
-def _peer_from_json(data: dict[str, Any]) -> Peer:
-    return Peer(
-        data["id"],
-        int(data["incarnation"]),
-        data["node"],
-        tuple(parse_address(text) for text in data["addresses"]),
-        DeviceCost(*map(float, data["cost"])),
-        float(data["weight"]),
-    )
-
-
-def view_to_json(view: MeshView) -> dict[str, Any]:
-    """JSON form, the inverse of `view_from_json`."""
-    return {
-        "schema": SCHEMA,
-        "version": [view.version.term, view.version.number],
-        "mesh": view.mesh,
-        "model_path": view.model_path,
-        "fingerprint": view.fingerprint,
-        "router_mode": view.router_mode,
-        "soft_deadline_s": view.soft_deadline_s,
-        "call_deadline_s": view.call_deadline_s,
-        "expert_wait_s": view.expert_wait_s,
-        "rows_between_nodes": view.rows_between_nodes.name.lower(),
-        "epoch": {
-            "number": view.epoch.number,
-            "num_experts": view.epoch.num_experts,
-            "layers": list(view.epoch.layers),
-            "experts": view.epoch.experts.tolist(),
-            "shares": view.epoch.shares.tolist(),
-        },
-        "shards": [_peer_to_json(peer) for peer in view.shards],
-        "routers": [_peer_to_json(peer) for peer in view.routers],
-    }
-
-
-def view_from_json(data: dict[str, Any]) -> MeshView:
-    """Read a snapshot.
-
-    Raises:
-        ValueError: another schema, a missing field or values that make no valid plan.
-    """
-    if data.get("schema") != SCHEMA:
-        raise ValueError(f"mesh view has schema {data.get('schema')!r}, this side reads {SCHEMA}")
-    try:
-        plan = data["epoch"]
-        epoch = PlanEpoch(
-            int(plan["number"]),
-            int(plan["num_experts"]),
-            tuple(plan["layers"]),
-            np.array(plan["experts"], np.int32),
-            np.array(plan["shares"], np.float64),
-        )
-        return MeshView(
-            version=ViewVersion(*map(int, data["version"])),
-            mesh=data["mesh"],
-            model_path=data["model_path"],
-            fingerprint=data["fingerprint"],
-            router_mode=data["router_mode"],
-            soft_deadline_s=float(data["soft_deadline_s"]),
-            call_deadline_s=float(data["call_deadline_s"]),
-            expert_wait_s=float(data["expert_wait_s"]),
-            epoch=epoch,
-            shards=tuple(map(_peer_from_json, data["shards"])),
-            routers=tuple(map(_peer_from_json, data["routers"])),
-            rows_between_nodes=RowCoding[data["rows_between_nodes"].upper()],
-        )
-    except KeyError as error:
-        raise ValueError(f"mesh view lacks or does not know {error}") from None

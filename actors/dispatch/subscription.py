@@ -1,21 +1,27 @@
 """Follow the mesh: a background thread keeps the newest `MeshView` of the controller's directory.
 
-The data plane does not depend on the controller being alive. When the connection is lost the last
-view stays in force, and the thread tries again with growing pauses.
+The data plane does not depend on the controller being alive. When the connection is lost, or what
+came over it was no view, the last view stays in force and the thread connects again, with pauses
+that grow until a view has come. Views are decoded in this thread together with all that dispatchers
+look up in them. A view older than the one in force is refused; the connection stays, because the
+next one may be newer. Each view is acknowledged when all dispatchers of this process follow it
+(`actors.dispatch.view_source`).
 """
 
 import contextlib
 import logging
 import os
+import select
+import socket
 import threading
-import time
 
-from actors.dispatch.mesh_view import MeshView, view_from_json
+from actors.dispatch.mesh_view import MeshView
+from actors.dispatch.view_coding import decode_view
+from actors.dispatch.view_messages import AdoptedHead, HelloHead
 from actors.dispatch.view_source import Follower
 from actors.wire.address import Address, connect, parse_address
-from actors.wire.frame import FrameError
 from actors.wire.handshake import greet_server
-from actors.wire.messages import receive_message, send_message
+from actors.wire.messages import pack, receive_message
 from actors.wire.node import node_id
 
 log = logging.getLogger(__name__)
@@ -25,10 +31,16 @@ SECRET_VARIABLE = "EXPERTMESH_SECRET"
 CONNECT_TIMEOUT_S = 5.0
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+ADOPTION_CHECK_MS = 5
+"""How often dispatchers with calls under way are looked at while a view is to be acknowledged."""
 
 
 class Subscription:
-    """`ViewSource` over a directory connection."""
+    """`ViewSource` over a directory connection.
+
+    refused: views that were older than the one in force. failures: connections that were lost or
+    never came about.
+    """
 
     def __init__(self, address: Address, secret: bytes, role: str) -> None:
         """role: what this client is, for the directory's list ("engine", "router", "external")."""
@@ -36,9 +48,13 @@ class Subscription:
         self._changed = threading.Condition()
         self._view: MeshView | None = None
         self._followers: list[Follower] = []
-        self._stopping = False
+        self._stopping = threading.Event()
+        self._socket: socket.socket | None = None
+        self._heard = False
         self._failure = "not connected yet"
         self._thread = threading.Thread(target=self._follow, name="mesh-directory", daemon=True)
+        self.refused = 0
+        self.failures = 0
 
     @classmethod
     def from_environment(cls, role: str) -> "Subscription":
@@ -57,13 +73,26 @@ class Subscription:
         """
         self._thread.start()
         with self._changed:
-            if not self._changed.wait_for(lambda: self._view is not None, timeout_s):
-                raise ConnectionError(
-                    f"no ExpertMesh answers at {self._address} ({self._failure}); "
-                    f"check {ADDRESS_VARIABLE} and that the mesh is running"
-                )
-            assert self._view is not None
-            return self._view
+            self._changed.wait_for(lambda: self._view or self._stopping.is_set(), timeout_s)
+        if self._view is None:
+            self.stop()
+            raise ConnectionError(
+                f"no ExpertMesh answers at {self._address} ({self._failure}); "
+                f"check {ADDRESS_VARIABLE} and that the mesh is running"
+            )
+        return self._view
+
+    def stop(self) -> None:
+        """Close the connection; the last view stays. Idempotent."""
+        with self._changed:
+            self._stopping.set()
+            self._changed.notify_all()
+        sock = self._socket
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    # -- ViewSource
 
     def current(self) -> MeshView:
         view = self._view
@@ -84,32 +113,77 @@ class Subscription:
         with self._changed:
             self._followers.remove(follower)
 
-    def stop(self) -> None:
-        self._stopping = True
+    # -- the thread
 
     def _follow(self) -> None:
         pause_s = FIRST_PAUSE_S
-        while not self._stopping:
+        while not self._stopping.is_set():
+            self._heard = False
             try:
                 self._listen()
-            except (OSError, EOFError, FrameError, ValueError) as error:
-                self._failure = str(error) or type(error).__name__
-                log.debug("directory %s: %s; trying again", self._address, self._failure)
-            else:
+            # Whatever is wrong with this connection or with a view, the next may be right.
+            except Exception as error:
+                self._note(error)
+            if self._heard:
                 pause_s = FIRST_PAUSE_S
-            time.sleep(pause_s)
+            self._stopping.wait(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _note(self, error: Exception) -> None:
+        if self._stopping.is_set():
+            return
+        self.failures += 1
+        self._failure = str(error) or type(error).__name__
+        # Connecting again and again says nothing new.
+        level = logging.DEBUG if isinstance(error, OSError) and not self._heard else logging.WARNING
+        log.log(level, "directory %s: %s; connecting again", self._address, self._failure)
 
     def _listen(self) -> None:
         with contextlib.closing(connect(self._address, CONNECT_TIMEOUT_S)) as sock:
-            if not self._address.is_unix:
-                greet_server(sock, self._secret)
-            send_message(sock, {"role": self._role, "pid": os.getpid(), "node": node_id()})
-            sock.settimeout(None)
-            while not self._stopping:
-                message = receive_message(sock)
-                view = view_from_json(message["view"])
-                with self._changed:
-                    self._view = view
-                    self._changed.notify_all()
-                send_message(sock, {"version": [view.version.term, view.version.number]})
+            self._socket = sock
+            try:
+                if not self._address.is_unix:
+                    greet_server(sock, self._secret)
+                sock.sendall(pack(HelloHead(role=self._role, pid=os.getpid(), node=node_id())))
+                sock.settimeout(None)
+                self._take_views(sock)
+            finally:
+                self._socket = None
+
+    def _take_views(self, sock: socket.socket) -> None:
+        readable = select.poll()
+        readable.register(sock, select.POLLIN)
+        sent: MeshView | None = None
+        acknowledged = True
+        while not self._stopping.is_set():
+            if readable.poll(None if acknowledged else ADOPTION_CHECK_MS):
+                sent = decode_view(*receive_message(sock), sent)
+                self._heard = True
+                if self._take(sent):
+                    acknowledged = False
+            if not acknowledged and self._is_adopted():
+                version = self.current().version
+                sock.sendall(pack(AdoptedHead(version=(version.term, version.number))))
+                acknowledged = True
+
+    def _take(self, view: MeshView) -> bool:
+        """Put a view in force; False if it is older than the one that is."""
+        with self._changed:
+            if self._view is not None and view.version < self._view.version:
+                self.refused += 1
+                log.warning(
+                    "directory %s: view %s is older than %s, which stays in force",
+                    self._address, view.version, self._view.version,
+                )  # fmt: skip
+                return False
+            # After a reconnection the same view comes again, and changes nothing.
+            if self._view is None or view.version > self._view.version:
+                self._view = view
+                self._changed.notify_all()
+            return True
+
+    def _is_adopted(self) -> bool:
+        """Whether all dispatchers of this process follow the view in force."""
+        version = self.current().version
+        with self._changed:
+            return all(follower.has_adopted(version) for follower in self._followers)

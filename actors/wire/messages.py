@@ -1,48 +1,126 @@
-"""Control messages: JSON objects behind a 4-byte little-endian length, over a blocking socket."""
+"""Control messages: a JSON head and arrays, as the directory and its subscribers exchange them.
 
-import json
+  8 bytes   two uint32, little-endian: bytes of the head, bytes of the body
+  head      one JSON object; `kind` says which message it is, `arrays` what the body holds
+  body      the arrays one after the other, C order, little-endian
+
+Nothing is pickled. Lengths are bounded before anything is read, and dtypes and shapes are checked
+against the body's length before they are used.
+"""
+
+import math
 import socket
 import struct
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from actors.wire.frame import FrameError
 
-MAX_MESSAGE_BYTES = 256 << 20
-LENGTH = struct.Struct("<I")
+MAX_HEAD_BYTES = 4 << 20
+MAX_BODY_BYTES = 64 << 20
+PREFIX = struct.Struct("<II")
+
+Array = npt.NDArray[Any]
+AnyHead = TypeVar("AnyHead", bound="Head")
 
 
-def encode_message(message: dict[str, Any]) -> bytes:
-    text = json.dumps(message, separators=(",", ":")).encode()
-    return LENGTH.pack(len(text)) + text
+class Part(BaseModel):
+    """Of a head: fixed once made, and nothing in it that this side does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def decode_length(prefix: bytes) -> int:
-    """Raises FrameError where the length is beyond any message of this protocol."""
-    (length,) = LENGTH.unpack(prefix)
-    if length > MAX_MESSAGE_BYTES:
-        raise FrameError(f"control message of {length} bytes")
-    return int(length)
+class ArrayShape(Part):
+    """One array of the body."""
+
+    dtype: Literal["int32", "float64"]
+    shape: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=4)]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def decode_message(text: bytes) -> dict[str, Any]:
-    """Raises FrameError unless `text` is a JSON object."""
+class Head(Part):
+    """What every head has; a kind of message is a subclass."""
+
+    kind: str
+    arrays: Annotated[tuple[ArrayShape, ...], Field(max_length=16)] = ()
+
+
+def pack(head: Head, arrays: Sequence[Array] = ()) -> bytes:
+    """The message of a head, whose `arrays` is filled in here, and these arrays.
+
+    Raises:
+        ValueError: it is larger than a receiver takes.
+    """
+    shapes = tuple(ArrayShape(dtype=array.dtype.name, shape=array.shape) for array in arrays)
+    text = head.model_copy(update={"arrays": shapes}).model_dump_json().encode()
+    body = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+    if len(text) > MAX_HEAD_BYTES or len(body) > MAX_BODY_BYTES:
+        raise ValueError(f"{head.kind} message of {len(text)} + {len(body)} bytes is too large")
+    return PREFIX.pack(len(text), len(body)) + text + body
+
+
+def lengths(
+    prefix: bytes, max_head: int = MAX_HEAD_BYTES, max_body: int = MAX_BODY_BYTES
+) -> tuple[int, int]:
+    """Bytes of head and body that follow this prefix.
+
+    Raises:
+        FrameError: more than a message of this protocol has.
+    """
+    head, body = PREFIX.unpack(prefix)
+    if head > max_head or body > max_body:
+        raise FrameError(f"control message of {head} + {body} bytes")
+    return head, body
+
+
+def read_head(kinds: TypeAdapter[AnyHead], text: bytes) -> AnyHead:
+    """The head that `text` is.
+
+    Raises:
+        FrameError: it is none of these kinds; names the first field that does not fit.
+    """
     try:
-        message = json.loads(text)
-    except ValueError as error:
-        raise FrameError(f"control message is not JSON: {error}") from None
-    if not isinstance(message, dict):
-        raise FrameError("control message is not a JSON object")
-    return message
+        return kinds.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise FrameError(f"control message: {where or 'head'}: {first['msg']}") from None
 
 
-def send_message(sock: socket.socket, message: dict[str, Any]) -> None:
-    sock.sendall(encode_message(message))
+def unpack_arrays(head: Head, body: bytes) -> tuple[Array, ...]:
+    """The arrays of a message, read-only and without a copy.
+
+    Raises:
+        FrameError: the body is not as long as they are.
+    """
+    if sum(array.num_bytes for array in head.arrays) != len(body):
+        raise FrameError(f"{head.kind} message: {len(body)} bytes do not fit its arrays")
+    found, at = [], 0
+    for array in head.arrays:
+        count = math.prod(array.shape)
+        values = np.frombuffer(body, array.dtype, count, at).reshape(array.shape)
+        found.append(values)
+        at += array.num_bytes
+    return tuple(found)
 
 
-def receive_message(sock: socket.socket) -> dict[str, Any]:
-    """Raises EOFError when the peer closed, FrameError on nonsense, OSError on a timeout."""
-    length = decode_length(_exactly(sock, LENGTH.size))
-    return decode_message(_exactly(sock, length))
+def receive_message(sock: socket.socket) -> tuple[bytes, bytes]:
+    """(head, body) of the next message; blocking.
+
+    Raises:
+        EOFError: the peer closed the connection.
+        FrameError: no message of this protocol.
+        OSError: a timeout, among others.
+    """
+    head, body = lengths(_exactly(sock, PREFIX.size))
+    return _exactly(sock, head), _exactly(sock, body)
 
 
 def _exactly(sock: socket.socket, count: int) -> bytes:

@@ -1,26 +1,31 @@
-"""The directory's protocol: views, acknowledgements, the secret over TCP, nonsense."""
+"""The directory's protocol: views, what follows them, nonsense, slow readers."""
 
 import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actors.dispatch.mesh_view import ViewVersion, view_to_json
+from actors.dispatch.mesh_view import MeshView, ViewVersion
 from actors.dispatch.subscription import Subscription
+from actors.dispatch.view_coding import decode_view, encode_view
+from actors.dispatch.view_messages import AdoptedHead, HelloHead
+from actors.dispatch.view_source import NO_VERSION
 from actors.wire.address import Address, connect
 from actors.wire.handshake import HandshakeError, greet_server
-from actors.wire.messages import LENGTH, encode_message, receive_message, send_message
-from orchestrator.directory import Directory
-from tests.orchestrator.building import view
+from actors.wire.messages import PREFIX, Head, pack, receive_message
+from orchestrator.directory import MAX_HEAD_BYTES, Directory
+from tests.actors.dispatch.views import content
+from tests.orchestrator.building import epoch, view
 
 SECRET = b"of this mesh"
 WAIT_S = 10.0
+HELLO = pack(HelloHead(role="engine", pid=1, node="n"))
 FIRST = ViewVersion(1, 1)
-HELLO = {"role": "engine", "pid": 1, "node": "n"}
 
 
 @contextlib.asynccontextmanager
@@ -49,6 +54,26 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+class Reader:
+    """A subscriber driven by the test, which acknowledges only what it is told to."""
+
+    def __init__(self, address: Address) -> None:
+        self.sock = connect(address, WAIT_S)
+        self.sock.sendall(HELLO)
+        self.view: MeshView | None = None
+
+    async def receive(self) -> MeshView:
+        head, body = await asyncio.to_thread(receive_message, self.sock)
+        self.view = decode_view(head, body, self.view)
+        return self.view
+
+    def adopt(self, version: ViewVersion) -> None:
+        self.sock.sendall(pack(AdoptedHead(version=(version.term, version.number))))
+
+    def close(self) -> None:
+        self.sock.close()
+
+
 def subscribe(address: Address, secret: bytes = b"") -> Subscription:
     return Subscription(address, secret, "engine")
 
@@ -59,10 +84,10 @@ def test_a_subscriber_gets_the_newest_view_and_every_later_one(tmp_path: Path) -
         await directory.publish(view(2, "second"))
         client = subscribe(local)
         seen = await asyncio.to_thread(client.start, WAIT_S)
-        assert view_to_json(seen) == view_to_json(view(2, "second"))
+        assert content(seen) == content(view(2, "second"))
         await directory.publish(view(3, "third"))
         assert await asyncio.to_thread(client.wait_change, seen, WAIT_S)
-        assert client.current().mesh == "third"
+        assert content(client.current()) == content(view(3, "third"))
         client.stop()
 
     run(test, tmp_path)
@@ -73,7 +98,7 @@ def test_one_that_comes_first_waits_for_the_first_view(tmp_path: Path) -> None:
         client = subscribe(local)
         starting = asyncio.create_task(asyncio.to_thread(client.start, WAIT_S))
         await until(lambda: len(directory.subscribers) == 1)
-        assert directory.subscribers[0].version == ViewVersion(0, 0)
+        assert directory.subscribers[0].version == NO_VERSION
         await directory.publish(view())
         assert (await starting).mesh == "test"
         client.stop()
@@ -81,19 +106,68 @@ def test_one_that_comes_first_waits_for_the_first_view(tmp_path: Path) -> None:
     run(test, tmp_path)
 
 
+def test_later_views_come_as_what_differs(tmp_path: Path) -> None:
+    async def test(directory: Directory, local: Address, _: Address) -> None:
+        reader = Reader(local)
+        await directory.publish(view(1))
+        whole = len(encode_view(await reader.receive()))
+        slower = tuple(replace(peer, weight=0.5) for peer in view().shards)
+        second = replace(view(2), shards=slower)
+        await directory.publish(second)
+        head, body = await asyncio.to_thread(receive_message, reader.sock)
+        assert len(head) + len(body) < whole
+        assert content(decode_view(head, body, reader.view)) == content(second)
+        reader.close()
+
+    run(test, tmp_path)
+
+
+# -- versions
+
+
+def test_versions_go_up(tmp_path: Path) -> None:
+    async def test(directory: Directory, *_: Address) -> None:
+        assert directory.next_version == FIRST
+        await directory.publish(view(2))
+        assert directory.next_version == ViewVersion(1, 3)
+        for version in (ViewVersion(1, 1), ViewVersion(0, 9), ViewVersion(2, 1)):
+            with pytest.raises(ValueError, match=r"does not follow view 1\.2"):
+                await directory.publish(replace(view(), version=version))
+        assert directory.next_version == ViewVersion(1, 3)
+
+    run(test, tmp_path)
+
+
+def test_the_same_view_again_changes_nothing(tmp_path: Path) -> None:
+    async def test(directory: Directory, local: Address, _: Address) -> None:
+        await directory.publish(view())
+        client = subscribe(local)
+        seen = await asyncio.to_thread(client.start, WAIT_S)
+        await directory.publish(view())
+        assert not await asyncio.to_thread(client.wait_change, seen, 0.1)
+        with pytest.raises(ValueError, match=r"another view 1\.1"):
+            await directory.publish(view(1, "other"))
+        client.stop()
+
+    run(test, tmp_path)
+
+
+# -- acknowledgements
+
+
 def test_acknowledgements_are_waited_for(tmp_path: Path) -> None:
     async def test(directory: Directory, local: Address, _: Address) -> None:
-        client = subscribe(local)
-        silent = connect(local, WAIT_S)
-        await asyncio.to_thread(send_message, silent, HELLO)
+        client, silent = subscribe(local), Reader(local)
         await until(lambda: len(directory.subscribers) == 1)
         await directory.publish(view())
         await asyncio.to_thread(client.start, WAIT_S)
         assert not await directory.wait_acknowledged(FIRST, 0.2), "one has not said so"
-        assert (await asyncio.to_thread(receive_message, silent))["view"]["version"] == [1, 1]
+        assert [one.pid for one in directory.behind(FIRST)] == [1]
+        await silent.receive()
         waiting = asyncio.create_task(directory.wait_acknowledged(FIRST, WAIT_S))
-        await asyncio.to_thread(send_message, silent, {"version": [1, 1]})
+        silent.adopt(FIRST)
         assert await waiting
+        assert directory.behind(FIRST) == []
         client.stop()
         silent.close()
 
@@ -102,12 +176,12 @@ def test_acknowledgements_are_waited_for(tmp_path: Path) -> None:
 
 def test_one_that_left_is_not_waited_for(tmp_path: Path) -> None:
     async def test(directory: Directory, local: Address, _: Address) -> None:
-        leaving = connect(local, WAIT_S)
-        await asyncio.to_thread(send_message, leaving, HELLO)
+        leaving = Reader(local)
         await until(lambda: len(directory.subscribers) == 1)
         await directory.publish(view())
         waiting = asyncio.create_task(directory.wait_acknowledged(FIRST, WAIT_S))
-        await asyncio.sleep(0.05)
+        await leaving.receive()
+        assert not waiting.done()
         leaving.close()
         assert await waiting
         assert directory.subscribers == []
@@ -115,30 +189,140 @@ def test_one_that_left_is_not_waited_for(tmp_path: Path) -> None:
     run(test, tmp_path)
 
 
+def test_a_silent_one_is_evicted_and_comes_back(tmp_path: Path) -> None:
+    async def test(directory: Directory, local: Address, _: Address) -> None:
+        client = subscribe(local)
+        follower = client.join()
+        follower.calls = 1  # it hangs in a call
+        await directory.publish(view())
+        seen = await asyncio.to_thread(client.start, WAIT_S)
+        assert not await directory.wait_acknowledged(FIRST, 0.1)
+        (silent,) = directory.behind(FIRST)
+        directory.evict(silent)
+        assert await directory.wait_acknowledged(FIRST, WAIT_S), "nobody is left to wait for"
+        directory.evict(silent)
+        await until(lambda: len(directory.subscribers) == 1)
+        assert client.current() is seen, "the view that it had is still in force"
+        follower.calls = 0
+        await until(lambda: not directory.behind(FIRST))
+        assert directory.subscribers != [silent]
+        client.stop()
+
+    run(test, tmp_path)
+
+
+def test_nobody_follows_a_view_that_was_never_published(tmp_path: Path) -> None:
+    async def test(directory: Directory, local: Address, _: Address) -> None:
+        liar = Reader(local)
+        await directory.publish(view())
+        await liar.receive()
+        liar.adopt(ViewVersion(1, 2))
+        assert await asyncio.to_thread(closed_by_peer, liar.sock)
+        assert directory.subscribers == []
+
+    run(test, tmp_path)
+
+
+def test_a_slow_reader_gets_the_newest_view_and_costs_no_memory(tmp_path: Path) -> None:
+    async def test(directory: Directory, local: Address, _: Address) -> None:
+        slow, client = Reader(local), subscribe(local)
+        long_name = "x" * 100_000
+        for number in range(1, 200):
+            await directory.publish(view(number, long_name + str(number)))
+            await asyncio.sleep(0)
+        last = ViewVersion(1, 199)
+        await asyncio.to_thread(client.start, WAIT_S)
+        await until(lambda: client.current().version == last)
+        assert waiting_bytes(directory) < 300_000
+        received = [await slow.receive()]
+        while received[-1].version != last:
+            received.append(await slow.receive())
+        assert len(received) < 20, "what it did not read in time was left out"
+        assert content(received[-1]) == content(view(199, long_name + "199"))
+        slow.close()
+        client.stop()
+
+    run(test, tmp_path)
+
+
+def waiting_bytes(directory: Directory) -> int:
+    """In this process, on their way to all subscribers."""
+    return sum(writer.transport.get_write_buffer_size() for writer in directory._writers.values())
+
+
+# -- the secret
+
+
 def test_tcp_needs_the_secret(tmp_path: Path) -> None:
     async def test(directory: Directory, _: Address, remote: Address) -> None:
         await directory.publish(view())
         client = subscribe(remote, SECRET)
         assert (await asyncio.to_thread(client.start, WAIT_S)).mesh == "test"
-        client.stop()
         stranger = connect(remote, WAIT_S)
         with pytest.raises(HandshakeError):
             await asyncio.to_thread(greet_server, stranger, b"a guess")
         stranger.close()
-        assert len(directory.subscribers) <= 1
+        assert len(directory.subscribers) == 1
+        client.stop()
 
     run(test, tmp_path)
+
+
+@pytest.mark.parametrize("answer", [bytes(64), b"\1" * 64, HELLO.ljust(64)])
+def test_a_client_that_proves_nothing_learns_nothing(tmp_path: Path, answer: bytes) -> None:
+    """It does not look at the server's proof, so that it gets to the server's own check."""
+
+    async def test(directory: Directory, _: Address, remote: Address) -> None:
+        await directory.publish(view())
+        stranger = connect(remote, WAIT_S)
+        stranger.sendall(answer + HELLO)
+        said = await asyncio.to_thread(read_to_the_end, stranger)
+        assert len(said) == len(b"XMSH-HS1") + 32, "magic and nonce, and not a byte more"
+        assert directory.subscribers == []
+
+    run(test, tmp_path)
+
+
+def test_a_client_that_says_nothing_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.directory.GREETING_TIMEOUT_S", 0.1)
+
+    async def test(_: Directory, local: Address, remote: Address) -> None:
+        for address in (local, remote):
+            assert len(await asyncio.to_thread(read_to_the_end, connect(address, WAIT_S))) <= 40
+
+    run(test, tmp_path)
+
+
+# -- nonsense
+
+
+class NoneSuchHead(Head):
+    kind: str = "gossip"
+
+
+def raw(text: bytes, body: bytes = b"") -> bytes:
+    return PREFIX.pack(len(text), len(body)) + text + body
 
 
 @pytest.mark.parametrize(
     "nonsense",
     [
         b"GET / HTTP/1.1\r\n\r\n",
-        LENGTH.pack(5) + b"[1,2]",
-        LENGTH.pack(3) + b"{{{",
-        encode_message({"role": "engine"}),
-        encode_message({"role": "engine", "pid": "many", "node": "n"}),
-        encode_message(HELLO) + encode_message({"no": "version"}),
+        raw(b"[1,2]"),
+        raw(b"{{{"),
+        raw(b'{"kind":"hello","role":"engine"}'),
+        raw(b'{"kind":"hello","role":"engine","pid":"many","node":"n"}'),
+        raw(b'{"kind":"hello","role":"engine","pid":1,"node":"n","arrays":7}'),
+        raw(b'{"kind":"adopted","version":[0,0]}'),
+        pack(NoneSuchHead()),
+        PREFIX.pack(MAX_HEAD_BYTES + 1, 0),
+        PREFIX.pack(2, 1),
+        HELLO + raw(b'{"no":"version"}'),
+        HELLO + raw(b'{"kind":"adopted","version":7}'),
+        HELLO + raw(b'{"kind":"adopted","version":[1,null]}'),
+        HELLO + HELLO,
     ],
 )
 def test_nonsense_is_closed_and_harms_nobody(tmp_path: Path, nonsense: bytes) -> None:
@@ -146,7 +330,7 @@ def test_nonsense_is_closed_and_harms_nobody(tmp_path: Path, nonsense: bytes) ->
         odd = connect(local, WAIT_S)
         odd.sendall(nonsense)
         assert await asyncio.to_thread(closed_by_peer, odd)
-        assert directory.subscribers == []
+        await until(lambda: directory.subscribers == [])
         await directory.publish(view())
         client = subscribe(local)
         assert (await asyncio.to_thread(client.start, WAIT_S)).mesh == "test"
@@ -156,12 +340,18 @@ def test_nonsense_is_closed_and_harms_nobody(tmp_path: Path, nonsense: bytes) ->
 
 
 def closed_by_peer(sock: socket.socket) -> bool:
+    read_to_the_end(sock)
+    return True
+
+
+def read_to_the_end(sock: socket.socket) -> bytes:
+    """All that the peer says before it closes; raises TimeoutError where it does not."""
     sock.settimeout(WAIT_S)
-    with contextlib.closing(sock):
-        try:
-            return sock.recv(1) == b""
-        except ConnectionResetError:
-            return True
+    said = b""
+    with contextlib.closing(sock), contextlib.suppress(ConnectionResetError):
+        while chunk := sock.recv(4096):
+            said += chunk
+    return said
 
 
 def test_a_lost_directory_leaves_the_last_view_in_force(tmp_path: Path) -> None:
@@ -173,5 +363,15 @@ def test_a_lost_directory_leaves_the_last_view_in_force(tmp_path: Path) -> None:
         assert not await asyncio.to_thread(client.wait_change, client.current(), 0.2)
         assert client.current().mesh == "test"
         client.stop()
+
+    run(test, tmp_path)
+
+
+def test_a_view_that_is_too_large_is_not_published(tmp_path: Path) -> None:
+    async def test(directory: Directory, *_: Address) -> None:
+        with pytest.raises(ValueError, match="too large"):
+            await directory.publish(view(1, "x" * (5 << 20)))
+        assert directory.next_version == FIRST
+        await directory.publish(replace(view(), epoch=epoch([[0, 1, 2], [2, 3]])))
 
     run(test, tmp_path)

@@ -1,0 +1,95 @@
+"""Heads of the messages between the directory and its subscribers: who says what.
+
+Each `kind` of message is one class; `actors.dispatch.view_coding` makes views of them and back.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from actors.wire.messages import Head, Part
+
+Count = Annotated[int, Field(ge=0, lt=1 << 64)]
+Seconds = Annotated[float, Field(ge=0)]
+Version = tuple[Count, Count]
+
+
+class HelloHead(Head):
+    """The first message of a subscriber. role: "engine", "router" or "external"."""
+
+    kind: Literal["hello"] = "hello"
+    role: Annotated[str, Field(max_length=64)]
+    pid: Count
+    node: Annotated[str, Field(max_length=256)]
+
+
+class AdoptedHead(Head):
+    """A subscriber's dispatchers follow this version."""
+
+    kind: Literal["adopted"] = "adopted"
+    version: Version
+
+
+class PeerPart(Part):
+    """See `Peer`; cost: call_s, read_s, row_s."""
+
+    id: str
+    incarnation: Count
+    node: str
+    addresses: tuple[str, ...]
+    cost: tuple[Seconds, Seconds, Annotated[float, Field(gt=0)]]
+    weight: Annotated[float, Field(ge=0)]
+
+
+class PeersPart(Part):
+    """order: all ids; changed: those peers that the base does not have so."""
+
+    order: tuple[str, ...]
+    changed: tuple[PeerPart, ...]
+
+
+class EpochPart(Part):
+    """shape: [layers, shards, slots]. whole: arrays are all experts, shares; otherwise what differs
+    from the base's, placed on the new shape by the ids of the shards: indices and experts, indices
+    and shares."""
+
+    number: Count
+    num_experts: Annotated[int, Field(ge=1)]
+    layers: tuple[Count, ...]
+    shape: tuple[Count, Count, Count]
+    whole: bool
+
+
+class SettingsPart(Part):
+    """The fields of `MeshView` that are plain values."""
+
+    mesh: str
+    model_path: str
+    fingerprint: str
+    router_mode: str
+    soft_deadline_s: Seconds
+    call_deadline_s: Seconds
+    expert_wait_s: Seconds
+    rows_between_nodes: Literal["BF16", "FP8"]
+
+
+class ViewHead(Head):
+    """A view. base: what the rest builds on, None where nothing is left out.
+
+    shards, routers, epoch: None where they are the base's.
+    """
+
+    kind: Literal["view"] = "view"
+    schema_version: Literal[4] = 4
+    version: Version
+    base: Version | None
+    settings: SettingsPart
+    shards: PeersPart | None
+    routers: PeersPart | None
+    epoch: EpochPart | None
+
+
+FROM_DIRECTORY: TypeAdapter[ViewHead] = TypeAdapter(ViewHead)
+FROM_SUBSCRIBER: TypeAdapter[HelloHead | AdoptedHead] = TypeAdapter(
+    Annotated[HelloHead | AdoptedHead, Field(discriminator="kind")]
+)
