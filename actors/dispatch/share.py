@@ -1,15 +1,18 @@
 """Which replica computes each choice of a batch: the split by measured cost. Numba only.
 
-Experts with one replica have no choice. The rows of replicated experts then go, in blocks and the
-most wanted expert first, to the replica that would finish them first: water-filling on this batch's
-true counts under each shard's cost (`placement.cost_model`). A block is not divided, because a
-shard that computes any row of an expert has to read all of its weights: with few rows an expert
-that takes half of them would cost as much as one that takes all (measured on 2 shards that both
-hold all of 64 experts, 16 rows: twice the kernel time of undivided experts).
+Experts with one replica have no choice. The others are placed one after the other, those with most
+rows first: as a whole on the replica that would finish them first, since every shard that computes
+a row of an expert has to read all of its weights. Only an expert that is too much for one shard is
+divided, by water-filling: its rows finish at the same time on all replicas that take some. Then
+`chains` evens the shards out.
+
+Costs are seconds on this batch's true counts, see `placement.cost_model`. Everything is
+deterministic: equal batches, shards and costs give equal choices.
 """
 
 import numpy as np
 
+from actors.dispatch.chains import even_out, new_links, take
 from placement.compiled import compiled
 
 UNPLACED = -2
@@ -19,8 +22,10 @@ BEYOND_PLAN = -3
 ABSENT = -1
 """Marks a padded choice (topk id below 0): nobody computes it."""
 
-BLOCK_ROWS = 32
-"""Rows of one expert that stay together; beyond it the rows cost more than the weights."""
+WHOLE_READS = 2.0
+"""An expert whose rows cost less than reading it this often is not divided at first."""
+SORTED_ROWS = 64
+"""Experts with more rows than this are placed before all others, in no particular order."""
 
 
 @compiled()
@@ -65,40 +70,151 @@ def choose_replicas(topk_ids, start, shards, usable, cost, choice):  # type: ign
     return problem
 
 
-@compiled()
+@compiled(error_model="numpy")
 def share_out(counts, start, shards, usable, cost):  # type: ignore[no-untyped-def]
     """Rows of each replica, int32 [R]: those of its expert, counts [E], shared out."""
-    base = start[0]
-    quota = np.zeros(start[-1] - base, np.int32)
-    seconds = np.zeros(usable.shape[0])
-    choices = np.zeros(counts.shape[0], np.int32)
-    for expert in range(counts.shape[0]):
-        for at in range(start[expert], start[expert + 1]):
-            choices[expert] += usable[shards[at]]
-        if choices[expert] == 1:
-            place(expert, counts[expert], start, shards, usable, cost, quota, seconds)
-    for expert in np.argsort(-counts, kind="mergesort"):
-        if choices[expert] > 1:
-            place(expert, counts[expert], start, shards, usable, cost, quota, seconds)
+    quota = np.zeros(start[-1] - start[0], np.int32)
+    links = new_links(counts.shape[0], quota.shape[0], usable.shape[0])
+    for shard in range(usable.shape[0]):
+        links.seconds[shard] = cost[shard, 0] if usable[shard] else np.inf
+    linking = list_links(counts, start, shards, usable, cost, quota, links)
+    if linking == 0:
+        return quota
+    goal = undivided_level(links, linking, cost)
+    for expert in by_rows(links.rows[:linking]):
+        fill(links, expert, goal, cost)
+    even_out(links, linking, cost)
+    for stub in range(links.first[linking]):
+        quota[links.at[stub]] = links.quota[stub]
     return quota
 
 
-@compiled()
-def place(expert, rows, start, shards, usable, cost, quota, seconds):  # type: ignore[no-untyped-def]
-    """Give an expert's rows, block by block, to the replica that would finish them first."""
-    base = start[0]
-    while rows > 0:
-        block = min(rows, BLOCK_ROWS)
-        best, best_finish = -1, np.inf
+@compiled(error_model="numpy")
+def list_links(  # type: ignore[no-untyped-def]
+    counts, start, shards, usable, cost, quota, links
+):
+    """Fill the quota of experts without a choice; list the others in `links`. Returns how many.
+
+    Shards with infinite costs take an expert only where no other usable shard holds it.
+    """
+    linking = 0
+    links.first[0] = 0
+    for expert in range(counts.shape[0]):
+        rows = counts[expert]
+        if rows == 0:
+            continue
+        first = links.first[linking]
+        stub = first
+        last_resort = -1
         for at in range(start[expert], start[expert + 1]):
             shard = shards[at]
             if not usable[shard]:
                 continue
-            finish = seconds[shard] + block * cost[shard, 2]
-            if quota[at - base] == 0:
-                finish += cost[shard, 1]
-            if best < 0 or finish < best_finish:
-                best, best_finish = at, finish
-        quota[best - base] += block
-        seconds[shards[best]] = best_finish
-        rows -= block
+            if cost[shard, 2] < np.inf:
+                links.at[stub] = at - start[0]
+                links.shard[stub] = shard
+                links.owner[stub] = linking
+                stub += 1
+            elif last_resort < 0 or links.busy[shard] < links.busy[shards[last_resort]]:
+                last_resort = at
+        if stub > first + 1:
+            links.rows[linking] = rows
+            linking += 1
+            links.first[linking] = stub
+        elif stub == first + 1:
+            shard = links.shard[first]
+            quota[links.at[first]] = rows
+            links.busy[shard] += rows
+            links.seconds[shard] += cost[shard, 1] + rows * cost[shard, 2]
+        elif last_resort >= 0:
+            quota[last_resort - start[0]] = rows
+            links.busy[shards[last_resort]] += rows
+    return linking
+
+
+@compiled(error_model="numpy")
+def by_rows(rows):  # type: ignore[no-untyped-def]
+    """Indices of `rows` from most to least, by counting; those of `SORTED_ROWS` or more first."""
+    ends = np.zeros(SORTED_ROWS + 2, np.int32)
+    for count in rows:
+        ends[SORTED_ROWS + 1 - min(count, SORTED_ROWS)] += 1
+    for key in range(SORTED_ROWS + 1):
+        ends[key + 1] += ends[key]
+    order = np.empty(rows.shape[0], np.int32)
+    for i in range(rows.shape[0]):
+        key = SORTED_ROWS - min(rows[i], SORTED_ROWS)
+        order[ends[key]] = i
+        ends[key] += 1
+    return order
+
+
+@compiled(error_model="numpy")
+def undivided_level(links, linking, cost):  # type: ignore[no-untyped-def]
+    """Time of all shards if rows could be shared out freely and every expert were read once."""
+    total, rate, read_rows = 0.0, 0.0, 0.0
+    for shard in range(cost.shape[0]):
+        row_s = cost[shard, 2]
+        if links.seconds[shard] < np.inf:
+            total += links.seconds[shard] / row_s
+            rate += 1.0 / row_s
+            read_rows = max(read_rows, cost[shard, 1] / row_s)
+    for expert in range(linking):
+        total += links.rows[expert] + read_rows
+    return total / rate
+
+
+@compiled(error_model="numpy", inline="always")
+def fill(links, expert, goal, cost):  # type: ignore[no-untyped-def]
+    """Place one expert: whole if it is small or done before `goal`, else on several replicas."""
+    first, last = links.first[expert], links.first[expert + 1]
+    rows = links.rows[expert]
+    best, soonest = -1, np.inf
+    for stub in range(first, last):
+        shard = links.shard[stub]
+        finish = links.seconds[shard] + cost[shard, 1] + rows * cost[shard, 2]
+        if finish < soonest:
+            best, soonest = stub, finish
+    shard = links.shard[best]
+    if soonest <= goal or rows * cost[shard, 2] <= WHOLE_READS * cost[shard, 1]:
+        take(links, best, rows, cost)
+        return
+    level = fill_level(links, expert, cost)
+    left = rows
+    for stub in range(first, last):
+        shard = links.shard[stub]
+        spare = level - links.seconds[shard] - cost[shard, 1]
+        if spare > 0.0 and left > 0:
+            part = min(left, int(spare / cost[shard, 2]))
+            if part > 0:
+                take(links, stub, part, cost)
+                left -= part
+    if left > 0:
+        take(links, best, left, cost)
+
+
+@compiled(error_model="numpy")
+def fill_level(links, expert, cost):  # type: ignore[no-untyped-def]
+    """Time at which the expert's replicas finish its rows together, each from when it could."""
+    first, last = links.first[expert], links.first[expert + 1]
+    order = links.on[: last - first]  # Not in use before all experts are placed.
+    for i in range(last - first):
+        stub = first + i
+        start = links.seconds[links.shard[stub]] + cost[links.shard[stub], 1]
+        j = i - 1
+        while j >= 0:
+            other = links.shard[order[j]]
+            if links.seconds[other] + cost[other, 1] <= start:
+                break
+            order[j + 1] = order[j]
+            j -= 1
+        order[j + 1] = stub
+    held, rate, level = float(links.rows[expert]), 0.0, np.inf
+    for i in range(last - first):
+        shard = links.shard[order[i]]
+        start = links.seconds[shard] + cost[shard, 1]
+        if start >= level:
+            break
+        held += start / cost[shard, 2]
+        rate += 1.0 / cost[shard, 2]
+        level = held / rate
+    return level
