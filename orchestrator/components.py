@@ -6,6 +6,7 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
+from orchestrator.probe import Probe
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus
 
 log = logging.getLogger(__name__)
@@ -23,9 +24,19 @@ class Component:
     state: ComponentState = ComponentState.STARTING
     detail: str = ""
     speed: float | None = None
+    probe: Probe[dict[str, Any]] = field(init=False)
+    silent_probes: int = 0
+    """Probes in a row that got no answer."""
     said: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     """What `start` returned: addresses, node, kernel."""
+
+    def __post_init__(self) -> None:
+        self.probe = Probe(self._status)
+
+    async def _status(self) -> dict[str, Any]:
+        said: dict[str, Any] = await self.handle.status.remote()
+        return said
 
     @property
     def pid(self) -> int:
@@ -38,10 +49,23 @@ class Component:
         return str(self.said.get("node", self.info.get("node", ""))).partition("/")[0]
 
     def hear(self, said: dict[str, Any]) -> None:
-        """Take in a status answer."""
-        self.said = said
+        """Take in a status answer; one that was asked for before it died changes nothing."""
+        if self.state is ComponentState.DEAD:
+            return
+        if self.state is ComponentState.SUSPECT:
+            log.warning("%s %s answers again", self.kind, self.id)
+        self.said, self.silent_probes = said, 0
         self.state = ComponentState(said["state"])
         self.detail = said.get("detail", "")
+
+    def miss(self, detail: str, suspect_after: int) -> None:
+        """A probe got no answer. A ready component is suspected at the `suspect_after`-th in a row;
+        one that is still starting has work to do and a time limit of its own."""
+        self.silent_probes += 1
+        self.detail = detail
+        if self.state is ComponentState.READY and self.silent_probes >= suspect_after:
+            log.warning("%s %s is suspected: it %s", self.kind, self.id, detail)
+            self.state = ComponentState.SUSPECT
 
     def lose(self, reason: str) -> None:
         """It is dead; says so once in the log."""

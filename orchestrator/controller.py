@@ -68,7 +68,7 @@ class Controller:
         self._routers: list[Component] = []
         self._engines: list[Component] = []
         settings = config.controller
-        self._watch = Watch(settings.probe_interval_s, settings.call_timeout_s, run_dir.logs)
+        self._watch = Watch(settings.probe_interval_s, settings.suspect_after_probes, run_dir.logs)
         self._watching: asyncio.Task[None] | None = None
         self._stopping = False
 

@@ -112,7 +112,8 @@ class _Session:
         progress.step("Open the endpoint")
         self._await_gateway()
         progress.done()
-        url = endpoint_url(self._config.gateway.host, self._config.gateway.port)
+        gateway = self._config.gateway
+        url = endpoint_url(gateway.host, gateway.port, gateway.route_prefix)
         progress.ready(url, next_steps(url, self._config.model.name, bool(Secrets().api_keys)))
 
     def _follow_start(self, started: "ray.ObjectRef[str]", progress: Progress) -> None:
@@ -145,9 +146,11 @@ class _Session:
 
         settings = self._config.gateway
         config = GatewayConfig(
+            mesh=self._config.mesh.name,
             model_name=self._config.model.name,
             host=settings.host,
             port=settings.port,
+            route_prefix=settings.route_prefix,
             max_queued_requests=settings.max_queued_requests,
             max_body_bytes=settings.max_request_body,
             body_timeout_s=settings.body_timeout_s,
@@ -165,8 +168,8 @@ class _Session:
             self._stop.wait(POLL_S)
         try:
             self._gateway.result()
-        except (RuntimeError, RayError) as error:
-            raise UserError(str(error), "choose another gateway.port (--port)") from error
+        except RayError as error:
+            raise UserError(f"the endpoint did not open: {cause_of(error)}") from error
 
     def stop(self, progress: Progress) -> None:
         """Drain, end all components, close the endpoint, end Ray. Goes on past failures."""
@@ -200,7 +203,7 @@ class _Session:
 
         try:
             self._gateway.exception(GATEWAY_START_TIMEOUT_S)
-            remove_gateway()
+            remove_gateway(self._config.mesh.name)
         except (RayError, OSError, TimeoutError) as error:
             log.warning("while stopping: %s", cause_of(error))
 

@@ -17,6 +17,7 @@ class ComponentState(StrEnum):
     STARTING = "starting"
     LOADING = "loading"
     READY = "ready"
+    SUSPECT = "suspect"  # was ready, but has been silent for several probes
     DRAINING = "draining"
     DEAD = "dead"
 

@@ -19,12 +19,14 @@ log = logging.getLogger(__name__)
 class Watch:
     """Looks at components; each on its own, so that one that hangs does not hide another's death.
 
-    logs: folder of this machine's Ray worker logs; those of other machines stay there.
+    interval_s: between two looks at a component, and how long its answer may take. suspect_after:
+    looks in a row without an answer after which a ready component is suspected. logs: folder of
+    this machine's Ray worker logs; those of other machines stay there.
     """
 
-    def __init__(self, interval_s: float, call_timeout_s: float, logs: Path) -> None:
+    def __init__(self, interval_s: float, suspect_after: int, logs: Path) -> None:
         self._interval_s = interval_s
-        self._call_timeout_s = call_timeout_s
+        self._suspect_after = suspect_after
         self._logs = logs
 
     async def run(self, components: Callable[[], Sequence[Component]]) -> None:
@@ -45,12 +47,12 @@ class Watch:
         if component.state is ComponentState.DEAD:
             return
         try:
-            async with asyncio.timeout(self._call_timeout_s):
-                component.hear(await component.handle.status.remote())
+            component.hear(await component.probe.ask(self._interval_s))
         except TimeoutError:
-            component.detail = f"has not answered for {self._call_timeout_s:g} s"
+            silence_s = (component.silent_probes + 1) * self._interval_s
+            component.miss(f"has not answered for {silence_s:g} s", self._suspect_after)
         except ActorUnavailableError:
-            component.detail = "cannot be reached"
+            component.miss("cannot be reached", self._suspect_after)
         except RayActorError as error:
             component.lose(self._why_lost(component, error))
         except RayError as error:

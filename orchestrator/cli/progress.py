@@ -124,10 +124,11 @@ class Progress:
         self._console.print(line, markup=False, soft_wrap=True)
 
 
-def endpoint_url(host: str, port: int) -> str:
-    """URL to reach a gateway from its own machine."""
+def endpoint_url(host: str, port: int, route_prefix: str = "/") -> str:
+    """URL to reach a gateway from its own machine, without a slash at its end."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"http://{place}{route_prefix.rstrip('/')}"
 
 
 def own_command() -> str:

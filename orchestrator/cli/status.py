@@ -18,6 +18,7 @@ _STATE_STYLES = {
     ComponentState.STARTING: "yellow",
     ComponentState.LOADING: "yellow",
     ComponentState.READY: "green",
+    ComponentState.SUSPECT: "bold yellow",
     ComponentState.DRAINING: "yellow",
     ComponentState.DEAD: "bold red",
 }

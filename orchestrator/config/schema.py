@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from orchestrator.config.fields import ConfigPath, DnsName, Seconds, Section
+from orchestrator.config.fields import ConfigPath, Count, DnsName, Seconds, Section
 from orchestrator.config.pools import PlacementConfig, PoolConfig, check_speeds
 from orchestrator.config.serving import EnginesConfig, GatewayConfig, ModelConfig, RouterConfig
 
@@ -35,7 +35,7 @@ class ClusterConfig(Section):
 
 
 class ControllerConfig(Section):
-    """The controller's patience."""
+    """Time limits of the controller."""
 
     shard_start_timeout_s: Seconds = 300.0
     """How long a shard may take to start and load its experts."""
@@ -45,6 +45,9 @@ class ControllerConfig(Section):
     """How long a control call to a component may take."""
     probe_interval_s: Seconds = 1.0
     """Time between two looks at every component."""
+    suspect_after_probes: Count = 5
+    """A ready component that gave no answer to so many looks in a row is `suspect` until it answers
+    again: it counts as missing, and engines get no new requests meanwhile."""
     drain_timeout_s: Seconds = 30.0
     """How long requests under way may take to finish when the mesh stops."""
 

@@ -104,6 +104,9 @@ class GatewayConfig(Section):
     """Address to listen on; `0.0.0.0` opens it to the network (then set API keys)."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """TCP port; 0 takes a free one."""
+    route_prefix: Annotated[str, StringConstraints(pattern=r"^/([\w.~-]+(/[\w.~-]+)*)?$")] = "/"
+    """Path that the endpoint's routes lie below, such as `/demo` for `/demo/v1/completions`. Meshes
+    on one Ray cluster share an address, and each needs a prefix of its own."""
     max_queued_requests: Annotated[int, Field(ge=0)] = 256
     """Requests that may wait on top of those the engines run at once; one more gets status 429
     with Retry-After."""

@@ -23,9 +23,15 @@ from orchestrator.gateway.mesh import EngineError, Mesh, MeshLostError
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.observation import Observation
 from orchestrator.gateway.retry_after import RetryAfter
+from orchestrator.gateway.route_prefix import WithoutPrefix
 from orchestrator.gateway.routes import INFERENCE_ROUTES
 
 logger = logging.getLogger(__name__)
+
+STATUS_TIMEOUT_S = 5.0
+LOAD_TIMEOUT_S = 30.0
+"""The controller asks every shard before it answers."""
+SILENT_CONTROLLER = "the controller does not answer"
 
 
 class Gateway:
@@ -63,17 +69,19 @@ class Gateway:
     async def status(self, _: Request) -> Response:
         """`MeshStatus` of the controller."""
         try:
-            mesh = await self._mesh.status()
-        except MeshLostError as error:
-            return unavailable(str(error))
+            async with asyncio.timeout(STATUS_TIMEOUT_S):
+                mesh = await self._mesh.status()
+        except (MeshLostError, TimeoutError) as error:
+            return unavailable(str(error) or SILENT_CONTROLLER)
         return Response(mesh.model_dump_json(), media_type="application/json")
 
     async def expert_load(self, _: Request) -> Response:
         """`ExpertLoad`: assignments per layer and expert since the shards started."""
         try:
-            load = await self._mesh.expert_load()
-        except MeshLostError as error:
-            return unavailable(str(error))
+            async with asyncio.timeout(LOAD_TIMEOUT_S):
+                load = await self._mesh.expert_load()
+        except (MeshLostError, TimeoutError) as error:
+            return unavailable(str(error) or SILENT_CONTROLLER)
         return JSONResponse(load.to_json())
 
     async def poll(self) -> None:
@@ -126,6 +134,7 @@ def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) 
         routes=routes,
         lifespan=lifespan,
         middleware=[
+            Middleware(WithoutPrefix),
             Middleware(RetryAfter, seconds=config.retry_after_s),
             Middleware(Observation, metrics=metrics),
             Middleware(KeyCheck, digests=key_digests),

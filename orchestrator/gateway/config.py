@@ -8,11 +8,15 @@ class GatewayConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    mesh: str = Field(min_length=1)
+    """Name of the mesh: its Serve application is called after it."""
     model_name: str = Field(min_length=1)
     """Value of the `model_name` label of the gateway's metrics."""
     host: str = "127.0.0.1"
     """Address to listen on. There is no TLS: put a proxy in front before opening this up."""
     port: int = Field(default=8000, ge=1, le=65535)
+    route_prefix: str = "/"
+    """Path that all routes lie below; two meshes on one Ray cluster need two of them."""
     max_queued_requests: int = Field(default=256, ge=0)
     """Requests that may wait on top of those the ready engines run at once; more get 429."""
     max_body_bytes: int = Field(default=16 << 20, ge=1)

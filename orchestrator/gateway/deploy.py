@@ -6,17 +6,22 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
+from orchestrator.errors import UserError
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.mesh import Mesh
 
 if TYPE_CHECKING:
     from ray.exceptions import RayError
-
-APP_NAME = "expertmesh"
+    from ray.serve._private.client import ServeControllerClient
 
 MAX_ONGOING_REQUESTS = 100_000
 """Serve must never hold a request back: the gateway itself answers 429."""
+
+
+def app_name(mesh: str) -> str:
+    """Name of a mesh's Serve application."""
+    return f"expertmesh-{mesh}"
 
 
 class GatewayDeployment:
@@ -38,8 +43,8 @@ def deploy_gateway(
     Success means that the gateway answers HTTP; engines need not be ready yet. After a failure
     nothing is left of it.
 
-    Raises `RuntimeError` if it cannot listen where the config says, be it that the port is taken or
-    that Serve runs on this cluster already and listens elsewhere.
+    Raises `UserError` if it cannot listen where the config says: the port is taken, Serve runs on
+    this cluster already and listens elsewhere, or another application has the route prefix.
     """
     from ray import serve
     from ray.exceptions import RayError
@@ -64,16 +69,25 @@ def deploy_gateway(
             logging_config=quiet,
         )
         _check_address(config)
+        _check_prefix(config)
         app = deployment.bind(config, mesh, key_digests)
-        serve.run(app, name=APP_NAME, route_prefix="/", logging_config=quiet)
+        serve.run(
+            app,
+            name=app_name(config.mesh),
+            route_prefix=config.route_prefix,
+            logging_config=quiet,
+        )
     except RayError as error:
-        remove_gateway()
-        raise RuntimeError(f"the gateway cannot listen on {url}: {_cause(error)}") from error
-    return url
+        remove_gateway(config.mesh)
+        raise UserError(
+            f"the gateway cannot listen on {url}: {_cause(error)}",
+            "choose another gateway.port (--port)",
+        ) from error
+    return url + config.route_prefix.rstrip("/")
 
 
-def remove_gateway() -> None:
-    """Let running requests finish, then stop the gateway; nothing if there is none.
+def remove_gateway(mesh: str) -> None:
+    """Let running requests finish, then stop the gateway of `mesh`; nothing if there is none.
 
     Serve stops too, unless others use it.
     """
@@ -82,24 +96,41 @@ def remove_gateway() -> None:
 
     with contextlib.suppress(RayServeException):
         # Deleted first: shutting Serve down stops the proxy, and with it the answers under way.
-        serve.delete(APP_NAME, _blocking=True)
+        serve.delete(app_name(mesh), _blocking=True)
         if not serve.status().applications:
             serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _check_address(config: GatewayConfig) -> None:
     """A Serve that runs already keeps its address, whatever `serve.start` is told."""
-    # Serve tells its address nowhere else.
+    actual = _serve_client().http_config
+    if (actual.host, actual.port) != (config.host, config.port):
+        raise UserError(
+            f"Ray Serve runs on this cluster already and listens on {actual.host}:{actual.port}, "
+            f"not on {config.host}:{config.port}",
+            "give gateway.host and gateway.port that address, and gateway.route_prefix a path",
+        )
+
+
+def _check_prefix(config: GatewayConfig) -> None:
+    """An application that has the prefix already, of another mesh or not of ours, keeps it."""
+    own = app_name(config.mesh)
+    for name, app in _serve_client().get_serve_details()["applications"].items():
+        if name != own and app["route_prefix"] == config.route_prefix:
+            raise UserError(
+                f"gateway.route_prefix {config.route_prefix} belongs to the Serve application "
+                f"{name} on this cluster",
+                f"choose another, such as /{config.mesh}",
+            )
+
+
+def _serve_client() -> "ServeControllerClient":
+    # Serve tells its address and the prefixes of its applications nowhere else.
     from ray.serve.context import _get_global_client
 
     client = _get_global_client()
     assert client is not None
-    actual = client.http_config
-    if (actual.host, actual.port) != (config.host, config.port):
-        raise RuntimeError(
-            f"Ray Serve runs on this cluster already and listens on {actual.host}:{actual.port}: "
-            f"give the gateway that address instead of {config.host}:{config.port}"
-        )
+    return client
 
 
 def _cause(error: "RayError") -> str:

@@ -4,6 +4,9 @@ The controller names the engines; each engine tells its own state. A request goe
 engine with the fewest requests of this gateway in flight (ties: the first in the controller's
 order). An engine that is lost leaves the pool at once and comes back when it answers again.
 
+An engine that the controller suspects, or that leaves several questions in a row unanswered, gets
+no new requests until it answers.
+
 While the controller is silent the pool keeps serving with the engines it knows: the data plane does
 not depend on the control plane being up.
 """
@@ -14,6 +17,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from orchestrator.gateway.mesh import (
     EngineClient,
@@ -23,6 +27,7 @@ from orchestrator.gateway.mesh import (
     Mesh,
     MeshLostError,
 )
+from orchestrator.probe import Probe
 from orchestrator.status import ComponentState, MeshStatus
 
 logger = logging.getLogger(__name__)
@@ -31,7 +36,10 @@ CONTROLLER_TIMEOUT_S = 2.0
 """A controller that takes longer to answer counts as silent."""
 
 ENGINE_TIMEOUT_S = 2.0
-"""An engine that takes longer to tell its state keeps the one it had."""
+"""An engine that takes longer to tell its state keeps the one it had, for a while."""
+
+SILENT_AFTER = 3
+"""Questions in a row without an answer after which an engine counts as hung."""
 
 
 @dataclass(slots=True)
@@ -41,11 +49,15 @@ class PooledEngine:
     info: EngineInfo
     client: EngineClient
     status: EngineStatus
+    probe: Probe[EngineStatus]
     in_flight: int = 0
+    silent: int = 0
+    """Questions in a row that it has not answered."""
 
     @property
     def ready(self) -> bool:
-        return self.status.state is ComponentState.READY
+        hung = self.silent >= SILENT_AFTER or self.info.state is ComponentState.SUSPECT
+        return self.status.state is ComponentState.READY and not hung
 
 
 class EnginePool:
@@ -55,6 +67,8 @@ class EnginePool:
         self._mesh = mesh
         self._clock = clock
         self._engines: dict[str, PooledEngine] = {}
+        self._controller = Probe(self._question)
+        self._meetings: dict[str, Probe[PooledEngine]] = {}
         self._refreshing: asyncio.Task[None] | None = None
         self._heard_s = clock()
         self.mesh_status: MeshStatus | None = None
@@ -113,14 +127,17 @@ class EnginePool:
 
     async def _refresh(self) -> None:
         infos = await self._ask_controller()
+        named = {info.actor_name for info in infos}
+        self._meetings = {k: v for k, v in self._meetings.items() if k in named}
         found = await asyncio.gather(*(self._ask_engine(info) for info in infos))
         self._engines = {e.info.actor_name: e for e in found if e is not None}
 
+    async def _question(self) -> tuple[MeshStatus, list[EngineInfo]]:
+        return await self._mesh.status(), await self._mesh.engines()
+
     async def _ask_controller(self) -> list[EngineInfo]:
         try:
-            async with asyncio.timeout(CONTROLLER_TIMEOUT_S):
-                status = await self._mesh.status()
-                infos = await self._mesh.engines()
+            status, infos = await self._controller.ask(CONTROLLER_TIMEOUT_S)
         except (MeshLostError, TimeoutError) as error:
             logger.warning("serving with the engines known so far: %r", error)
             return [engine.info for engine in self.engines]
@@ -130,15 +147,27 @@ class EnginePool:
     async def _ask_engine(self, info: EngineInfo) -> PooledEngine | None:
         known = self._engines.get(info.actor_name)
         try:
-            async with asyncio.timeout(ENGINE_TIMEOUT_S):
-                client = known.client if known else await self._mesh.connect(info)
-                status = await client.status()
+            if known is None:
+                return await self._meet(info)
+            known.info = info
+            known.status = await known.probe.ask(ENGINE_TIMEOUT_S)
+            known.silent = 0
         except EngineLostError as error:
             logger.info("engine %s is left out: %s", info.id, error)
             return None
         except TimeoutError:
-            return known
-        if known is None:
-            return PooledEngine(info, client, status)
-        known.info, known.status = info, status
+            if known is not None:
+                known.silent += 1
         return known
+
+    async def _meet(self, info: EngineInfo) -> PooledEngine:
+        """Connect to an engine that is new, or was left out."""
+        name = info.actor_name
+        meeting = self._meetings.setdefault(name, Probe(partial(self._connect, info)))
+        engine = await meeting.ask(ENGINE_TIMEOUT_S)
+        del self._meetings[name]
+        return engine
+
+    async def _connect(self, info: EngineInfo) -> PooledEngine:
+        client = await self._mesh.connect(info)
+        return PooledEngine(info, client, await client.status(), Probe(client.status))

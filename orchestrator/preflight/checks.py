@@ -29,7 +29,7 @@ def check_config(config: MeshConfig) -> list[Finding]:
     return [
         *_check_model(config),
         *_check_flags(config),
-        network.check_port(config.gateway),
+        network.check_port(config.gateway, shared=config.cluster.ray_address is not None),
         network.check_exposure(config.gateway, bool(Secrets().api_keys)),
         network.check_ray(config.cluster),
     ]

@@ -14,10 +14,16 @@ from orchestrator.config.serving import GatewayConfig
 from orchestrator.preflight.finding import Finding, Level
 
 CONNECT_TIMEOUT_S = 2.0
+SERVE_PROXY = "ray::ProxyActor"
+"""Process name of Ray Serve's HTTP server."""
 
 
-def check_port(gateway: GatewayConfig) -> Finding:
-    """Bind the port once, the way the gateway will."""
+def check_port(gateway: GatewayConfig, *, shared: bool = False) -> Finding:
+    """Bind the port once, the way the gateway will.
+
+    shared: the mesh joins a Ray cluster. Then the port may be Ray Serve's already, for other
+    applications, or on another machine, so that one in use need not stop a mesh.
+    """
     name, where = "endpoint", f"{gateway.host}:{gateway.port}"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -35,9 +41,23 @@ def check_port(gateway: GatewayConfig) -> Finding:
         return Finding(name, Level.FAILURE, message, "choose one from 1024 up with --port")
     except OSError as error:
         user = _listener(gateway.port)
+        if shared and user:
+            return _port_in_shared_cluster(where, user)
         message = f"port {gateway.port} is in use{user}" if user else f"{where}: {error.strerror}"
         return Finding(name, Level.FAILURE, message, "stop that, or choose another with --port")
     return Finding(name, Level.OK, f"{where} is free" if gateway.port else "takes a free port")
+
+
+def _port_in_shared_cluster(where: str, user: str) -> Finding:
+    if SERVE_PROXY in user:
+        return Finding("endpoint", Level.OK, f"Ray Serve listens on {where}; the gateway joins it")
+    message = f"{where} is in use on this machine{user}"
+    return Finding(
+        "endpoint",
+        Level.WARNING,
+        message,
+        "choose another with --port if this is the machine the cluster's endpoint will be on",
+    )
 
 
 def _listener(port: int) -> str:

@@ -73,3 +73,21 @@ def test_no_engine() -> None:
         False,
         "engine engine-0 is loading: loading /model",
     )
+
+
+def test_a_suspected_component_counts_as_missing_where_it_is_the_last() -> None:
+    suspect = component("b-0", SHARD, ComponentState.SUSPECT, "has not answered for 5 s")
+    engine = component("engine-0", ENGINE)
+    ready, reason = readiness(
+        [component("a-0", SHARD), suspect, engine], REPLICATED, needs_router=False
+    )
+    assert not ready
+    assert "layer 2 expert 3 (shard b-0 is suspect: has not answered for 5 s)" in reason
+    everywhere = epoch([[0, 1, 2, 3], [2, 3]])
+    assert readiness([component("a-0", SHARD), suspect, engine], everywhere, needs_router=False)[0]
+
+    engine.state, engine.detail = ComponentState.SUSPECT, "has not answered for 5 s"
+    assert readiness([*mesh(), engine], REPLICATED, needs_router=False) == (
+        False,
+        "engine engine-0 is suspect: has not answered for 5 s",
+    )

@@ -15,7 +15,7 @@ from orchestrator.status import ComponentKind, ComponentState
 from orchestrator.watch import Watch
 from tests.orchestrator.building import component
 
-CALL_TIMEOUT_S = 0.2
+INTERVAL_S = 0.2
 FINE = {"pid": 7, "node": "box", "state": "ready"}
 
 
@@ -44,7 +44,7 @@ def watched(answer: Callable[[], Any]) -> Component:
 
 
 def look_once(part: Component, logs: Path) -> None:
-    asyncio.run(Watch(0.01, CALL_TIMEOUT_S, logs).look_at(part))
+    asyncio.run(Watch(INTERVAL_S, 2, logs).look_at(part))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_one_that_hangs_does_not_hide_another(tmp_path: Path) -> None:
     hanging, dying, odd = watched(lambda: None), watched(ActorDiedError), watched(lambda: {})
 
     async def body() -> None:
-        watch = Watch(0.01, 30.0, tmp_path)
+        watch = Watch(0.01, 5, tmp_path)
         running = asyncio.create_task(watch.run(lambda: [hanging, odd, dying]))
         async with asyncio.timeout(5):
             while dying.state is not ComponentState.DEAD or odd.handle.calls < 3:
@@ -107,5 +107,52 @@ def test_one_that_hangs_does_not_hide_another(tmp_path: Path) -> None:
         running.cancel()
 
     asyncio.run(body())
-    assert hanging.handle.calls == 1
+    assert hanging.handle.calls == 1, "one question is open, however often it was looked at"
     assert dying.handle.calls == 1, "the dead are not asked again"
+
+
+def test_a_silent_component_is_suspected_and_recovers(tmp_path: Path) -> None:
+    async def body() -> None:
+        answers = asyncio.Event()
+
+        async def status() -> Any:
+            nonlocal calls
+            calls += 1
+            await answers.wait()
+            return FINE
+
+        calls = 0
+        part = component("a-0", ComponentKind.SHARD, handle=SimpleNamespace())
+        part.handle.status = SimpleNamespace(remote=status)
+        watch = Watch(0.01, 3, tmp_path)
+        for state in (ComponentState.READY, ComponentState.READY, ComponentState.SUSPECT):
+            await watch.look_at(part)
+            assert part.state is state
+        assert part.detail == "has not answered for 0.03 s"
+        assert calls == 1
+        answers.set()
+        await watch.look_at(part)
+        assert (part.state, part.detail, part.silent_probes) == (ComponentState.READY, "", 0)
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("state", [ComponentState.STARTING, ComponentState.LOADING])
+def test_a_component_that_starts_is_not_suspected(tmp_path: Path, state: ComponentState) -> None:
+    part = watched(lambda: ActorUnavailableError("x", None))
+    part.state = state
+    for _ in range(5):
+        look_once(part, tmp_path)
+    assert part.state is state
+
+
+def test_an_answer_that_comes_after_its_death_changes_nothing(tmp_path: Path) -> None:
+    async def body() -> None:
+        watch, part = Watch(0.2, 3, tmp_path), watched(lambda: FINE)
+        looking = asyncio.create_task(watch.look_at(part))
+        await asyncio.sleep(0)
+        part.lose("killed")
+        await looking
+        assert part.state is ComponentState.DEAD
+
+    asyncio.run(body())

@@ -111,6 +111,7 @@ def test_calls_outside_a_step_do_nothing() -> None:
 )
 def test_endpoint_url(host: str, url: str) -> None:
     assert endpoint_url(host, 8000) == url
+    assert endpoint_url(host, 8000, "/a/b") == f"{url}/a/b"
 
 
 @pytest.mark.parametrize("needs_key", [False, True])

@@ -1,6 +1,7 @@
 """The pool keeps up with the mesh without being held up by it."""
 
 import asyncio
+from dataclasses import replace
 
 from orchestrator.gateway import engine_pool
 from orchestrator.gateway.engine_pool import EnginePool
@@ -103,5 +104,73 @@ def test_the_silence_of_the_controller_is_timed():
         mesh.silent = False
         await pool.refresh()
         assert pool.controller_silence_s == 0.0
+
+    asyncio.run(main())
+
+
+class Freezing(FakeEngine):
+    """An engine whose status can be stopped."""
+
+    def __init__(self):
+        super().__init__()
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+        self.asked = 0
+
+    async def status(self):
+        self.asked += 1
+        await self.goes_on.wait()
+        return await super().status()
+
+
+def test_an_engine_that_hangs_gets_no_requests_until_it_answers(monkeypatch):
+    monkeypatch.setattr(engine_pool, "ENGINE_TIMEOUT_S", 0.01)
+
+    async def main():
+        engine = Freezing()
+        pool = EnginePool(FakeMesh({"a": engine, "b": FakeEngine()}))
+        await pool.refresh()
+        engine.goes_on.clear()
+        engine.asked = 0
+        while "a" in names(pool.ready):
+            await pool.refresh()
+        assert names([pool.choose()]) == ["b"]
+        for _ in range(5):
+            await pool.refresh()
+        assert engine.asked == 1
+        engine.goes_on.set()
+        await pool.refresh()
+        assert names(pool.ready) == ["a", "b"]
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_hangs_from_the_start_is_asked_once(monkeypatch):
+    monkeypatch.setattr(engine_pool, "ENGINE_TIMEOUT_S", 0.01)
+
+    async def main():
+        engine = Freezing()
+        engine.goes_on.clear()
+        pool = EnginePool(FakeMesh({"a": engine}))
+        for _ in range(5):
+            await pool.refresh()
+        assert (engine.asked, pool.engines) == (1, [])
+        engine.goes_on.set()
+        await pool.refresh()
+        assert names(pool.ready) == ["a"]
+
+    asyncio.run(main())
+
+
+def test_a_suspected_engine_gets_no_requests():
+    async def main():
+        class Suspecting(FakeMesh):
+            async def engines(self):
+                first, *others = await super().engines()
+                return [replace(first, state=ComponentState.SUSPECT), *others]
+
+        pool = EnginePool(Suspecting({"a": FakeEngine(), "b": FakeEngine()}))
+        await pool.refresh()
+        assert names(pool.ready) == ["b"]
 
     asyncio.run(main())

@@ -20,7 +20,7 @@ from tests.orchestrator.gateway.fakes import (
     json_answer,
 )
 
-CONFIG = GatewayConfig(model_name="tiny", max_queued_requests=1, max_body_bytes=1000)
+CONFIG = GatewayConfig(mesh="test", model_name="tiny", max_queued_requests=1, max_body_bytes=1000)
 PATH = "/v1/completions"
 LOST = EngineLostError("it died")
 

@@ -61,9 +61,10 @@ def engine(tmp_path_factory):
 def url(engine):
     assert engine is not None
     yield deploy_gateway(
-        GatewayConfig(model_name=MODEL, port=free_port()), RayMesh(CONTROLLER, NAMESPACE)
+        GatewayConfig(mesh="test", model_name=MODEL, port=free_port()),
+        RayMesh(CONTROLLER, NAMESPACE),
     )
-    remove_gateway()
+    remove_gateway("test")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import time
 import httpx
 import pytest
 
+from orchestrator.errors import UserError
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.deploy import deploy_gateway, remove_gateway
@@ -42,12 +43,12 @@ def steady():
 @pytest.fixture(scope="module")
 def client(steady):
     assert running_on(steady) == 0
-    config = GatewayConfig(model_name="tiny", port=free_port())
+    config = GatewayConfig(mesh="test", model_name="tiny", port=free_port())
     url = deploy_gateway(config, MESH, frozenset({digest("key")}))
     with httpx.Client(base_url=url, headers=KEY, timeout=30) as client:
         assert client.get("/health").status_code == 200
         yield client
-    remove_gateway()
+    remove_gateway("test")
 
 
 def wait_until(condition):
@@ -142,10 +143,36 @@ def test_a_stream_ends_in_an_error_when_its_engine_is_killed(client, mortal):
 
 
 def test_a_second_address_on_the_same_cluster_is_refused(client):
-    config = GatewayConfig(model_name="tiny", port=free_port())
-    with pytest.raises(RuntimeError, match=rf"listens on 127\.0\.0\.1:{client.base_url.port}"):
+    config = GatewayConfig(mesh="test", model_name="tiny", port=free_port())
+    with pytest.raises(UserError, match=rf"listens on 127\.0\.0\.1:{client.base_url.port}"):
         deploy_gateway(config, MESH)
     assert client.get("/health").status_code == 200
+
+
+def beside(client, mesh, route_prefix):
+    """Config of another mesh at the same address."""
+    port = client.base_url.port
+    return GatewayConfig(mesh=mesh, model_name="tiny", port=port, route_prefix=route_prefix)
+
+
+def test_a_second_mesh_with_a_prefix_serves_beside_the_first_and_goes_alone(client):
+    try:
+        url = deploy_gateway(beside(client, "second", "/second"), MESH, frozenset({digest("key")}))
+        assert url == f"http://127.0.0.1:{client.base_url.port}/second"
+        answer = httpx.post(url + PATH, json={}, headers=KEY, timeout=30)
+        assert answer.json() == {"from": "steady"}
+        assert httpx.get(url + "/health", timeout=30).status_code == 200
+        assert httpx.post(url + PATH, json={}, timeout=30).status_code == 401
+        assert client.get("/health").status_code == 200
+    finally:
+        remove_gateway("second")
+    assert client.post(PATH, json={}).json() == {"from": "steady"}
+
+
+def test_a_prefix_that_another_application_has_is_refused_by_its_name(client):
+    with pytest.raises(UserError, match="belongs to the Serve application expertmesh-test"):
+        deploy_gateway(beside(client, "second", "/"), MESH)
+    assert client.post(PATH, json={}).json() == {"from": "steady"}
 
 
 def test_removal_lets_requests_finish_and_a_taken_port_is_named(client):
@@ -154,16 +181,14 @@ def test_removal_lets_requests_finish_and_a_taken_port_is_named(client):
     reader = threading.Thread(target=lambda: answers.append(client.post(PATH, json=body).text))
     reader.start()
     time.sleep(0.5)
-    remove_gateway()
+    remove_gateway("test")
     reader.join()
     assert answers[0].endswith("data: 9\n\n")
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        config = GatewayConfig(model_name="tiny", port=taken.getsockname()[1])
-        with pytest.raises(
-            RuntimeError, match=rf"cannot listen on http://127\.0\.0\.1:{config.port}"
-        ):
+        config = GatewayConfig(mesh="test", model_name="tiny", port=taken.getsockname()[1])
+        with pytest.raises(UserError, match=rf"cannot listen on http://127\.0\.0\.1:{config.port}"):
             deploy_gateway(config, MESH)
-    remove_gateway()
+    remove_gateway("test")

@@ -19,7 +19,7 @@ from tests.orchestrator.gateway.fakes import (
 )
 
 PATH = "/v1/completions"
-CONFIG = GatewayConfig(model_name="tiny", max_queued_requests=0, max_body_bytes=1000)
+CONFIG = GatewayConfig(mesh="test", model_name="tiny", max_queued_requests=0, max_body_bytes=1000)
 IMPATIENT = CONFIG.model_copy(update={"body_timeout_s": 0.05, "send_timeout_s": 0.05})
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from orchestrator.gateway import app as app_module
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
@@ -12,7 +13,7 @@ from orchestrator.gateway.routes import INFERENCE_ROUTES
 from orchestrator.status import ComponentState
 from tests.orchestrator.gateway.fakes import FakeEngine, FakeMesh, call
 
-CONFIG = GatewayConfig(model_name="tiny")
+CONFIG = GatewayConfig(mesh="test", model_name="tiny")
 PAGE = """\
 # HELP vllm:tokens_total Tokens.
 # TYPE vllm:tokens_total counter
@@ -163,3 +164,53 @@ def test_merged_pages_can_be_merged_again():
     once = merge_pages({"a": PAGE}).decode()
     assert 'engine_id="b"' in merge_pages({"b": once}).decode()
     assert merge_pages({}) == b""
+
+
+def test_paths_below_a_prefix_are_the_same_paths():
+    async def main(path, root_path):
+        got = []
+        scope = {
+            "type": "http", "method": "GET", "path": path, "root_path": root_path,
+            "query_string": b"", "headers": [],
+        }  # fmt: skip
+        engine = FakeEngine()
+
+        async def send(message):
+            got.append(message)
+
+        async def receive():
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        app = build_app(CONFIG, FakeMesh({"a": engine}), frozenset())
+        await app(scope, receive, send)
+        return got[0]["status"], [request.path for request in engine.requests]
+
+    assert asyncio.run(main("/a/b/v1/models", "/a/b")) == (200, ["/v1/models"])
+    assert asyncio.run(main("/a/health", "/a")) == (200, [])
+    assert asyncio.run(main("/a", "/a")) == (404, [])
+
+
+@pytest.mark.parametrize("path", ["/api/v1/status", "/api/v1/expert-load"])
+def test_a_controller_that_hangs_is_told_within_a_time(monkeypatch, path):
+    monkeypatch.setattr(app_module, "STATUS_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(app_module, "LOAD_TIMEOUT_S", 0.01)
+
+    class Hanging(FakeMesh):
+        async def status(self):
+            await asyncio.Event().wait()
+
+        async def expert_load(self):
+            await asyncio.Event().wait()
+
+    answer = get(Hanging({}), path)
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert "the controller does not answer" in answer.json()["error"]["message"]
+
+
+def test_every_route_but_health_needs_a_key():
+    app = build_app(CONFIG, FakeMesh({"a": FakeEngine()}), frozenset({digest("key")}))
+    paths = {route.path: next(iter(route.methods)) for route in app.routes}
+    assert len(paths) > len(INFERENCE_ROUTES)
+    for path, method in paths.items():
+        expected = 200 if path == "/health" else 401
+        assert asyncio.run(call(app, method, path)).status == expected, path

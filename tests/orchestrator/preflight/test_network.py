@@ -5,10 +5,12 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.config.serving import GatewayConfig
+from orchestrator.preflight import network
 from orchestrator.preflight.finding import Level
 from orchestrator.preflight.network import check_exposure, check_port, check_ray
 
@@ -38,6 +40,20 @@ def test_port_in_use_names_who_uses_it(listening_port: int) -> None:
     assert finding.message.startswith(f"port {listening_port} is in use by ")
     assert f"(pid {os.getpid()})" in finding.message
     assert "--port" in finding.fix
+
+
+def test_a_port_in_use_does_not_stop_a_mesh_in_a_shared_cluster(listening_port: int) -> None:
+    finding = check_port(GatewayConfig(port=listening_port), shared=True)
+    assert finding.level is Level.WARNING
+    assert f"127.0.0.1:{listening_port} is in use on this machine by " in finding.message
+
+
+def test_the_port_of_the_clusters_own_serve_is_joined(
+    listening_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "SERVE_PROXY", psutil.Process().name())
+    finding = check_port(GatewayConfig(port=listening_port), shared=True)
+    assert (finding.level, "Ray Serve listens on" in finding.message) == (Level.OK, True)
 
 
 def test_address_of_another_machine(closed_port: int) -> None:
