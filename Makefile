@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint types bench-quick clean
+.PHONY: help setup serve test test-long test-random lint types bench-quick clean
 
 # The first Python that is new enough; `make setup PYTHON=...` chooses another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -11,6 +11,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 EXTRA ?=
 CONFIG ?=
 ARGS ?=
+ROUNDS ?= 5
+LONG := long or nodes or chaos
 BIN := .venv/bin
 
 help: ## List the targets
@@ -26,7 +28,15 @@ serve: setup ## Start a mesh and serve it until Ctrl-C (CONFIG=, ARGS=)
 	@exec $(BIN)/expertmesh serve $(CONFIG) $(ARGS)
 
 test: setup ## Run the tests (ARGS= for pytest)
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest -m 'not ($(LONG))' $(ARGS)
+
+test-long: setup ## Run what takes longer: all models, several nodes, killed parts
+	@exec $(BIN)/python -m pytest -m '$(LONG)' $(ARGS)
+
+test-random: setup ## Run the property tests with ROUNDS new seeds, which are printed
+	@for round in $$(seq $(ROUNDS)); do \
+		$(BIN)/python -m pytest -m hypothesis --seed $$(od -An -N3 -tu4 /dev/urandom) $(ARGS) \
+		|| exit 1; done
 
 lint: setup ## Check style, formatting and the import rules
 	@$(BIN)/ruff check .

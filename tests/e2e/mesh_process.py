@@ -31,8 +31,10 @@ TRACK_S = 0.05
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Environment for a command: this checkout, nothing of ExpertMesh's own unless given."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("EXPERTMESH_", "RAY_"))}
+    """Environment for a command: this checkout, nothing of ExpertMesh's own unless given, and not
+    the number of threads that tests have."""
+    ours = ("EXPERTMESH_", "RAY_", "OMP_NUM_THREADS")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     return {**kept, "PYTHONPATH": path, **variables}
 
@@ -76,10 +78,9 @@ class MeshProcess:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="e2e-"))
         # Short, because Unix sockets lie below it; its own, to see what is left there.
-        self._folder = Path(tempfile.mkdtemp(prefix="e2e-", dir="/tmp"))
-        self._run = self._folder / "run"
-        self._run.mkdir()
+        self._run = Path(tempfile.mkdtemp(prefix="e"))
         path = write_config(self._folder, {**config, "cluster": {"temp_dir": str(self._run)}})
         self.out: list[str] = []
         self.err: list[str] = []
@@ -113,7 +114,8 @@ class MeshProcess:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        for folder in (self._folder, self._run):
+            shutil.rmtree(folder, ignore_errors=True)
 
     @staticmethod
     def _read(stream: Any, lines: list[str]) -> None:

@@ -25,7 +25,7 @@ def private_ray() -> Iterator[None]:
     # Ray's default of 15 starves its workers beside any other load.
     os.environ.update({"RAY_worker_niceness": "0"})
     # Short: the paths of Ray's Unix sockets may have 107 characters at most.
-    directory = tempfile.mkdtemp(prefix="em", dir="/tmp")
+    directory = tempfile.mkdtemp(prefix="e")
     ray.init(
         address="local",
         num_cpus=2,

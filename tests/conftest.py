@@ -1,0 +1,65 @@
+"""For all tests: one seed for everything random, and nothing may be left behind at the end."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests import seeds
+from tests.leaks import LeakCheck
+
+# One thread for torch here: on a busy machine several wait for each other at every tiny operation
+# (140 s against 18 s for the kernels' tests with a load of 10). Shards and engines set their own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+LEAKS = pytest.StashKey[LeakCheck]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    seeds.add_option(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    seeds.configure(config)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {seeds.seed_of(config)}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    failed = terminalreporter.stats.get("failed") or terminalreporter.stats.get("error")
+    if failed:
+        terminalreporter.line(f"sampled with --seed {seeds.seed_of(terminalreporter.config)}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[LEAKS] = LeakCheck()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    seeds.seed_everything(item.config, item.nodeid)
+    done = yield
+    item.config.stash[LEAKS].after(item.nodeid)
+    return done
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What was left behind is an error of the run: it is listed, counted, and the run fails."""
+    left = session.config.stash[LEAKS].finish()
+    if not left:
+        return
+    report = pytest.TestReport(
+        nodeid="left behind",
+        location=("left behind", None, "left behind"),
+        keywords={},
+        outcome="failed",
+        longrepr="\n".join(left),
+        when="teardown",
+    )
+    session.config.hook.pytest_runtest_logreport(report=report)
+    session.exitstatus = pytest.ExitCode.TESTS_FAILED
