@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -214,6 +215,7 @@ class Engine:
             llm, self._llm = self._llm, None
             await asyncio.to_thread(llm.shutdown, VLLM_SHUTDOWN_TIMEOUT_S)
         await asyncio.to_thread(_end_processes, children)
+        await asyncio.to_thread(_remove_shared_memory)
         self._loader.shutdown(wait=False)
 
     def _pace_s(self) -> float:
@@ -252,6 +254,15 @@ def _process_trees(roots: list[BaseProcess]) -> list[psutil.Process]:
             process = psutil.Process(root.pid)
             trees += [process, *process.children(recursive=True)]
     return trees
+
+
+def _remove_shared_memory() -> None:
+    """Unlink the segments and semaphores that killed children left in /dev/shm.
+
+    Python's resource tracker knows them and unlinks them when it ends, but Ray kills it together
+    with the actor. Closing our end of its pipe, the last one now, has it do so at once.
+    """
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 def _end_processes(processes: list[psutil.Process]) -> None:
