@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterator
+from getpass import getuser
+from tempfile import gettempdir
 
 import pytest
 
@@ -11,6 +13,8 @@ from tests.leaks import LeakCheck
 # One thread for torch here: on a busy machine several wait for each other at every tiny operation
 # (140 s against 18 s for the kernels' tests with a load of 10). Shards and engines set their own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What torch compiled in an earlier run stays where torch keeps it if nothing is said.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{gettempdir()}/torchinductor_{getuser()}")
 
 LEAKS = pytest.StashKey[LeakCheck]()
 

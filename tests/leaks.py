@@ -23,7 +23,7 @@ SHARED_MEMORY = Path("/dev/shm")
 END_TIMEOUT_S = 10.0
 """How long processes may take to end after the last test; what is ending is not a leak."""
 FOREVER = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
-"""Helpers that Python starts once for a process and that end with it."""
+"""Helpers that Python starts once for the process that runs the tests, and that end with it."""
 
 
 class LeakCheck:
@@ -97,8 +97,10 @@ def _names(folder: Path) -> set[str]:
 
 def _counts(process: psutil.Process) -> bool:
     try:
-        ended = process.status() == psutil.STATUS_ZOMBIE
-        return not ended and not any(word in " ".join(process.cmdline()) for word in FOREVER)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        ours = process.ppid() == os.getpid()
+        return not (ours and any(word in " ".join(process.cmdline()) for word in FOREVER))
     except psutil.Error:
         return False
 

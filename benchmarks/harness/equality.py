@@ -73,9 +73,9 @@ def run_engine(
         folder = Path(name)
         asked, answered, said = folder / "request.json", folder / "answer.json", folder / "log"
         asked.write_text(json.dumps(request | {"address": address, "runs": list(runs)}))
-        variables = {}
+        variables = {"TMPDIR": name}  # vLLM leaves sockets and files there
         if address:
-            variables = {ADDRESS_VARIABLE: address, SECRET_VARIABLE: SECRET.decode()}
+            variables |= {ADDRESS_VARIABLE: address, SECRET_VARIABLE: SECRET.decode()}
         with (
             said.open("w") as log,
             subprocess.Popen(

@@ -7,6 +7,7 @@ import pytest
 
 from actors.engine.config import EngineConfig
 from actors.engine.messages import HttpRequest, Refusal, ResponseStart
+from orchestrator.engine_settings import EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR
 from tests.checkpoints.make import make_checkpoint
 from tests.orchestrator.gateway.ray_fakes import private_ray, start_actor
 
@@ -31,6 +32,7 @@ def ray_session():
 def start_engine(name, model, **flags):
     from actors.engine.engine import Engine
 
+    flags = {EXECUTOR_FLAG: ONE_PROCESS_EXECUTOR, **flags}
     config = EngineConfig(engine_id=name, model=model, served_model_name="tiny", flags=flags)
     return start_actor(Engine, name, config)
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from actors.engine.messages import EngineReply, HttpRequest, ResponseStart
+from benchmarks.harness.local_mesh import environment
 
 NAMESPACE = "gateway-test"
 CONTROLLER = "controller"
@@ -22,20 +23,21 @@ def private_ray() -> Iterator[None]:
     import ray
 
     os.environ.pop("RAY_ADDRESS", None)
-    # Ray's default of 15 starves its workers beside any other load.
-    os.environ.update({"RAY_worker_niceness": "0"})
     # Short: the paths of Ray's Unix sockets may have 107 characters at most.
     directory = tempfile.mkdtemp(prefix="e")
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=128 << 20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        namespace=NAMESPACE,
-        _temp_dir=directory,
-    )
+    # Its workers inherit these: Ray's default niceness of 15 starves them beside any other load,
+    # and vLLM leaves sockets in the temporary folder.
+    with environment({"RAY_worker_niceness": "0", "TMPDIR": directory}):
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=128 << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            namespace=NAMESPACE,
+            _temp_dir=directory,
+        )
     try:
         yield
     finally:

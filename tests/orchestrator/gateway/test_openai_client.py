@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from actors.engine.config import EngineConfig
+from orchestrator.engine_settings import EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.deploy import deploy_gateway, remove_gateway
 from orchestrator.gateway.ray_mesh import RayMesh
@@ -47,7 +48,11 @@ def engine(tmp_path_factory):
         engine_id=ENGINE,
         model=str(make_checkpoint("qwen3_moe", tmp_path_factory.mktemp("model"))),
         served_model_name=MODEL,
-        flags={"max_model_len": MAX_MODEL_LEN, "max_num_seqs": 8},
+        flags={
+            "max_model_len": MAX_MODEL_LEN,
+            "max_num_seqs": 8,
+            EXECUTOR_FLAG: ONE_PROCESS_EXECUTOR,
+        },
     )
     with private_ray():
         controller = start_actor(FakeController, CONTROLLER, [ENGINE])
