@@ -1,54 +1,40 @@
 """Token-level expert dispatch: split a batch over the shards, send, collect, add up.
 
-The partial sums of the shards are added in ascending shard order in fp32 and rounded to bf16 once,
-so the result does not depend on who answered first. When a shard is lost, the rows it owed go to
-other replicas; when there is none, the call waits for the next view of the mesh instead of failing.
+A call begins with one flight (`flight`) over all its rows. Where shards are lost, refuse or are
+late, another flight over their rows goes to other replicas, by the same door; for late ones the
+first answer wins. Answers are added flight after flight, in ascending shard order in each: the
+result does not depend on who answered first, but another split adds in another order, so rows that
+were sent again may differ in the last bit. Where no replica is left, the call waits for the shard,
+then for the next view or link, and fails after the mesh's `expert_wait_s`.
 """
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from actors.dispatch.backend import ExpertUnavailable, bf16_bits, bf16_tensor
-from actors.dispatch.shard_links import RETRY_DOWN_SHARD_S, ShardLinks
-from actors.dispatch.shared_calls import NO_SLOT, NOT_A_RESULT, SharedFlight
-from actors.dispatch.split import AnyInts, ExpertsUnplaced, Split
+from actors.dispatch.backend import ExpertUnavailable
+from actors.dispatch.flight import NOT_ALL, Answers, Flight
+from actors.dispatch.shard_links import ShardLinks
+from actors.dispatch.split import AnyInts, ExpertsUnplaced, Floats, rest_of
 from actors.dispatch.view_source import ViewSource
-from actors.wire.body import Bits16, Floats, rows_of, sums_of
-from actors.wire.frame import FrameKind, Header, RowCoding, body_bytes
-from actors.wire.handshake import HandshakeError
-from actors.wire.link import ClientLink, LinkClosed, RemoteError
-from actors.wire.shared_link import SharedLink
+from actors.wire.exchange import read_answer
+from actors.wire.frame import Fault
+from actors.wire.link import ClientLink, LinkClosed, LinkTimeout, RemoteError
+from actors.wire.slots import AWAY, GOOD, LOST, ODD
 
 log = logging.getLogger(__name__)
 
+LOOK_AGAIN_S = 0.02
+"""How often a call whose rows nobody can take looks for new links and views."""
+REFUSED_S = 0.25
+"""How long a shard that refused a call is not asked for the same call again."""
 
-@dataclass(slots=True, eq=False)
-class _Part:
-    """What one shard owes: its rows and assignments in `split`."""
-
-    shard: int
-    split: Split
-    rows: int
-    link: ClientLink | None
-    call_id: int
-
-
-class _Scratch:
-    """Arrays of one call, used again by later ones."""
-
-    def __init__(self) -> None:
-        self.split = Split()
-        self._total = np.empty(0, np.float32)
-
-    def total(self, tokens: int, hidden: int) -> Floats:
-        """fp32 [T, H], with anything in it."""
-        if self._total.size < tokens * hidden:
-            self._total = np.empty(tokens * hidden, np.float32)
-        return self._total[: tokens * hidden].reshape(tokens, hidden)
+Piece = tuple[Flight, int]
+"""What one shard owes: its part of a flight."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,26 +44,16 @@ class Call:
     layer: int
     rows: torch.Tensor
     """[T, H] bf16, contiguous."""
-    scratch: _Scratch
+    flights: list[Flight]
+    """The first one over all rows, the others over rows of shards that were lost or late."""
     result: torch.Tensor | None = None
-    flight: SharedFlight | None = None
-    """What was posted to all shards together; when not None, `parts` is empty."""
-    parts: list[_Part] = field(default_factory=list)
-    refused: set[int] = field(default_factory=set)
-    """Shards that answered that they cannot serve this call."""
+    refused: dict[ClientLink, float] = field(default_factory=dict)
+    """Shards that answered that they cannot serve this call, and until when they are left out."""
     give_up_s: float | None = None
-    """`time.monotonic()` after which lost rows are no longer sent again; None before a loss."""
-    deadline_s: float = 0.0
-    """`time.monotonic()` by which shards have to have answered, once they are waited for."""
+    """`time.monotonic()` after which rows that nobody takes end the call; None while all are
+    taken."""
     compute_us: int = 0
     """Time the slowest shard's kernel took, known after `wait`."""
-    _bits: Bits16 | None = None
-
-    def bits(self) -> Bits16:
-        """The rows as numpy sees them."""
-        if self._bits is None:
-            self._bits = bf16_bits(self.rows)
-        return self._bits
 
 
 class Dispatcher:
@@ -88,223 +64,211 @@ class Dispatcher:
         self._links = ShardLinks(views, secret)
         self._follower = views.join()
         self._call_id = 0
-        self._idle: list[_Scratch] = []
+        self._idle: list[Flight] = []
 
     # -- ExpertBackend
 
     def send(
         self, layer: int, rows: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
     ) -> Call:
-        scratch = self._idle.pop() if self._idle else _Scratch()
-        call = Call(layer, rows.contiguous(), scratch)
+        call = Call(layer, rows.contiguous(), [])
         if topk_weights.dtype is not torch.float32:
             topk_weights = topk_weights.float()
         ids, weights = topk_ids.contiguous().numpy(), topk_weights.contiguous().numpy()
         self._follower.calls += 1
         try:
-            self._plan(call, scratch.split, ids, weights)
-            self._post_together(call)
+            flight = self._plan_or_wait(call, ids, weights)
         except BaseException:
             self._follower.calls -= 1
             raise
-        self._links.bell.ring()
+        call.give_up_s = None
+        self._post(call, flight)
         # Now, while the shards are at work.
         call.result = torch.empty(rows.shape, dtype=torch.bfloat16)
+        self._links.waiting.send_rest()
         return call
 
     def wait(self, call: Call) -> torch.Tensor:
         assert call.result is not None
-        call.deadline_s = time.monotonic() + self._views.current().call_deadline_s
+        (flight,) = call.flights
         try:
-            if call.flight is None or not self._collect_together(call, call.result):
-                self._collect_parts(call, call.result)
+            self._links.waiting.answered(flight.parts, flight.due_s())
+            call.compute_us = flight.collect(call.result)
+            if call.compute_us == NOT_ALL:
+                call.compute_us = self._finish(call)
         finally:
             self._follower.calls -= 1
-        self._idle.append(call.scratch)
+            self._release(call)
         return call.result
 
     def close(self) -> None:
         self._views.leave(self._follower)
         self._links.close()
 
-    # -- all shards at once
-
-    def _post_together(self, call: Call) -> None:
-        """Post every share; those that `SharedCalls` does not take become parts, and then all."""
-        view, shared = self._links.view, self._links.shared()
-        if not shared:
-            self._post_parts(call, call.scratch.split)
-            return
-        first_call_id = self._call_id + 1
-        self._call_id += len(view.shards)
-        flight = shared.post(
-            call.scratch.split, call.rows, call.layer, view.epoch.number, first_call_id
-        )
-        if flight.rings:
-            self._links.bell.needed = True
-        if flight.complete:
-            call.flight = flight
-        else:
-            self._take_apart(call, flight)
-
-    def _take_apart(self, call: Call, flight: SharedFlight) -> None:
-        """Go on share by share: post what was not, and let the links look for what was."""
-        split = call.scratch.split
-        for shard, rows, assignments in split.shares():
-            slot = int(flight.slots[shard])
-            if slot == NO_SLOT:
-                call.parts.append(self._post(call, split, shard, rows, assignments))
-                continue
-            call_id = flight.first_call_id + shard
-            link = self._links.get(shard)
-            if not isinstance(link, SharedLink) or not link.adopt(
-                call_id, flight.channels[shard], slot
-            ):
-                link = None  # lost since then
-            call.parts.append(_Part(shard, split, rows, link, call_id))
-
-    def _collect_together(self, call: Call, result: torch.Tensor) -> bool:
-        """Whether the flight's answers are in `result`; if not, its calls are parts now."""
-        flight, call.flight = call.flight, None
-        assert flight is not None
-        shared = self._links.shared()
-        if shared.wait(flight, call.deadline_s):
-            compute_us = shared.collect(flight, call.scratch.split, result)
-            if compute_us != NOT_A_RESULT:
-                call.compute_us = compute_us
-                return True
-        self._take_apart(call, flight)
-        return False
-
-    # -- share by share
-
-    def _collect_parts(self, call: Call, result: torch.Tensor) -> None:
-        out = bf16_bits(result)
-        total = call.scratch.total(*result.shape)
-        begin = True
-        try:
-            while call.parts:
-                lost = []
-                while call.parts:
-                    part = call.parts.pop(0)
-                    sums = self._collect(call, part)
-                    if sums is None:
-                        lost.append(part)
-                        continue
-                    end = not call.parts and not lost
-                    part.split.combine(part.shard, sums, total, out, begin, end)
-                    begin = False
-                for part in lost:
-                    self._resend(call, part)
-        except BaseException:
-            self._abandon(call)
-            raise
-        if begin:  # nothing but padding
-            result.zero_()
-
     # -- sending
 
-    def _plan(self, call: Call, split: Split, ids: AnyInts, weights: Floats) -> None:
-        """Split [T, K] choices; waits for a later view while an expert has no live replica."""
-        deadline_s = None
+    def _plan_or_wait(self, call: Call, ids: AnyInts, weights: Floats) -> Flight:
+        """Split [T, K] choices; waits for links or another view while an expert has no replica."""
         while True:
-            view = self._links.follow()
-            self._follower.version = view.version
+            self._follower.version = self._links.follow().version
             try:
-                usable = self._links.usable(call.refused)
-                split.plan(view.table, call.layer, usable, view.cost, ids, weights)
-                return
+                return self._plan(call, ids, weights)
             except ExpertsUnplaced as unplaced:
-                now_s = time.monotonic()
-                deadline_s = deadline_s or now_s + view.expert_wait_s
-                if now_s >= deadline_s:
-                    raise ExpertUnavailable(
-                        f"{unplaced}; waited {view.expert_wait_s:g} s for a replica"
-                    ) from None
-                log.warning("%s; waiting for a replica", unplaced)
-                self._views.wait_change(view, min(RETRY_DOWN_SHARD_S, deadline_s - now_s))
-                call.refused.clear()
+                self._check_time(call, str(unplaced))
+                self._links.waiting.news([], time.monotonic() + LOOK_AGAIN_S)
 
-    def _post_parts(self, call: Call, split: Split) -> None:
-        for shard, rows, assignments in split.shares():
-            call.parts.append(self._post(call, split, shard, rows, assignments))
+    def _plan(self, call: Call, ids: AnyInts, weights: Floats, late: bool = True) -> Flight:
+        """A flight that is not posted. late: whether late shards may get rows that no other can
+        take. Raises ExpertsUnplaced."""
+        links, now_s = self._links, time.monotonic()
+        refused = {link for link, until_s in call.refused.items() if until_s > now_s}
+        flight = self._idle.pop() if self._idle else Flight()
+        flight.split.plan(
+            links.view.table, call.layer, links.usable(refused, late), links.cost, ids, weights
+        )
+        return flight
 
-    def _post(self, call: Call, split: Split, shard: int, rows: int, assignments: int) -> _Part:
-        self._call_id += 1
-        hidden = call.rows.shape[1]
-        part = _Part(shard, split, rows, None, self._call_id)
+    def _post(self, call: Call, flight: Flight) -> None:
+        first_call_id = self._call_id + 1
+        self._call_id += len(self._links.view.shards)
+        flight.post(self._links, call.rows, call.layer, first_call_id)
+        call.flights.append(flight)
+
+    def _check_time(self, call: Call, problem: str) -> None:
+        """Called while rows of a call have nowhere to go. Raises ExpertUnavailable."""
+        wait_s, now_s = self._links.view.expert_wait_s, time.monotonic()
+        if call.give_up_s is None:
+            log.warning("%s; waiting for a replica", problem)
+            call.give_up_s = now_s + wait_s
+        if now_s >= call.give_up_s:
+            raise ExpertUnavailable(f"{problem}; waited {wait_s:g} s for a replica")
+
+    # -- when not every shard answers as it should
+
+    def _finish(self, call: Call) -> int:
+        """Bring the call to its end by whatever replicas there are; returns the kernel time."""
+        assert call.result is not None
+        while True:
+            self._links.follow()
+            for flight in call.flights:
+                flight.find_lost()
+                self._look_at_odd(call, flight)
+            chosen = chosen_answers(call.flights[0])
+            if chosen is not None:
+                return Answers.of(chosen).add_up(call.result)
+            self._give_up_hung(call)
+            look_s = self._send_again(call)
+            tables = [flight.parts for flight in call.flights]
+            self._links.waiting.news(tables, look_s)
+
+    def _look_at_odd(self, call: Call, flight: Flight) -> None:
+        """Answers that are no results: refusals, or the end of a link that sends nonsense."""
+        for shard in flight.shards(ODD):
+            posted = flight.posted(shard)
+            try:
+                header, _ = read_answer(posted.link, posted.segment, posted.slot)
+                self._links.lose(posted.link, LinkClosed(f"answered {header}"))
+            except RemoteError as error:
+                log.warning("%s refused layer %d: %s", posted.link.address, call.layer, error)
+                call.refused[posted.link] = time.monotonic() + REFUSED_S
+                posted.free()
+                if error.fault is Fault.UNFIT:
+                    self._links.lose(posted.link, LinkClosed("it cannot compute any more"))
+            except LinkClosed as error:
+                self._links.lose(posted.link, error)
+            flight.mark_lost(shard)
+
+    def _give_up_hung(self, call: Call) -> None:
+        """Close the links of shards that have owed an answer for longer than the hard deadline."""
+        deadline_s, now_s = self._links.view.call_deadline_s, time.monotonic()
+        for flight in call.flights:
+            for shard in flight.shards(AWAY):
+                if now_s >= flight.waited_since(shard) + deadline_s:
+                    link = flight.links[shard]
+                    assert link is not None
+                    self._links.lose(link, LinkTimeout(f"no answer within {deadline_s:g} s"))
+            flight.find_lost()
+
+    def _send_again(self, call: Call) -> float:
+        """Let other replicas compute what lost and late shards owe; returns when to look again."""
+        now_s = time.monotonic()
+        look_s = np.inf
+        lost: list[Piece] = []
+        late: list[Piece] = []
+        for flight in call.flights:
+            lost += [(flight, shard) for shard in flight.shards(LOST) if shard not in flight.cover]
+            for shard in flight.shards(AWAY):
+                since_s, link = flight.waited_since(shard), flight.links[shard]
+                assert link is not None
+                look_s = min(look_s, since_s + self._links.view.call_deadline_s)
+                if shard in flight.cover:
+                    continue
+                due_s = since_s + flight.soft_s[shard]
+                if due_s > now_s and not self._links.is_late(link):
+                    look_s = min(look_s, due_s)
+                else:
+                    self._links.mark_late(link)
+                    late.append((flight, shard))
+        nowhere = self._cover(call, lost, True)
+        if nowhere:
+            flight, shard = nowhere[0]
+            experts = np.unique(flight.split.batch(shard).experts)[:16].tolist()
+            self._check_time(call, f"layer {call.layer}: no live shard holds experts {experts}")
+        nowhere += self._cover(call, late, False)
+        covered = len(nowhere) < len(lost) + len(late)
+        return now_s if covered else min(look_s, now_s + LOOK_AGAIN_S if nowhere else np.inf)
+
+    def _cover(self, call: Call, pieces: Sequence[Piece], late: bool) -> list[Piece]:
+        """Post the pieces' rows to other shards, all together or else one by one; returns those
+        that somebody else cannot take now. late: whether late shards may."""
+        if not pieces:
+            return []
+        tokens, ids, weights = rest_of([flight.split.batch(d) for flight, d in pieces])
         try:
-            link = self._links.open(shard)
-            coding = self._links.coding(shard)
-            header = Header(
-                FrameKind.CALL,
-                self._call_id,
-                body_bytes(FrameKind.CALL, rows, hidden, assignments, coding),
-                epoch=self._links.view.epoch.number,
-                layer=call.layer,
-                rows=rows,
-                hidden=hidden,
-                assignments=assignments,
-                coding=coding,
-            )
-            answer_bytes = body_bytes(FrameKind.RESULT, rows, hidden, coding=coding)
-            body = np.frombuffer(link.body(header.body_bytes, answer_bytes), np.uint8)
-            split.fill(shard, call.bits(), body, coding is RowCoding.FP8)
-            link.post(header)
-            part.link = link
-            self._links.posted_on(link)
-        except (LinkClosed, HandshakeError, OSError) as error:
-            self._links.lose(shard, error)
-        return part
+            cover = self._plan(call, ids, weights, late)
+        except ExpertsUnplaced:
+            if len(pieces) == 1:
+                return list(pieces)
+            return [left for piece in pieces for left in self._cover(call, [piece], late)]
+        cover.split.translate_rows(tokens)
+        self._post(call, cover)
+        for flight, shard in pieces:
+            flight.cover[shard] = cover
+        return []
 
-    def _resend(self, call: Call, part: _Part) -> None:
-        """Give what a lost shard owed to other replicas, one assignment a row."""
-        batch = part.split.batch(part.shard)
-        now_s, wait_s = time.monotonic(), self._views.current().expert_wait_s
-        call.give_up_s = call.give_up_s or now_s + wait_s
-        if now_s > call.give_up_s:
-            raise ExpertUnavailable(
-                f"layer {call.layer}: experts {np.unique(batch.experts)[:16].tolist()} were not "
-                f"computed by any replica within {wait_s:g} s"
-            )
-        ids, weights = batch.experts.reshape(-1, 1), batch.weights.reshape(-1, 1)
-        split = Split()
-        self._plan(call, split, ids, weights)
-        split.translate_rows(batch.rows[batch.row_index])
-        call.deadline_s = time.monotonic() + self._views.current().call_deadline_s
-        self._post_parts(call, split)
-        self._links.bell.ring()
+    def _release(self, call: Call) -> None:
+        """Slots that were answered are free; those that were not are owed."""
+        for flight in call.flights:
+            if not flight.is_over:
+                give_up_s = flight.posted_s + self._links.view.call_deadline_s
+                for shard in flight.shards(AWAY):
+                    self._links.owe(flight.posted(shard), give_up_s)
+                flight.free()
+            self._idle.append(flight)
+        call.flights = []
 
-    # -- collecting
 
-    def _collect(self, call: Call, part: _Part) -> Floats | None:
-        """One shard's sums [R, H], until the link is used again; None: send the part again."""
-        shard, link, hidden = part.shard, part.link, call.rows.shape[1]
-        if link is None or self._links.get(shard) is not link:
+def chosen_answers(flight: Flight) -> list[Piece] | None:
+    """The answers that make up all of a flight's rows, in the order in which they are added; None
+    while there are none for some. A cover counts where not all that it stands for were answered."""
+    chosen: list[Piece] = []
+    covers: list[Flight] = []
+    for shard in flight.shards(GOOD, AWAY, LOST):
+        cover = flight.cover.get(shard)
+        if cover is not None and not _all_answered(flight, cover):
+            if cover not in covers:
+                covers.append(cover)
+        elif flight.status(shard) == GOOD:
+            chosen.append((flight, shard))
+        else:
             return None
-        try:
-            header, body = link.wait(part.call_id, call.deadline_s)
-        except LinkClosed as error:
-            self._links.lose(shard, error)
+    for cover in covers:
+        instead = chosen_answers(cover)
+        if instead is None:
             return None
-        except RemoteError as error:
-            log.warning("shard %d refused layer %d: %s", shard, call.layer, error)
-            call.refused.add(shard)
-            return None
-        if header.kind is not FrameKind.RESULT or (header.rows, header.hidden) != (
-            part.rows,
-            hidden,
-        ):
-            self._links.lose(shard, LinkClosed(f"answered {header}"))
-            return None
-        call.compute_us = max(call.compute_us, header.compute_us)
-        if header.coding is RowCoding.BF16:
-            return sums_of(body, part.rows, hidden)
-        return bf16_tensor(rows_of(body, part.rows, hidden)).float().numpy()
+        chosen += instead
+    return chosen
 
-    def _abandon(self, call: Call) -> None:
-        """Nobody will collect what is still on its way."""
-        for part in call.parts:
-            if part.link is not None:
-                part.link.forget(part.call_id)
-        call.parts.clear()
+
+def _all_answered(flight: Flight, cover: Flight) -> bool:
+    return all(flight.status(shard) == GOOD for shard, by in flight.cover.items() if by is cover)

@@ -1,11 +1,14 @@
-"""Hand whole batches to the router of this node: the engine's side of `router.mode: actor`."""
+"""Hand whole batches to the router of this node: the engine's side of `router.mode: actor`.
+
+The link belongs to the call: when a router is lost, every call that was on its way there is sent
+again to the one that greets next. The router itself waits for lost shards, so it is given up only
+after the time that it may need to say that there is no replica.
+"""
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,30 +16,33 @@ import torch
 
 from actors.dispatch.backend import ExpertUnavailable, bf16_bits, bf16_tensor
 from actors.dispatch.mesh_view import MeshView, Peer
+from actors.dispatch.peer_links import PeerLinks
 from actors.dispatch.view_source import ViewSource
-from actors.wire.bell import Bell
 from actors.wire.body import Floats, Ints, route_body, rows_of
+from actors.wire.exchange import Posted, Room
 from actors.wire.frame import FrameKind, Header, body_bytes
-from actors.wire.handshake import HandshakeError
-from actors.wire.link import ClientLink, LinkClosed, RemoteError, open_link
+from actors.wire.link import LinkClosed, LinkTimeout, RemoteError
 from actors.wire.node import node_id
+from actors.wire.slots import GOOD, STATUS
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+LOOK_AGAIN_S = 0.02
+"""How often a call that no router can take looks for new links."""
 
-RETRY_PAUSE_S = 0.5
 
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class RoutedCall:
     """One MoE layer of one batch, given to the router."""
 
-    call_id: int
     layer: int
     rows: npt.NDArray[np.uint16]
     topk_ids: Ints
     topk_weights: Floats
+    posted: Posted | None = None
+    posted_s: float = 0.0
+    give_up_s: float | None = None
+    """`time.monotonic()` after which it is not sent again; None before a router was missing."""
 
 
 class RouterClient:
@@ -44,101 +50,119 @@ class RouterClient:
 
     def __init__(self, views: ViewSource, secret: bytes = b"") -> None:
         self._views = views
-        self._secret = secret
-        self._link: ClientLink | None = None
-        self._router: Peer | None = None
+        self._view: MeshView | None = None
+        self._links = PeerLinks(views, near_routers, secret)
         self._call_id = 0
-        self._bell = Bell()
+        self._heard_s = 0.0
 
     def send(
         self, layer: int, rows: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
     ) -> RoutedCall:
-        self._call_id += 1
         call = RoutedCall(
-            self._call_id,
             layer,
             bf16_bits(rows),
             topk_ids.to(torch.int32).contiguous().numpy(),
             topk_weights.to(torch.float32).contiguous().numpy(),
         )
-        self._try(partial(self._post, call))
+        self._follow()
+        self._post(call)
+        self._links.waiting.send_rest()
         return call
 
     def wait(self, call: RoutedCall) -> torch.Tensor:
-        view = self._views.current()
-        give_up_s = time.monotonic() + view.expert_wait_s
         while True:
-            result = self._try(partial(self._receive, call, view))
-            if result is not None:
-                return result
-            if time.monotonic() > give_up_s:
-                raise ExpertUnavailable(
-                    f"layer {call.layer}: no router answered within {view.expert_wait_s:g} s"
-                )
-            self._views.wait_change(view, RETRY_PAUSE_S)
-            view = self._views.current()
-            self._try(partial(self._post, call))
+            posted = call.posted
+            if posted is None or posted.link.closed:
+                self._send_again(call)
+            elif self._links.waiting.answered(posted.parts, self._deadline_s(call)):
+                result = self._receive(call, posted)
+                if result is not None:
+                    return result
+            else:
+                self._follow()
+                if time.monotonic() >= self._deadline_s(call):
+                    self._links.lose(posted.link, LinkTimeout("the router does not answer"))
 
     def close(self) -> None:
-        self._disconnect()
-        self._bell.close()
+        self._links.close()
 
-    def _disconnect(self) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+    def _follow(self) -> None:
+        view = self._views.current()
+        if view is not self._view:
+            if self._view is None:
+                self._links.connector.wait_tried(view.expert_wait_s)
+            self._view = view
+            self._links.want(near_routers(view))
+        self._links.refresh(time.monotonic())
 
-    def _try(self, action: Callable[[], T]) -> T | None:
-        try:
-            return action()
-        except RemoteError as error:
-            raise ExpertUnavailable(f"router: {error}") from None
-        except (LinkClosed, HandshakeError, OSError) as error:
-            log.warning("lost router %s: %s", self._router.id if self._router else "?", error)
-            self._disconnect()
-            return None
+    def _deadline_s(self, call: RoutedCall) -> float:
+        """Twice the time for which the router waits for a shard and for a replica: for its first
+        plan and for what it sends again."""
+        view = self._views.current()
+        since_s = max(call.posted_s, self._heard_s)
+        return since_s + 2 * (view.call_deadline_s + view.expert_wait_s)
 
-    def _post(self, call: RoutedCall) -> None:
+    def _send_again(self, call: RoutedCall) -> None:
+        """Raises ExpertUnavailable: there was no router for too long."""
+        self._follow()
+        wait_s, now_s = self._views.current().expert_wait_s, time.monotonic()
+        call.give_up_s = call.give_up_s or now_s + wait_s
+        if now_s >= call.give_up_s:
+            raise ExpertUnavailable(f"layer {call.layer}: no router answered within {wait_s:g} s")
+        if not self._post(call):
+            self._links.waiting.news([], now_s + LOOK_AGAIN_S)
+
+    def _post(self, call: RoutedCall) -> bool:
+        """Whether there is a router that the call was given to."""
+        assert self._view is not None
+        links = (self._links.get(router) for router in near_routers(self._view))
+        link = next(filter(None, links), None)
+        if link is None:
+            return False
         tokens, hidden = call.rows.shape
         count = call.topk_ids.size
+        self._call_id += 1
         length = body_bytes(FrameKind.ROUTE, tokens, hidden, count)
         header = Header(
-            FrameKind.ROUTE,
-            call.call_id,
-            length,
-            layer=call.layer,
-            rows=tokens,
-            hidden=hidden,
+            FrameKind.ROUTE, self._call_id, length, layer=call.layer, rows=tokens, hidden=hidden,
             assignments=count,
-        )
-        link = self._connected()
-        answer_length = body_bytes(FrameKind.ROUTED, tokens, hidden)
-        body = route_body(header, link.body(length, answer_length))
-        body.rows[:] = call.rows
-        body.topk_ids[:] = call.topk_ids
-        body.topk_weights[:] = call.topk_weights
-        link.post(header)
-        self._bell.ring()
+        )  # fmt: skip
+        link = self._links.with_room(link, length, body_bytes(FrameKind.ROUTED, tokens, hidden))
+        if link is None:
+            return False
+        try:
+            room = Room(link, header)
+            body = route_body(header, room.body)
+            body.rows[:] = call.rows
+            body.topk_ids[:] = call.topk_ids
+            body.topk_weights[:] = call.topk_weights
+            call.posted, call.posted_s = room.post(), time.monotonic()
+        except LinkClosed as error:
+            self._links.lose(link, error)
+            return False
+        self._links.bell.ring()
+        return True
 
-    def _receive(self, call: RoutedCall, view: MeshView) -> torch.Tensor:
-        if self._link is None:
-            raise LinkClosed("not connected")
-        # The router itself waits for lost shards, so it is given the time for that.
-        deadline_s = time.monotonic() + view.call_deadline_s + view.expert_wait_s
-        header, body = self._link.wait(call.call_id, deadline_s)
-        if header.kind is not FrameKind.ROUTED or header.rows != len(call.rows):
-            raise LinkClosed(f"answered {header}")
-        # The link's buffer is used again by the next answer.
-        return bf16_tensor(rows_of(body, header.rows, header.hidden).copy())
+    def _receive(self, call: RoutedCall, posted: Posted) -> torch.Tensor | None:
+        """The answer, which is there; None: it is none, and the router is lost."""
+        self._heard_s = time.monotonic()
+        try:
+            header, body = posted.read()
+            if posted.parts[0, STATUS] != GOOD:
+                raise LinkClosed(f"answered {header}")
+        except RemoteError as error:
+            posted.free()
+            raise ExpertUnavailable(f"router: {error}") from None
+        except LinkClosed as error:
+            self._links.lose(posted.link, error)
+            return None
+        # The slot is used again by the next call.
+        result = bf16_tensor(rows_of(body, header.rows, header.hidden).copy())
+        posted.free()
+        return result
 
-    def _connected(self) -> ClientLink:
-        view = self._views.current()
-        if self._link is not None and self._router in view.routers:
-            return self._link
-        self._disconnect()
-        routers = sorted(view.routers, key=lambda peer: peer.node != node_id())
-        if not routers:
-            raise LinkClosed("the mesh has no router")
-        self._router = routers[0]
-        self._link = open_link(self._router.address_from(node_id()), self._secret, self._bell)
-        return self._link
+
+def near_routers(view: MeshView) -> Sequence[Peer]:
+    """The routers on this node, or all of them where there is none."""
+    here = [router for router in view.routers if router.node == node_id()]
+    return here or view.routers

@@ -1,40 +1,57 @@
-"""A dispatcher's links to the shards of the newest view: opened when needed, dropped when lost."""
+"""A dispatcher's links to the shards of the view it follows, as tables for compiled code."""
 
-import contextlib
-import logging
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from actors.dispatch.mesh_view import MeshView
-from actors.dispatch.shared_calls import SharedCalls
+from actors.dispatch.peer_links import PeerLinks
 from actors.dispatch.view_source import ViewSource
-from actors.wire.bell import Bell
 from actors.wire.frame import RowCoding
-from actors.wire.link import ClientLink, open_link
+from actors.wire.link import ClientLink
 from actors.wire.node import node_id
-from actors.wire.shared_link import SharedLink
+from actors.wire.segment import Segment
 
-log = logging.getLogger(__name__)
+FIRST_LINKS_S = 0.25
+"""How long the first call waits for links that are not there yet, so that it does not leave out
+shards that are only slower to greet."""
 
-RETRY_DOWN_SHARD_S = 1.0
-"""After this long a shard that was lost is tried again, even if the view did not change."""
+# Columns of LinkTable.slots: address of the control words (0: no link), number of slots, bytes of a
+# slot, longest request body, place and longest body of the answer, and how rows travel.
+CONTROL, SLOTS, SLOT_BYTES, REQUEST_BYTES, ANSWER_OFFSET, ANSWER_BYTES, CODING = range(7)
+SLOT_COLUMNS = 7
+
+# Columns of LinkTable.service: the shard's cost, the average of measured over predicted time, and
+# when it was last heard of (`time.monotonic()`).
+CALL_S, READ_S, ROW_S, SCALE, HEARD_S = range(5)
 
 
-class ShardLinks:
+@dataclass(frozen=True, slots=True, eq=False)
+class LinkTable:
+    """Links by shard of the view. Replaced as a whole, so flights keep the one they went out by.
+
+    slots: int64 [D, SLOT_COLUMNS]; service: float64 [D, 5], kept up to date by `flight.learn`.
+    """
+
+    slots: npt.NDArray[np.int64]
+    service: npt.NDArray[np.float64]
+    links: list[ClientLink | None]
+    segments: list[Segment | None]
+
+
+class ShardLinks(PeerLinks):
     """`follow` comes first; shards are numbered as in the view that it adopted."""
 
     def __init__(self, views: ViewSource, secret: bytes) -> None:
-        self.bell = Bell()
+        super().__init__(views, lambda view: view.shards, secret)
         self._views = views
-        self._secret = secret
         self._view: MeshView | None = None
-        self._usable = np.zeros(0, np.bool_)
-        self._links: dict[int, ClientLink] = {}
-        self._down: dict[int, float] = {}
-        self._shared = SharedCalls()
-        self._shared_is_stale = True
+        self._tabulated = -1
+        self._table = LinkTable(np.zeros((0, SLOT_COLUMNS), np.int64), np.zeros((0, 5)), [], [])
+        self._linked = np.zeros(0, np.bool_)
+        self._cost = np.zeros((0, 3))
 
     @property
     def view(self) -> MeshView:
@@ -43,79 +60,74 @@ class ShardLinks:
         return self._view
 
     def follow(self) -> MeshView:
-        """Adopt a new view, and forgive shards that have been down for a while."""
+        """Adopt a new view and see which links there are."""
         view = self._views.current()
         if view is not self._view:
-            self._adopt(view)
-        elif self._down:
-            now_s = time.monotonic()
-            if any(retry_s <= now_s for retry_s in self._down.values()):
-                self._down = {s: retry_s for s, retry_s in self._down.items() if retry_s > now_s}
-                self._see_who_is_usable()
+            if self._view is None:
+                self.connector.wait_tried(FIRST_LINKS_S)
+            self._view = view
+            self.want(view.shards)
+        self.refresh(time.monotonic())
         return view
 
-    def _adopt(self, view: MeshView) -> None:
-        before = self._view.shards if self._view else ()
-        for shard in list(self._links):
-            if shard >= len(view.shards) or view.shards[shard] != before[shard]:
-                self._links.pop(shard).close()
-        self._view, self._shared_is_stale = view, True
-        self._down.clear()
-        self._see_who_is_usable()
+    @property
+    def table(self) -> LinkTable:
+        """The links as they are now."""
+        if self._tabulated != self.changes:
+            self._tabulate()
+        return self._table
 
-    def _see_who_is_usable(self) -> None:
-        self._usable = np.ones(len(self.view.shards), np.bool_)
-        self._usable[list(self._down)] = False
+    @property
+    def cost(self) -> npt.NDArray[np.float64]:
+        """float64 [D, 3] as in `MeshView.cost`; late shards cost infinitely much, so that they get
+        rows only where no other has a link and holds the expert."""
+        if self._tabulated != self.changes:
+            self._tabulate()
+        return self._cost
 
-    def usable(self, refused: set[int]) -> npt.NDArray[np.bool_]:
-        """bool [D], False for shards that are down or in `refused`."""
-        if not refused:
-            return self._usable
-        usable = self._usable.copy()
-        usable[list(refused)] = False
+    def usable(self, without: set[ClientLink], late: bool = True) -> npt.NDArray[np.bool_]:
+        """bool [D]: shards with a link. without: not to use. late: whether late ones count."""
+        links = self.table.links
+        if not without and late:
+            return self._linked
+        usable = self._linked.copy()
+        for shard, link in enumerate(links):
+            if link is not None and (link in without or (not late and self.is_late(link))):
+                usable[shard] = False
         return usable
 
-    def open(self, shard: int) -> ClientLink:
-        """The link to a shard. Raises LinkClosed, HandshakeError, OSError."""
-        link = self._links.get(shard)
-        if link is None:
-            address = self.view.shards[shard].address_from(node_id())
-            link = self._links[shard] = open_link(address, self._secret, self.bell)
-        return link
+    def _tabulate(self) -> None:
+        view, before = self.view, self._table
+        scale = {
+            link: row[SCALE:]
+            for link, row in zip(before.links, before.service, strict=True)
+            if link
+        }
+        links = [self.get(peer) for peer in view.shards]
+        slots = np.zeros((len(links), SLOT_COLUMNS), np.int64)
+        service = np.zeros((len(links), 5))
+        self._cost = view.cost.copy()
+        for shard, (peer, link) in enumerate(zip(view.shards, links, strict=True)):
+            cost = peer.cost
+            service[shard] = cost.call_s, cost.read_s, cost.row_s, 1.0, 0.0
+            if link is None:
+                continue
+            if link in scale:
+                service[shard, SCALE:] = scale[link]
+            shape = link.segment.shape
+            slots[shard] = (
+                link.segment.address, shape.slots, shape.slot_bytes, shape.request_bytes,
+                shape.answer_offset, shape.answer_bytes, self._coding(shard),
+            )  # fmt: skip
+            if self.is_late(link):
+                self._cost[shard] = np.inf
+        self._linked = np.array([link is not None for link in links], np.bool_)
+        self._table = LinkTable(
+            slots, service, links, [link.segment if link else None for link in links]
+        )
+        self._tabulated = self.changes
 
-    def get(self, shard: int) -> ClientLink | None:
-        """The link to a shard, if it is open."""
-        return self._links.get(shard)
-
-    def posted_on(self, link: ClientLink) -> None:
-        """Take notice of the segment that a link has got, or of a larger one."""
-        if isinstance(link, SharedLink) and not self._shared.uses(link):
-            self._shared_is_stale = True
-
-    def shared(self) -> SharedCalls:
-        """The segments of all links as they are now."""
-        if self._shared_is_stale:
-            self._shared.follow(self._links, len(self.view.shards))
-            self._shared_is_stale = False
-        return self._shared
-
-    def coding(self, shard: int) -> RowCoding:
+    def _coding(self, shard: int) -> RowCoding:
         """How rows travel to a shard."""
         on_this_node = self.view.shards[shard].node == node_id()
         return RowCoding.BF16 if on_this_node else self.view.rows_between_nodes
-
-    def lose(self, shard: int, error: Exception) -> None:
-        """Close the link to a shard and keep off it for a while."""
-        name = self._view.shards[shard].id if self._view else str(shard)
-        log.warning("lost shard %s: %s", name, error)
-        with contextlib.suppress(KeyError):
-            self._links.pop(shard).close()
-            self._shared_is_stale = True
-        self._down[shard] = time.monotonic() + RETRY_DOWN_SHARD_S
-        self._see_who_is_usable()
-
-    def close(self) -> None:
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
-        self.bell.close()

@@ -3,11 +3,10 @@
 Which replica computes a choice is decided by `share`. A row goes to a shard once, however many of
 its experts live there.
 
-A `Split` keeps its arrays from batch to batch. One numba pass decides where every choice goes, one
-per shard writes rows, ids and weights straight into the body of its call, and one per shard adds
-its answer up.
+A `Split` keeps its arrays from batch to batch; one numba pass decides where every choice goes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +14,11 @@ import numpy.typing as npt
 
 from actors.dispatch.routing_table import RoutingTable
 from actors.dispatch.share import BEYOND_PLAN, UNPLACED, choose_replicas
-from actors.wire.bf16 import round_to_bf16
-from actors.wire.fp8_rows import encode_row
 from placement.compiled import compiled
 
 Ints = npt.NDArray[np.int32]
 AnyInts = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float32]
-Bits16 = npt.NDArray[np.uint16]
 Bools = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]
 
@@ -113,6 +109,11 @@ class Split:
             if first[shard + 1] > first[shard]
         ]
 
+    def share(self, shard: int) -> tuple[int, int, int]:
+        """(shard, rows, assignments) of one shard."""
+        rows = self.first_row[shard + 1] - self.first_row[shard]
+        return shard, int(rows), int(self.first[shard + 1] - self.first[shard])
+
     def translate_rows(self, tokens: Ints) -> None:
         """Rows of the batch that was planned stand for `tokens` of another batch, ascending."""
         used = self.rows[: self.first_row[-1]]
@@ -124,26 +125,22 @@ class Split:
         rows = self.rows[self.first_row[shard] : self.first_row[shard + 1]]
         return ShardBatch(shard, rows, self.row_index[here], self.experts[here], self.weights[here])
 
-    def fill(
-        self, shard: int, source: Bits16, body: npt.NDArray[np.uint8], fp8: bool = False
-    ) -> None:
-        """Write the body of the CALL to `shard`: ids, weights and its rows of `source` [T, H].
 
-        fp8: code the rows so (see `actors.wire.fp8_rows`).
-        """
-        fill_call(
-            shard, self.first, self.first_row, self.rows, self.row_index, self.experts,
-            self.weights, source, body, fp8,
-        )  # fmt: skip
+def rest_of(batches: Sequence[ShardBatch]) -> tuple[Ints, Ints, Floats]:
+    """What these shards got as a batch of its own.
 
-    def combine(
-        self, shard: int, sums: Floats, total: Floats, out: Bits16, begin: bool, end: bool
-    ) -> None:
-        """Add a shard's answer, sums [R, H], to total [T, H].
-
-        begin: total holds nothing yet. end: nothing follows, so round it into out [T, H] (bf16).
-        """
-        add_sums(shard, self.first_row, self.rows, sums, total, out, begin, end)
+    Returns its rows in the batch that was split, [T] ascending, and the experts and weights of
+    each, [T, K]; the experts are -1 where a row has fewer than K.
+    """
+    rows = np.concatenate([batch.rows[batch.row_index] for batch in batches])
+    order = np.argsort(rows, kind="stable")
+    tokens, first, counts = np.unique(rows[order], return_index=True, return_counts=True)
+    at = np.repeat(np.arange(len(tokens)), counts), np.arange(len(rows)) - np.repeat(first, counts)
+    ids = np.full((len(tokens), counts.max(initial=0)), -1, np.int32)
+    weights = np.zeros(ids.shape, np.float32)
+    ids[at] = np.concatenate([batch.experts for batch in batches])[order]
+    weights[at] = np.concatenate([batch.weights for batch in batches])[order]
+    return tokens, ids, weights
 
 
 @compiled()
@@ -201,52 +198,3 @@ def split_choices(  # type: ignore[no-untyped-def]  # noqa: PLR0912
         for at in range(first[shard], first[shard + 1]):
             row_index[at] -= first_row[shard]
     return 0
-
-
-@compiled()
-def fill_call(  # type: ignore[no-untyped-def]
-    shard, first, first_row, rows, row_index, experts, weights, source, body, fp8
-):
-    """Write the body of a CALL, see `actors.wire.frame`."""
-    hidden = source.shape[1]
-    begin, count = first_row[shard], first_row[shard + 1] - first_row[shard]
-    at, assignments = first[shard], first[shard + 1] - first[shard]
-    indices = body[: 4 * assignments].view(np.int32)
-    ids = body[4 * assignments : 8 * assignments].view(np.int32)
-    scales = body[8 * assignments : 12 * assignments].view(np.float32)
-    for i in range(assignments):
-        indices[i] = row_index[at + i]
-        ids[i] = experts[at + i]
-        scales[i] = weights[at + i]
-    body = body[12 * assignments :]
-    if fp8:
-        row_scales, codes = body[: 4 * count].view(np.float32), body[4 * count :]
-        for i in range(count):
-            code = codes[i * hidden : (i + 1) * hidden]
-            row_scales[i] = encode_row(source[rows[begin + i]], code)
-        return
-    target = body.view(np.uint16)
-    for i in range(count):
-        row = source[rows[begin + i]]
-        for h in range(hidden):
-            target[i * hidden + h] = row[h]
-
-
-@compiled()
-def add_sums(shard, first_row, rows, sums, total, out, begin, end):  # type: ignore[no-untyped-def]
-    """See `Split.combine`; rows are ascending and may repeat."""
-    tokens, hidden = total.shape
-    at, last = first_row[shard], first_row[shard + 1]
-    offset = at
-    bits = total.view(np.uint32)
-    for t in range(tokens):
-        if begin:
-            for h in range(hidden):
-                total[t, h] = 0.0
-        while at < last and rows[at] == t:
-            for h in range(hidden):
-                total[t, h] += sums[at - offset, h]
-            at += 1
-        if end:
-            for h in range(hidden):
-                out[t, h] = round_to_bf16(bits[t, h])

@@ -24,6 +24,11 @@ class Address:
     def is_unix(self) -> bool:
         return self.port is None
 
+    @property
+    def scheme(self) -> str:
+        """Names the transport, see `actors.wire.transports`."""
+        return "unix" if self.is_unix else "tcp"
+
     def __str__(self) -> str:
         return f"unix:{self.host}" if self.is_unix else f"tcp:{self.host}:{self.port}"
 

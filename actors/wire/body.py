@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.wire.frame import Header, RowCoding
+from actors.wire.layout import call_rows_at, call_weights_at, route_rows_at, scales_bytes
 
 Bits8 = npt.NDArray[np.uint8]
 Bits16 = npt.NDArray[np.uint16]
@@ -60,13 +61,14 @@ def call_body(header: Header, body: memoryview) -> CallBody:
     """Views of a CALL's arrays."""
     rows, hidden, count = header.rows, header.hidden, header.assignments
     row_index = np.frombuffer(body, np.int32, count)
-    experts = np.frombuffer(body, np.int32, count, 4 * count)
-    weights = np.frombuffer(body, np.float32, count, 8 * count)
-    at = 12 * count
+    weights_at, at = call_weights_at(count), call_rows_at(count)
+    experts = np.frombuffer(body, np.int32, count, weights_at // 2)
+    weights = np.frombuffer(body, np.float32, count, weights_at)
     if header.coding is RowCoding.BF16:
         return CallBody(row_index, experts, weights, rows_of(body, rows, hidden, at))
     scales = np.frombuffer(body, np.float32, rows, at)
-    codes = np.frombuffer(body, np.uint8, rows * hidden, at + 4 * rows).reshape(rows, hidden)
+    at += scales_bytes(rows)
+    codes = np.frombuffer(body, np.uint8, rows * hidden, at).reshape(rows, hidden)
     return CallBody(row_index, experts, weights, Fp8Rows(codes, scales))
 
 
@@ -74,8 +76,9 @@ def route_body(header: Header, body: memoryview) -> RouteBody:
     """Views of a ROUTE's three arrays; `header.assignments` is T * K."""
     tokens, count = header.rows, header.assignments
     top_k = count // tokens if tokens else 0
+    at = route_rows_at(count)
     return RouteBody(
         np.frombuffer(body, np.int32, count).reshape(tokens, top_k),
-        np.frombuffer(body, np.float32, count, 4 * count).reshape(tokens, top_k),
-        rows_of(body, tokens, header.hidden, 8 * count),
+        np.frombuffer(body, np.float32, count, at // 2).reshape(tokens, top_k),
+        rows_of(body, tokens, header.hidden, at),
     )

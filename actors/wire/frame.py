@@ -3,7 +3,7 @@
 Every message is one 64-byte little-endian header and one body. The header says what the body holds,
 and the body's length follows from its counts, so a reader never trusts a length by itself: a frame
 whose declared body does not match its counts, or whose counts pass the limits, is refused before
-any of the body is read.
+any of the body is read. Where the fields and arrays lie is said in `layout`.
 
 Bodies, all contiguous and little-endian; rows come last, so every array is aligned:
   CALL    row_index i32 [A] | expert i32 [A] | weight f32 [A] | rows bf16 [R, H]
@@ -22,21 +22,27 @@ Experts travel as logical ids: a call is a pure function of (layer, expert, rows
 epoch, so a row can be sent again to any replica and a plan change needs no pause.
 """
 
-import struct
 from enum import IntEnum
 from typing import NamedTuple
 
-MAGIC = b"XMSH"
-VERSION = 3
-HEADER_BYTES = 64
+from actors.wire.layout import (
+    HEADER,
+    HEADER_BYTES,
+    MAGIC,
+    VERSION,
+    call_bytes,
+    result_bytes,
+    route_bytes,
+    routed_bytes,
+)
+
+__all__ = ["HEADER_BYTES", "MAGIC", "VERSION"]
+
 MAX_ROWS = 1 << 17
 MAX_HIDDEN = 1 << 16
 MAX_ASSIGNMENTS = 1 << 22
 MAX_BODY_BYTES = 1 << 30
 MAX_ERROR_BYTES = 4096
-
-_LAYOUT = struct.Struct("<4sHHQQIIIIIIQ8x")
-assert _LAYOUT.size == HEADER_BYTES
 
 
 class FrameError(ValueError):
@@ -103,7 +109,7 @@ class Header(NamedTuple):
     coding: RowCoding = RowCoding.BF16
 
     def pack_into(self, buffer: bytearray | memoryview) -> None:
-        _LAYOUT.pack_into(
+        HEADER.pack_into(
             buffer,
             0,
             MAGIC,
@@ -129,16 +135,16 @@ def body_bytes(
     coding: RowCoding = RowCoding.BF16,
 ) -> int:
     """Length of the body that the counts of a frame imply."""
+    fp8 = int(coding is RowCoding.FP8)
     match kind:
         case FrameKind.CALL:
-            row_bytes = 2 * hidden if coding is RowCoding.BF16 else hidden + 4
-            return rows * row_bytes + 12 * assignments
+            return call_bytes(rows, hidden, assignments, fp8)
         case FrameKind.RESULT:
-            return rows * hidden * (4 if coding is RowCoding.BF16 else 2)
+            return result_bytes(rows, hidden, fp8)
         case FrameKind.ROUTE:
-            return rows * hidden * 2 + 8 * assignments
+            return route_bytes(rows, hidden, assignments)
         case FrameKind.ROUTED:
-            return rows * hidden * 2
+            return routed_bytes(rows, hidden)
         case FrameKind.ATTACH | FrameKind.WELCOME:
             return 0
         case FrameKind.ERROR:
@@ -153,7 +159,7 @@ def unpack_header(buffer: bytes | bytearray | memoryview) -> Header:
             does not follow from the counts.
     """
     (magic, version, kind_number, epoch, call_id, layer, rows, hidden, assignments, compute_us,
-     coding_number, length) = _LAYOUT.unpack_from(buffer, 0)  # fmt: skip
+     coding_number, length) = HEADER.unpack_from(buffer, 0)  # fmt: skip
     if magic != MAGIC:
         raise FrameError(f"not an ExpertMesh frame (starts with {magic!r})")
     if version != VERSION:

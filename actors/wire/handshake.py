@@ -54,8 +54,13 @@ def receive_welcome(sock: socket.socket) -> int:
     Raises:
         HandshakeError: the server left or said something else. OSError: the time is over.
     """
+    return read_welcome(_receive_exactly(sock, HEADER_BYTES))
+
+
+def read_welcome(frame: bytes | bytearray) -> int:
+    """The incarnation in a WELCOME frame. Raises HandshakeError: it is something else."""
     try:
-        header = unpack_header(_receive_exactly(sock, HEADER_BYTES))
+        header = unpack_header(frame)
     except FrameError as error:
         raise HandshakeError(str(error)) from None
     if header.kind is not FrameKind.WELCOME or not header.call_id:

@@ -1,19 +1,23 @@
-"""Client side of a data link: the Protocol, its errors, and which transport reaches an address.
+"""Client side of a data link: slots that a transport moves.
 
-A caller asks for room for a body, writes the arrays straight into it, posts the frame, and later
-waits for the answer. Several calls may be on their way; they are waited for in any order. The
-kernel's end-of-file is how a dead peer is noticed; the deadline covers one that hangs.
+A call is written into a free slot of the link's segment, its state becomes POSTED, and `notify`
+tells the transport. Some time later the slot is ANSWERED: because the server, which shares the
+memory, wrote so, or because `progress` received the answer and put it there. Whoever posted frees
+the slot. So whatever fills, waits for and adds up calls knows slots only (`slots`, `waiting`), and
+a transport knows nothing of what they carry.
 """
 
 from typing import Protocol
 
 from actors.wire.address import Address
-from actors.wire.bell import Bell
-from actors.wire.frame import Fault, Header
+from actors.wire.frame import Fault
+from actors.wire.segment import MAX_SLOTS, Segment, SegmentShape, shape_for
 
 CONNECT_TIMEOUT_S = 5.0
 CALLS_IN_FLIGHT = 4
 """Calls a client may post before it waits for one."""
+FIRST_REQUEST_BYTES = 4 << 20
+FIRST_ANSWER_BYTES = 8 << 20
 
 
 class LinkClosed(ConnectionError):
@@ -36,58 +40,70 @@ class RemoteError(RuntimeError):
 
 
 class ClientLink(Protocol):
-    """One connection to a server of frames. For one thread.
+    """One connection to a server of frames. For one thread, and nothing of it blocks.
 
-    incarnation: of the server that was connected to, as it said in WELCOME.
+    address: of the server; incarnation: as it said in WELCOME.
+    segment: where calls are posted now.
+    is_polled: answers come in by `progress` only; else the server writes them itself, and the
+        socket tells of wake-ups and of the server's end.
+    closed: `close` was called; calls in the segment are not answered any more.
     """
 
+    address: Address
     incarnation: int
+    segment: Segment
+    is_polled: bool
+    closed: bool
 
-    def body(self, length: int, answer_length: int) -> memoryview:
-        """Writable room for the next frame's body; valid until `post`.
+    def fileno(self) -> int:
+        """The socket: when it can be read, and while `wants_write` when it can be written,
+        `progress` is to be called."""
+        ...
 
-        answer_length: of the body that the answer will have.
+    @property
+    def wants_write(self) -> bool: ...
+
+    def notify(self) -> None:
+        """What is POSTED has to go out. Raises LinkClosed."""
+        ...
+
+    def progress(self) -> None:
+        """Send what can be sent, take in what came. Raises LinkClosed."""
+        ...
+
+    def grown(self, shape: SegmentShape) -> "ClientLink":
+        """The link to use from now on, with a segment of this shape: this link or another one to
+        the same server. Calls that are on their way are answered where they are.
+
         Raises LinkClosed.
         """
         ...
 
-    def post(self, header: Header) -> None:
-        """Send the frame whose body was just written. Raises LinkClosed.
-
-        Through shared memory it may wait for the bell: ring it when all frames are posted.
-        """
-        ...
-
-    def wait(self, call_id: int, deadline_s: float) -> tuple[Header, memoryview]:
-        """The answer to `call_id`; its body is valid until the next `body` or `wait`.
-
-        deadline_s: `time.monotonic()` value.
-
-        Raises:
-            LinkTimeout, LinkClosed, RemoteError.
-        """
-        ...
-
-    def forget(self, call_id: int) -> None:
-        """The answer to `call_id` will not be waited for."""
+    @property
+    def is_idle(self) -> bool:
+        """The server owes no answer, in whatever segment."""
         ...
 
     def close(self) -> None: ...
 
 
-def open_link(address: Address, secret: bytes, bell: Bell) -> ClientLink:
-    """Connect: through shared memory where `address` is a Unix socket, else TCP.
+FIRST_SHAPE = shape_for(FIRST_REQUEST_BYTES, FIRST_ANSWER_BYTES)
 
-    bell: of this client, one for all its links.
 
-    Raises:
-        OSError: nobody listens, or no WELCOME came in time.
-        HandshakeError: wrong peer or wrong secret.
+def larger(shape: SegmentShape, request_bytes: int, answer_bytes: int) -> SegmentShape:
+    """A shape with room for one more call with such bodies: twice the length of what does not fit,
+    or else twice the slots.
+
+    Raises LinkClosed: there are as many slots as a segment may have.
     """
-    if address.is_unix:
-        from actors.wire.shared_link import SharedLink
-
-        return SharedLink(address, bell)
-    from actors.wire.stream_link import StreamLink
-
-    return StreamLink(address, secret)
+    request, answer = shape.request_bytes, shape.answer_bytes
+    if request_bytes > request or answer_bytes > answer:
+        return shape_for(
+            2 * request_bytes if request_bytes > request else request,
+            2 * answer_bytes if answer_bytes > answer else answer,
+            shape.slots,
+        )
+    if shape.slots == MAX_SLOTS:
+        raise LinkClosed(f"{MAX_SLOTS} calls are unanswered already")
+    slots = min(2 * shape.slots, MAX_SLOTS)
+    return SegmentShape(slots, shape.request_pages, shape.answer_pages)

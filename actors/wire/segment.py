@@ -1,12 +1,14 @@
-"""The shared-memory segment of one link: a control page and a few slots, one call in each.
+"""The segment of one link: a control page and a few slots, one call in each.
 
   control page   u32 words: layout version, slots, who sleeps, state of each slot
   slot           request header 64 B | request body | answer header 64 B | answer body
 
 A slot's state goes FREE -> POSTED (client) -> TAKEN (server) -> ANSWERED (server) -> FREE (client).
-The segment is a memfd that the client makes, seals against resizing and sends over the link's Unix
-socket: it has no name, so nothing is left behind whoever dies, and pages that were never used take
-no memory. Slots are taken lowest first, so that one call at a time stays in the same warm pages.
+A shared segment is a memfd that the client makes, seals against resizing and sends over the link's
+Unix socket: it has no name, so nothing is left behind whoever dies. A private segment is memory of
+the client alone, and its transport does what the server would do: it takes what is posted, sends
+it, and puts the answers that it receives where they belong. Pages that were never used take no
+memory. Slots are taken lowest first, so that one call at a time stays in the same warm pages.
 """
 
 import fcntl
@@ -16,17 +18,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.wire.atomics import Words
+from actors.wire.atomics import Words, find, observe, publish
 from actors.wire.frame import HEADER_BYTES, MAX_BODY_BYTES, FrameError
 
 LAYOUT_VERSION = 1
 PAGE_BYTES = 4096
 SLOTS = 8
-"""Twice what a client keeps on its way (`link.CALLS_IN_FLIGHT`), for parts that are sent again."""
+"""Of a new link: twice what a client keeps on its way (`link.CALLS_IN_FLIGHT`), for rows that are
+sent again."""
 
 # Indices of the control words; those written during calls have a cache line each.
 VERSION_WORD, SLOTS_WORD, REQUEST_PAGES_WORD, ANSWER_PAGES_WORD = range(4)
 SERVER_ASLEEP = 16
+"""Not 0 while the client has to notify the server; in a private segment always."""
 CLIENT_ASLEEP = 32
 FIRST_STATE = 48
 STATE_STRIDE = 16
@@ -50,6 +54,11 @@ class SegmentShape:
         return (self.request_pages + self.answer_pages) * PAGE_BYTES
 
     @property
+    def answer_offset(self) -> int:
+        """Where in a slot the answer's header is."""
+        return self.request_pages * PAGE_BYTES
+
+    @property
     def total_bytes(self) -> int:
         return PAGE_BYTES + self.slots * self.slot_bytes
 
@@ -64,10 +73,20 @@ class SegmentShape:
         return self.answer_pages * PAGE_BYTES - HEADER_BYTES
 
 
-def shape_for(request_bytes: int, answer_bytes: int) -> SegmentShape:
+def shape_for(request_bytes: int, answer_bytes: int, slots: int = SLOTS) -> SegmentShape:
     """The shape whose slots hold bodies of these lengths."""
     pages = (-(-(length + HEADER_BYTES) // PAGE_BYTES) for length in (request_bytes, answer_bytes))
-    return SegmentShape(SLOTS, *pages)
+    return SegmentShape(slots, *pages)
+
+
+def state_word(slot: int) -> int:
+    """Index of the control word with a slot's state."""
+    return FIRST_STATE + slot * STATE_STRIDE
+
+
+def slot_of(word: int) -> int:
+    """The inverse of `state_word`."""
+    return (word - FIRST_STATE) // STATE_STRIDE
 
 
 class Segment:
@@ -80,6 +99,26 @@ class Segment:
         self.address = int(self.words.ctypes.data)
         """Where the control page is in this process, as long as this object lives."""
 
+    def find(self, state: int) -> int:
+        """The lowest slot in this state, -1 if there is none."""
+        return int(find(self.words, FIRST_STATE, STATE_STRIDE, self.shape.slots, state))
+
+    def set(self, slot: int, state: int) -> None:
+        """After everything that was written before."""
+        publish(self.words, state_word(slot), state)
+
+    def state(self, slot: int) -> int:
+        return int(observe(self.words, state_word(slot)))
+
+    def busy(self) -> bool:
+        """Whether the server owes an answer to a call in one of the slots."""
+        return self.find(POSTED) >= 0 or self.find(TAKEN) >= 0
+
+    def answer_address(self, slot: int) -> int:
+        """Address of the header of a slot's answer."""
+        shape = self.shape
+        return self.address + PAGE_BYTES + slot * shape.slot_bytes + shape.answer_offset
+
     def request(self, slot: int) -> memoryview:
         """Header and body room of a slot's request."""
         at = PAGE_BYTES + slot * self.shape.slot_bytes
@@ -89,6 +128,13 @@ class Segment:
         """Header and body room of a slot's answer."""
         end = PAGE_BYTES + (slot + 1) * self.shape.slot_bytes
         return self._view[end - self.shape.answer_pages * PAGE_BYTES : end]
+
+
+def private_segment(shape: SegmentShape) -> Segment:
+    """A segment that no other process sees. Raises OSError: no memory."""
+    segment = Segment(mmap.mmap(-1, shape.total_bytes), shape)
+    segment.words[SERVER_ASLEEP] = 1
+    return segment
 
 
 def create_segment(shape: SegmentShape) -> tuple[Segment, int]:

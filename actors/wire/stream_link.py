@@ -1,133 +1,170 @@
-"""`ClientLink` over TCP, for a server on another node."""
+"""`ClientLink` over TCP, for a server on another node.
+
+The slots are memory of this process: `notify` sends what is posted there, `progress` sends what the
+socket did not take at once and receives answers straight into the slots of their calls.
+"""
 
 import contextlib
-import os
-import select
 import socket
-import time
+from collections import deque
 
 from actors.wire.address import Address, connect
-from actors.wire.frame import HEADER_BYTES, Fault, FrameError, FrameKind, Header, unpack_header
+from actors.wire.frame import HEADER_BYTES, FrameError, Header, unpack_header
 from actors.wire.handshake import greet_server, receive_welcome
-from actors.wire.link import CONNECT_TIMEOUT_S, LinkClosed, LinkTimeout, RemoteError
-from actors.wire.patience import Patience
+from actors.wire.link import CONNECT_TIMEOUT_S, FIRST_SHAPE, LinkClosed
+from actors.wire.segment import ANSWERED, POSTED, TAKEN, Segment, SegmentShape, private_segment
 
 SOCKET_BUFFER_BYTES = 4 << 20
-FIRST_BUFFER_BYTES = 1 << 20
+
+
+def open_stream_link(address: Address, secret: bytes, _: object) -> "StreamLink":
+    """See `transports.open_link`."""
+    sock = connect(address, CONNECT_TIMEOUT_S)
+    try:
+        greet_server(sock, secret)
+        incarnation = receive_welcome(sock)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
+        return StreamLink(address, sock, incarnation)
+    except BaseException:
+        sock.close()
+        raise
 
 
 class StreamLink:
-    """See `ClientLink`. Answers come in any order; those not yet waited for are kept."""
+    """See `ClientLink`. Answers come in any order."""
 
-    def __init__(self, address: Address, secret: bytes) -> None:
-        """Connect and prove knowledge of the mesh's secret.
+    is_polled = True
 
-        Raises:
-            OSError: nobody listens. HandshakeError: wrong peer or wrong secret.
-        """
-        self.address = address
-        self._socket = connect(address, CONNECT_TIMEOUT_S)
-        try:
-            greet_server(self._socket, secret)
-            self.incarnation = receive_welcome(self._socket)
-            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                self._socket.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
-            self._socket.setblocking(False)
-        except BaseException:
-            self._socket.close()
-            raise
-        self._out = bytearray(HEADER_BYTES + FIRST_BUFFER_BYTES)
-        self._in = bytearray(FIRST_BUFFER_BYTES)
-        self._head = bytearray(HEADER_BYTES)
-        self._poll = select.poll()
-        self._poll.register(self._socket, select.POLLIN)
-        self._waiting: set[int] = set()
-        self._early: dict[int, tuple[Header, memoryview]] = {}
-        self._patience = Patience()
-        self._spin_until_s = 0.0
-        self._blocked = False
+    def __init__(self, address: Address, sock: socket.socket, incarnation: int) -> None:
+        self.address, self.incarnation = address, incarnation
+        self.segment = private_segment(FIRST_SHAPE)
+        self.closed = False
+        self._socket = sock
+        self._socket.setblocking(False)
+        self._unsent: deque[memoryview] = deque()
+        self._calls: dict[int, tuple[Segment, int]] = {}
+        """Slots of the calls that were sent, by call id."""
+        self._head = memoryview(bytearray(HEADER_BYTES))
+        self._room: memoryview | None = None
+        """Where the answer that is coming goes: the slot's, or `_head` while it is not known."""
+        self._header: Header | None = None
+        self._filled = 0
 
-    def body(self, length: int, answer_length: int) -> memoryview:
-        if HEADER_BYTES + length > len(self._out):
-            self._out = bytearray(HEADER_BYTES + 2 * length)
-        return memoryview(self._out)[HEADER_BYTES : HEADER_BYTES + length]
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
-    def post(self, header: Header) -> None:
-        header.pack_into(self._out)
-        self._waiting.add(header.call_id)
-        rest = memoryview(self._out)[: HEADER_BYTES + header.body_bytes]
-        while rest:
+    # -- sending
+
+    @property
+    def wants_write(self) -> bool:
+        return bool(self._unsent)
+
+    def notify(self) -> None:
+        segment = self.segment
+        while (slot := segment.find(POSTED)) >= 0:
+            segment.set(slot, TAKEN)
+            request = segment.request(slot)
+            header = unpack_header(request[:HEADER_BYTES])
+            self._calls[header.call_id] = (segment, slot)
+            self._unsent.append(request[: HEADER_BYTES + header.body_bytes])
+        self._send()
+
+    def _send(self) -> None:
+        while self._unsent:
+            rest = self._unsent[0]
             try:
-                rest = rest[self._socket.send(rest) :]
+                sent = self._socket.send(rest)
             except BlockingIOError:
-                self._wait_writable()
+                return
             except OSError as error:
                 raise LinkClosed(f"{self.address}: {error}") from error
+            if sent == len(rest):
+                self._unsent.popleft()
+            else:
+                self._unsent[0] = rest[sent:]
 
-    def _wait_writable(self) -> None:
-        # A server never stops reading (its answers are queued, not waited for), so the room comes.
-        if not select.select([], [self._socket], [], CONNECT_TIMEOUT_S)[1]:
-            raise LinkTimeout(f"{self.address} does not take data")
+    # -- receiving
 
-    def wait(self, call_id: int, deadline_s: float) -> tuple[Header, memoryview]:
-        answer = self._early.pop(call_id, None)
-        if answer is None:
-            start_s = time.perf_counter()
-            self._spin_until_s = start_s + self._patience.spin_s
-            self._blocked = False
-            answer = self._receive_answer(call_id, deadline_s)
-            waited_s = time.perf_counter() - start_s
-            # Only a wait that never blocked shows whether the core was lost while it spun.
-            self._patience.learn(waited_s, 0.0 if self._blocked else waited_s)
-        self._waiting.discard(call_id)
-        header, body = answer
-        if header.kind is FrameKind.ERROR:
-            raise RemoteError(bytes(body).decode(errors="replace"), Fault(header.rows))
-        return header, body
+    def progress(self) -> None:
+        self._send()
+        while self._receive():
+            if not self._calls:
+                return  # nothing more is to come
 
-    def forget(self, call_id: int) -> None:
-        self._waiting.discard(call_id)
-        self._early.pop(call_id, None)
-
-    def _receive_answer(self, call_id: int, deadline_s: float) -> tuple[Header, memoryview]:
-        while True:
-            header, body = self._receive_frame(deadline_s)
-            if header.call_id == call_id:
-                return header, body
-            if header.call_id in self._waiting:
-                self._early[header.call_id] = header, memoryview(bytes(body))
-
-    def _receive_frame(self, deadline_s: float) -> tuple[Header, memoryview]:
-        self._receive(memoryview(self._head), deadline_s)
+    def _receive(self) -> bool:
+        """Read once; False when there is nothing to read."""
+        room = self._next_room()
         try:
-            header = unpack_header(self._head)
+            count = self._socket.recv_into(room[self._filled :])
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise LinkClosed(f"{self.address}: {error}") from error
+        if count == 0:
+            raise LinkClosed(f"{self.address} closed the connection")
+        self._filled += count
+        if self._header is None and self._filled >= HEADER_BYTES:
+            self._take_header()
+        if self._header is not None:
+            self._finish(self._header)
+        return True
+
+    def _next_room(self) -> memoryview:
+        """Where the next bytes go, with those that are there already."""
+        if self._header is not None:
+            assert self._room is not None
+            return self._room[: HEADER_BYTES + self._header.body_bytes]
+        if len(self._calls) == 1:
+            # There is only one frame that can come, so all of it is read at once.
+            segment, slot = next(iter(self._calls.values()))
+            room = segment.answer(slot)
+            if self._filled and self._room is not None:
+                room[: self._filled] = self._room[: self._filled]
+            self._room = room
+            return room
+        if self._room is None:
+            self._room = self._head
+        return self._room[:HEADER_BYTES]
+
+    def _take_header(self) -> None:
+        assert self._room is not None
+        try:
+            header = unpack_header(self._room[:HEADER_BYTES])
         except FrameError as error:
             raise LinkClosed(f"{self.address}: {error}") from error
-        if header.body_bytes > len(self._in):
-            self._in = bytearray(2 * header.body_bytes)
-        body = memoryview(self._in)[: header.body_bytes]
-        self._receive(body, deadline_s)
-        return header, body
+        if header.call_id not in self._calls:
+            raise LinkClosed(f"{self.address} answered {header}, which was not asked")
+        segment, slot = self._calls[header.call_id]
+        room = segment.answer(slot)
+        if HEADER_BYTES + header.body_bytes > len(room):
+            raise LinkClosed(f"{self.address} answered {header}, which is too long")
+        if self._filled > HEADER_BYTES + header.body_bytes:
+            raise LinkClosed(f"{self.address} sent more than one answer")
+        room[: self._filled] = self._room[: self._filled]
+        self._header, self._room = header, room
 
-    def _receive(self, target: memoryview, deadline_s: float) -> None:
-        while target:
-            try:
-                count = self._socket.recv_into(target)
-            except BlockingIOError:
-                if time.perf_counter() < self._spin_until_s:
-                    os.sched_yield()
-                    continue
-                self._blocked = True
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0 or not self._poll.poll(max(1, left_s * 1000)):
-                    raise LinkTimeout(f"{self.address} did not answer in time") from None
-                continue
-            except OSError as error:
-                raise LinkClosed(f"{self.address}: {error}") from error
-            if count == 0:
-                raise LinkClosed(f"{self.address} closed the connection")
-            target = target[count:]
+    def _finish(self, header: Header) -> None:
+        if self._filled < HEADER_BYTES + header.body_bytes:
+            return
+        segment, slot = self._calls.pop(header.call_id)
+        segment.set(slot, ANSWERED)
+        self._header, self._room, self._filled = None, None, 0
+
+    # -- the rest
+
+    def grown(self, shape: SegmentShape) -> "StreamLink":
+        try:
+            self.segment = private_segment(shape)
+        except OSError as error:
+            raise LinkClosed(f"{self.address}: {error}") from error
+        return self
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._calls
 
     def close(self) -> None:
+        self.closed = True
         with contextlib.suppress(OSError):
             self._socket.close()

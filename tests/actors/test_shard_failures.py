@@ -1,7 +1,6 @@
 """What a failing kernel call does: to its caller, to the calls merged with it, to the shard."""
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,14 +13,14 @@ from actors.kernels.base import ExpertsMissing
 from actors.kernels.scratch import LEAST_ASSIGNMENTS
 from actors.shard_server import DeviceUnusable, ShardServer
 from actors.wire.address import Address
-from actors.wire.bell import Bell
-from actors.wire.body import call_body, sums_of
+from actors.wire.body import sums_of
 from actors.wire.frame import Fault as Kind
 from actors.wire.frame import FrameKind, Header, body_bytes
-from actors.wire.link import LinkClosed, RemoteError, open_link
+from actors.wire.link import LinkClosed, RemoteError
 from tests.actors.fakes import HIDDEN, AffineKernel, running, spec
+from tests.actors.wire import serving
 from tests.actors.wire.bare_server import SECRET
-from tests.actors.wire.serving import EVERY_EXPERT, post_call
+from tests.actors.wire.serving import EVERY_EXPERT
 
 WAIT_S = 10.0
 POISON = 5
@@ -47,20 +46,16 @@ class FailingKernel(AffineKernel):
         return super().compute(layer, rows, row_index, experts, *others)
 
 
-class Client:
-    def __init__(self, address: Address) -> None:
-        self.bell = Bell()
-        self.link = open_link(address, SECRET, self.bell)
-
+class Client(serving.Client):
     def sums(self, expert: int, rows: int = 4) -> np.ndarray:
-        self.post(expert, rows)
+        self.ask(expert, rows)
         return self.answer()
 
-    def post(self, expert: int, rows: int = 4) -> None:
-        post_call(self.link, self.bell, 1, rows=rows, expert=expert)
+    def ask(self, expert: int, rows: int = 4) -> None:
+        self.post(1, rows=rows, expert=expert)
 
     def answer(self) -> np.ndarray:
-        header, body = self.link.wait(1, time.monotonic() + WAIT_S)
+        header, body = self.wait(1, WAIT_S)
         return sums_of(body, header.rows, HIDDEN).copy()
 
 
@@ -71,10 +66,10 @@ def server_over(kernel: FailingKernel, tmp_path, **more: int) -> ShardServer:
 def merged(server: ShardServer, kernel: FailingKernel, experts: list[int]) -> list[Client]:
     """Clients whose calls to one expert each are merged."""
     busy, *clients = (Client(server.addresses[0]) for _ in range(len(experts) + 1))
-    busy.post(expert=0)
+    busy.ask(expert=0)
     assert kernel.begun.wait(WAIT_S)
     for client, expert in zip(clients, experts, strict=True):
-        client.post(expert)
+        client.ask(expert)
     kernel.go_on.set()
     busy.answer()
     return clients
@@ -125,11 +120,9 @@ def test_a_large_call_is_computed_in_pieces(tmp_path) -> None:
             client = Client(server.addresses[0])
             length = body_bytes(FrameKind.CALL, rows, HIDDEN, 500)
             header = Header(FrameKind.CALL, 1, length, rows=rows, hidden=HIDDEN, assignments=500)
-            body = call_body(header, client.link.body(length, 4 * rows * HIDDEN))
-            body.rows[:] = np.arange(rows)[:, None] + 0x3F80
-            body.row_index[:], body.experts[:], body.weights[:] = chosen, experts, 0.3
-            client.link.post(header)
-            client.bell.ring()
+            with client.sending(header) as body:
+                body.rows[:] = np.arange(rows)[:, None] + 0x3F80
+                body.row_index[:], body.experts[:], body.weights[:] = chosen, experts, 0.3
             answers.append(client.answer())
         assert max(kernel.sizes) <= most
         assert (len(kernel.sizes) > 1) == (most == cap)

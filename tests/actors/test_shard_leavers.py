@@ -1,17 +1,15 @@
 """Calls of clients that left are not computed."""
 
 import threading
-import time
 
 import pytest
 
 from actors.shard_server import ShardServer
 from actors.wire.address import parse_address
-from actors.wire.bell import Bell
-from actors.wire.link import open_link
 from tests.actors.fakes import AffineKernel, running, spec
+from tests.actors.wire import serving
 from tests.actors.wire.bare_server import SECRET
-from tests.actors.wire.serving import EVERY_EXPERT, post_call
+from tests.actors.wire.serving import EVERY_EXPERT
 
 WAIT_S = 10.0
 
@@ -31,20 +29,15 @@ class GatedKernel(AffineKernel):
         return super().compute(layer, *arguments, **others)
 
 
-class Client:
-    def __init__(self, address) -> None:
-        self.bell = Bell()
-        self.link = open_link(address, SECRET, self.bell)
-
-    def post(self, layer: int) -> None:
-        post_call(self.link, self.bell, 1, layer=layer)
+class Client(serving.Client):
+    def ask(self, layer: int) -> None:
+        self.post(1, layer=layer)
 
     def leave(self) -> None:
-        self.link.close()
-        self.bell.close()
+        self.close()
 
     def is_answered(self) -> bool:
-        return self.link.wait(1, time.monotonic() + WAIT_S) is not None
+        return self.wait(1, WAIT_S) is not None
 
 
 @pytest.fixture
@@ -63,18 +56,18 @@ def address(request, kernel, tmp_path):
 def assert_next_computed(client: Client, kernel: GatedKernel, after: list[int]) -> None:
     """The kernel computed the layers `after` and nothing else before the client's next call."""
     kernel.go_on.release(2)
-    client.post(layer=0)
+    client.ask(layer=0)
     assert client.is_answered()
     assert kernel.layers == [*after, 0]
 
 
 def test_a_client_that_left_while_others_were_served(address, kernel) -> None:
     busy, leaving, staying = Client(address), Client(address), Client(address)
-    busy.post(layer=0)
+    busy.ask(layer=0)
     assert kernel.begun.acquire(timeout=WAIT_S)
-    leaving.post(layer=1)
+    leaving.ask(layer=1)
     leaving.leave()
-    staying.post(layer=0)
+    staying.ask(layer=0)
     kernel.go_on.release(2)
     assert busy.is_answered()
     assert staying.is_answered()
@@ -83,10 +76,10 @@ def test_a_client_that_left_while_others_were_served(address, kernel) -> None:
 
 def test_a_client_that_left_between_two_layers_of_one_batch(address, kernel) -> None:
     busy, staying, leaving = Client(address), Client(address), Client(address)
-    busy.post(layer=0)
+    busy.ask(layer=0)
     assert kernel.begun.acquire(timeout=WAIT_S)
-    staying.post(layer=0)  # both wait until the first call is done, then come together
-    leaving.post(layer=1)
+    staying.ask(layer=0)  # both wait until the first call is done, then come together
+    leaving.ask(layer=1)
     kernel.go_on.release()
     assert kernel.begun.acquire(timeout=WAIT_S)
     first = kernel.layers[1]

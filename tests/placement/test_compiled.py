@@ -11,8 +11,8 @@ from placement.compiled import ROOT, imports, sources
 
 
 def test_sources_are_what_a_module_imports_directly_or_not() -> None:
-    found = sources("actors.dispatch.split")
-    assert {"actors.dispatch.split", "actors.wire.bf16", "placement.epoch"} <= found
+    found = sources("actors.dispatch.flight")
+    assert {"actors.dispatch.flight", "actors.wire.bf16", "placement.epoch"} <= found
     assert not any(name.startswith(("orchestrator", "numpy")) for name in found)
 
 

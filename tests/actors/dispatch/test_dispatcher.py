@@ -280,16 +280,17 @@ def test_shard_that_retired_an_expert_is_asked_no_more(mesh: Mesh) -> None:
 def test_through_a_router(mesh: Mesh, tmp_path: Path) -> None:
     addresses = [mesh.add(part) for part in OVERLAP]
     plan = epoch(OVERLAP)
-    inner = Dispatcher(StaticViews(view(plan, addresses)), SECRET)
-    router = RouterServer(inner, [Address(f"{tmp_path}/router")], SECRET)
+    views = StaticViews(view(plan, addresses))
+    router = RouterServer(Dispatcher(views, SECRET), [Address(f"{tmp_path}/router")], SECRET)
     with running(router):
         client = RouterClient(
             StaticViews(view(plan, addresses, routers=router.addresses, mode="actor")), SECRET
         )
+        direct = Dispatcher(views, SECRET)
         for tokens in (1, 33, 500):
             rows, weights, ids = batch(tokens, seed=tokens)
             got = run(client, 1, rows, weights, ids)
-            assert torch.equal(got, run(Dispatcher(inner._views, SECRET), 1, rows, weights, ids))
+            assert torch.equal(got, run(direct, 1, rows, weights, ids))
         client.close()
 
 

@@ -13,8 +13,8 @@ from actors.dispatch.split import (
     ExpertsUnplaced,
     ShardBatch,
     Split,
-    round_to_bf16,
 )
+from actors.wire.bf16 import round_to_bf16
 from placement.cost_model import TYPICAL_COST, cost_table
 from placement.epoch import EMPTY_SLOT, PlanEpoch
 from tests.actors.fakes import epoch

@@ -1,16 +1,22 @@
 """Servers and raw clients for tests of the data links."""
 
+import contextlib
 import os
 import socket
+import time
+from collections.abc import Iterator
 
 from actors.shard_server import ShardServer
 from actors.wire.address import Address, connect, parse_address
 from actors.wire.bell import Bell
-from actors.wire.body import call_body
+from actors.wire.body import CallBody, call_body
+from actors.wire.exchange import Posted, Room
 from actors.wire.frame import FrameKind, Header, body_bytes
 from actors.wire.handshake import greet_server, receive_welcome
-from actors.wire.link import ClientLink
+from actors.wire.link import LinkTimeout
 from actors.wire.segment import Segment, SegmentShape, create_segment
+from actors.wire.transports import open_link
+from actors.wire.waiting import Waiting
 from tests.actors.fakes import HIDDEN, AffineKernel, spec
 from tests.actors.wire.bare_server import SECRET
 
@@ -22,21 +28,53 @@ def shard_server(where: str) -> ShardServer:
     return ShardServer(spec(), AffineKernel(EVERY_EXPERT), [parse_address(where)], SECRET)
 
 
-def post_call(
-    link: ClientLink, bell: Bell, call_id: int, rows: int = 4, layer: int = 0, expert: int = 2
-) -> None:
-    """A CALL of `rows` rows of ones through one expert each."""
-    length = body_bytes(FrameKind.CALL, rows, HIDDEN, rows)
-    header = Header(
-        FrameKind.CALL, call_id, length, layer=layer, rows=rows, hidden=HIDDEN, assignments=rows
-    )
-    body = call_body(header, link.body(length, body_bytes(FrameKind.RESULT, rows, HIDDEN)))
-    body.rows[:] = 0x3F80  # 1.0
-    body.row_index[:] = range(rows)
-    body.experts[:] = expert
-    body.weights[:] = 1.0
-    link.post(header)
-    bell.ring()
+class Client:
+    """One link and what is needed to use it from a test."""
+
+    def __init__(self, address: Address, secret: bytes = SECRET) -> None:
+        self.bell = Bell()
+        self.link = open_link(address, secret, self.bell)
+        self._waiting = Waiting()
+        self._calls: dict[int, Posted] = {}
+
+    def post(self, call_id: int, *, rows: int = 4, layer: int = 0, expert: int = 2) -> None:
+        """A CALL of `rows` rows of ones through one expert each."""
+        length = body_bytes(FrameKind.CALL, rows, HIDDEN, rows)
+        header = Header(
+            FrameKind.CALL, call_id, length, layer=layer, rows=rows, hidden=HIDDEN, assignments=rows
+        )
+        with self.sending(header) as body:
+            body.rows[:] = 0x3F80  # 1.0
+            body.row_index[:] = range(rows)
+            body.experts[:] = expert
+            body.weights[:] = 1.0
+
+    @contextlib.contextmanager
+    def sending(self, header: Header) -> Iterator[CallBody]:
+        """A CALL whose body is written in the `with` block."""
+        room = Room(self.link, header)
+        self.link = room.link
+        yield call_body(header, room.body)
+        self._calls[header.call_id] = room.post()
+        self.bell.ring()
+
+    def wait(self, call_id: int, timeout_s: float = 5.0) -> tuple[Header, memoryview]:
+        """The answer; its slot is free again. Raises LinkTimeout, LinkClosed, RemoteError."""
+        posted = self._calls.pop(call_id)
+        self._waiting.watch({id(link): link for link in (self.link, posted.link)}.values())
+        if not self._waiting.answered(posted.parts, time.monotonic() + timeout_s):
+            for _, error in self._waiting.lost:
+                raise error
+            raise LinkTimeout(f"no answer within {timeout_s:g} s")
+        try:
+            header, body = posted.read()
+            return header, memoryview(bytes(body))
+        finally:
+            posted.free()
+
+    def close(self) -> None:
+        self.link.close()
+        self.bell.close()
 
 
 def raw_client(address: Address) -> socket.socket:

@@ -15,11 +15,11 @@ from actors.wire.address import Address, connect, parse_address
 from actors.wire.bell import Bell
 from actors.wire.entrance import ARRIVAL_TIMEOUT_S, MOST_ARRIVALS
 from actors.wire.handshake import greet_server, receive_welcome
-from actors.wire.link import open_link
 from actors.wire.server import FrameServer, Request
+from actors.wire.transports import open_link
 from tests.actors.fakes import running
 from tests.actors.wire.bare_server import SECRET
-from tests.actors.wire.serving import RawSegment, post_call, shard_server
+from tests.actors.wire.serving import Client, RawSegment, shard_server
 
 WAIT_S = 10.0
 
@@ -44,8 +44,7 @@ class BusyServer:
 
     def begin_to_compute(self) -> None:
         """Give it a call and return once it computes it."""
-        bell = Bell()
-        post_call(open_link(self.unix, SECRET, bell), bell, 1)
+        Client(self.unix).post(1)
         assert self.computing.wait(WAIT_S)
 
 

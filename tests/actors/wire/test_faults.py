@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from actors.wire.address import connect
-from actors.wire.bell import Bell
 from actors.wire.body import sums_of
-from actors.wire.link import LinkClosed, LinkTimeout, RemoteError, open_link
+from actors.wire.link import LinkClosed, LinkTimeout, RemoteError
+from actors.wire.segment import SLOTS
 from tests.actors.fakes import HIDDEN, running
-from tests.actors.wire.bare_server import SECRET, server_process
+from tests.actors.wire.bare_server import server_process
 from tests.actors.wire.serving import (
+    Client,
     is_closed_by_peer,
-    post_call,
     raw_client,
     shard_server,
 )
@@ -28,11 +28,6 @@ NOTICED_S = 0.025
 """How soon a killed peer has to be noticed, once the system has ended it."""
 TRIES = 5
 """Another process may hold the core for longer than that, so the best of some tries counts."""
-
-
-def opened(address):
-    bell = Bell()
-    return open_link(address, SECRET, bell), bell
 
 
 def deadline(after_s: float) -> float:
@@ -58,17 +53,17 @@ def test_killed_peer_is_noticed_at_once(transport: str, tmp_path) -> None:
     late_s = []
     for _ in range(TRIES):
         with server_process(transport, tmp_path) as (process, address):
-            link, bell = opened(address)
-            post_call(link, bell, 1)
-            link.wait(1, deadline(5))
+            client = Client(address)
+            client.post(1)
+            client.wait(1)
             os.kill(process.pid, signal.SIGSTOP)  # so that it dies with the call unanswered
-            post_call(link, bell, 2)
+            client.post(2)
             gone_s = end_of(process.pid, after_s=0.1)
             with pytest.raises(LinkClosed) as caught:
-                link.wait(2, deadline(5))
+                client.wait(2)
             late_s.append(time.monotonic() - gone_s.result())
             assert not isinstance(caught.value, LinkTimeout)
-            link.close()
+            client.close()
         if late_s[-1] < NOTICED_S:
             return
     pytest.fail(f"noticed {late_s} s after the end")
@@ -77,73 +72,73 @@ def test_killed_peer_is_noticed_at_once(transport: str, tmp_path) -> None:
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
 def test_stopped_peer_misses_the_deadline(transport: str, tmp_path) -> None:
     with server_process(transport, tmp_path) as (process, address):
-        link, bell = opened(address)
-        post_call(link, bell, 1)
-        link.wait(1, deadline(5))
+        client = Client(address)
+        client.post(1)
+        client.wait(1)
         os.kill(process.pid, signal.SIGSTOP)
-        post_call(link, bell, 2)
+        client.post(2)
         start_s = time.monotonic()
         with pytest.raises(LinkTimeout):
-            link.wait(2, deadline(0.2))
+            client.wait(2, 0.2)
         assert 0.2 <= time.monotonic() - start_s < 2.0
-        link.close()
+        client.close()
 
 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
 def test_calls_are_waited_for_in_any_order(transport: str, tmp_path) -> None:
     server = shard_server(f"unix:{tmp_path}/s" if transport == "unix" else "tcp:127.0.0.1:0")
     with running(server):
-        link, bell = opened(server.addresses[0])
+        client = Client(server.addresses[0])
         for expert in range(4):
-            post_call(link, bell, expert, layer=expert % 2, expert=expert)
+            client.post(expert, layer=expert % 2, expert=expert)
         for expert in (2, 0, 3, 1):
-            header, body = link.wait(expert, deadline(5))
+            header, body = client.wait(expert)
             wanted = np.full((4, HIDDEN), expert + 1 + expert % 2, np.float32)
             assert np.array_equal(sums_of(body, header.rows, HIDDEN), wanted)
-        link.close()
+        client.close()
 
 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
 def test_bodies_outgrow_the_buffers(transport: str, tmp_path) -> None:
     server = shard_server(f"unix:{tmp_path}/s" if transport == "unix" else "tcp:127.0.0.1:0")
     with running(server):
-        link, bell = opened(server.addresses[0])
-        post_call(link, bell, 0)  # small, on its way when the buffers grow
+        client = Client(server.addresses[0])
+        client.post(0)  # small, on its way when the buffers grow
         for call_id, rows in enumerate((100_000, 3, 120_000), start=1):
-            post_call(link, bell, call_id, rows=rows)
-            header, body = link.wait(call_id, deadline(10))
+            client.post(call_id, rows=rows)
+            header, body = client.wait(call_id, 10)
             assert (sums_of(body, header.rows, HIDDEN) == 3.0).all()
             assert header.rows == rows
-        link.wait(0, deadline(5))
-        link.close()
+        client.wait(0)
+        client.close()
 
 
-def test_forgotten_calls_free_their_slots(tmp_path) -> None:
-    server = shard_server(f"unix:{tmp_path}/s")
+@pytest.mark.parametrize("transport", ["unix", "tcp"])
+def test_more_calls_on_their_way_than_a_new_link_has_slots(transport: str, tmp_path) -> None:
+    server = shard_server(f"unix:{tmp_path}/s" if transport == "unix" else "tcp:127.0.0.1:0")
     with running(server):
-        link, bell = opened(server.addresses[0])
-        for call_id in range(0, 60, 2):
-            post_call(link, bell, call_id)
-            post_call(link, bell, call_id + 1)
-            link.forget(call_id)
-            link.wait(call_id + 1, deadline(5))
-        link.close()
+        client = Client(server.addresses[0])
+        for call_id in range(3 * SLOTS):
+            client.post(call_id, rows=call_id + 1)
+        for call_id in reversed(range(3 * SLOTS)):
+            assert client.wait(call_id)[0].rows == call_id + 1
+        client.close()
 
 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
 def test_refused_call_leaves_the_link_usable(transport: str, tmp_path) -> None:
     server = shard_server(f"unix:{tmp_path}/s" if transport == "unix" else "tcp:127.0.0.1:0")
     with running(server):
-        link, bell = opened(server.addresses[0])
-        post_call(link, bell, 1, layer=7)
+        client = Client(server.addresses[0])
+        client.post(1, layer=7)
         with pytest.raises(RemoteError, match="layer 7 has no routed experts"):
-            link.wait(1, deadline(5))
-        post_call(link, bell, 2, expert=800)
+            client.wait(1)
+        client.post(2, expert=800)
         with pytest.raises(RemoteError, match="expert out of"):
-            link.wait(2, deadline(5))
-        post_call(link, bell, 3)
-        link.wait(3, deadline(5))
-        link.close()
+            client.wait(2)
+        client.post(3)
+        client.wait(3)
+        client.close()
 
 
 def test_silent_strangers_hold_nobody_up(caplog) -> None:
@@ -153,14 +148,14 @@ def test_silent_strangers_hold_nobody_up(caplog) -> None:
         address = server.addresses[0]
         strangers = [connect(address, 5.0) for _ in range(5)]
         start_s = time.monotonic()
-        link, bell = opened(address)
-        post_call(link, bell, 1)
-        link.wait(1, deadline(5))
+        client = Client(address)
+        client.post(1)
+        client.wait(1)
         assert time.monotonic() - start_s < 1.0
         assert all(is_closed_by_peer(stranger) for stranger in strangers)
-        post_call(link, bell, 2)
-        link.wait(2, deadline(5))
-        link.close()
+        client.post(2)
+        client.wait(2)
+        client.close()
     assert "said nothing for 2 s" in caplog.text
 
 
@@ -168,7 +163,7 @@ def test_wrong_secret_is_refused(caplog) -> None:
     server = shard_server("tcp:127.0.0.1:0")
     with caplog.at_level(logging.WARNING), running(server):
         with pytest.raises((LinkClosed, ValueError, OSError)):
-            open_link(server.addresses[0], b"another", Bell())
+            Client(server.addresses[0], b"another")
         raw_client(server.addresses[0]).close()
     assert "client does not know this mesh's secret" in caplog.text
 
@@ -179,11 +174,10 @@ def test_nothing_is_left_behind(tmp_path) -> None:
     with running(server):
 
         def use() -> None:
-            link, bell = opened(server.addresses[0])
-            post_call(link, bell, 1)
-            link.wait(1, deadline(5))
-            link.close()
-            bell.close()
+            client = Client(server.addresses[0])
+            client.post(1)
+            client.wait(1)
+            client.close()
 
         use()
         before = len(os.listdir("/proc/self/fd"))

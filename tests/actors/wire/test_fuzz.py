@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 import struct
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actors.wire.bell import Bell
 from actors.wire.frame import (
     HEADER_BYTES,
     MAGIC,
@@ -25,7 +23,6 @@ from actors.wire.frame import (
     body_bytes,
     unpack_header,
 )
-from actors.wire.link import open_link
 from actors.wire.segment import (
     FIRST_STATE,
     POSTED,
@@ -34,12 +31,11 @@ from actors.wire.segment import (
     open_segment,
 )
 from tests.actors.fakes import HIDDEN, running
-from tests.actors.wire.bare_server import SECRET
 from tests.actors.wire.serving import (
     SHAPE,
+    Client,
     RawSegment,
     is_closed_by_peer,
-    post_call,
     raw_client,
     shard_server,
 )
@@ -62,13 +58,11 @@ def server(tmp_path_factory) -> Iterator:
 
 
 def assert_alive(address) -> None:
-    bell = Bell()
-    link = open_link(address, SECRET, bell)
-    post_call(link, bell, 1)
-    header, _ = link.wait(1, time.monotonic() + 5)
+    client = Client(address)
+    client.post(1)
+    header, _ = client.wait(1)
     assert header.rows == 4
-    link.close()
-    bell.close()
+    client.close()
 
 
 def good_call(**changes: int) -> bytes:

@@ -8,7 +8,7 @@ from actors.wire.address import Address, listen
 from actors.wire.bell import Bell
 from actors.wire.frame import HEADER_BYTES, FrameKind, Header
 from actors.wire.handshake import HandshakeError, draw_incarnation
-from actors.wire.link import open_link
+from actors.wire.transports import open_link
 from tests.actors.fakes import running
 from tests.actors.wire.bare_server import SECRET
 from tests.actors.wire.serving import shard_server
