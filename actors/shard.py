@@ -24,6 +24,7 @@ from actors.listening import ready_to_listen
 from actors.process import limit_threads, return_free_memory, start_logging
 from actors.shard_server import ShardServer
 from actors.wire.node import node_id
+from placement.cost_model import DeviceCost
 
 log = logging.getLogger(__name__)
 
@@ -129,12 +130,13 @@ class ExpertShard:
         self._slots, self._state, self._detail = len(slots), "ready", self._kernel.describe()
         return self._kernel.resident_bytes()
 
-    def measure(self) -> float:
-        """Relative speed of this device: assignments per second at the model's real shapes."""
+    def measure(self) -> DeviceCost:
+        """What calls cost this device, at the model's real shapes and the emulated speed."""
         assert self._spec is not None
-        from actors.kernels.calibration import measure_speed
+        from actors.kernels.calibration import measure_cost
 
-        return measure_speed(self._spec, torch.device(self._config.device)).tokens_per_s
+        cost = measure_cost(self._spec, torch.device(self._config.device))
+        return cost.scaled(self._config.emulated_speed)
 
     def load_counts(self) -> np.ndarray:
         """int64 [L, E]: assignments computed since the start, per (layer, expert)."""

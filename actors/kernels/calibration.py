@@ -1,13 +1,13 @@
-"""How fast a device computes this model's experts: what the first plan counts on.
+"""What a call costs this device: what the planner and the dispatchers count on.
 
 Measured, not looked up: random weights of the model's own shapes and format in the kernel that will
-serve, so nothing is read from the checkpoint and no expert need be loaded. A call is modelled as
-constant + slope * assignments and fitted to the fastest of a few calls at each of a few sizes; the
-fastest, since other work on the machine only ever adds time.
+serve, so nothing is read from the checkpoint and no expert need be loaded. Calls differ in distinct
+experts and, apart from that, in rows; the fastest of a few of each is fitted, since other work on
+the machine only ever adds time. Successive calls use different layers, as in serving, so that
+weights come from memory and not from a cache.
 """
 
 import time
-from dataclasses import dataclass
 
 import torch
 
@@ -18,86 +18,81 @@ from actors.kernels.base import ExpertKernel
 from actors.kernels.choose import choose_operator
 from actors.kernels.native_ops import CpuFeatures
 from actors.kernels.slot_kernel import SlotKernel
+from placement.cost_model import DeviceCost, fit_cost
 
-BATCH_SIZES = (1, 8, 32, 128)
+ROWS_OF_EACH = ((False, 1), (True, 1), (True, 16), (False, 32), (True, 4), (True, 64))
+"""Calls to time: with all experts or with one, and rows of each. Three are enough for a fit."""
 REPEATS = 5
 BUDGET_S = 0.8
-REFERENCE_BATCH = 64  # assignments in one call, as in decoding with a few dozen requests
 
-# Experts measured with: enough to differ from one cached expert, few enough to pack at once.
 MAX_EXPERTS = 8
-MAX_WEIGHT_BYTES = 64 << 20
+"""Distinct experts in a call: enough to tell reading them from starting the call."""
+MAX_WEIGHT_BYTES = 96 << 20
+"""Weights measured with, in all layers: more than caches hold, few enough to pack at once."""
+LEAST_ROW_PART = 0.01
+"""Part of the largest call that its rows take at least, where nothing can be measured of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class KernelSpeed:
-    """A call takes constant_s + per_token_s * assignments."""
-
-    constant_s: float
-    per_token_s: float
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Assignments per second in calls of REFERENCE_BATCH of them."""
-        return REFERENCE_BATCH / (self.constant_s + self.per_token_s * REFERENCE_BATCH)
-
-
-def measure_speed(
+def measure_cost(
     spec: ExpertSpec,
     device: torch.device,
     features: CpuFeatures | AcceleratorFeatures | None = None,
-) -> KernelSpeed:
-    """Speed of the kernel `choose_kernel` gives for `spec` on `device`. Takes about a second."""
+) -> DeviceCost:
+    """Cost of calls to the kernel that `choose_kernel` gives for `spec` on `device`.
+
+    Takes about a second, and `MAX_WEIGHT_BYTES` or two experts.
+    """
     operator = choose_operator(spec, device, features)
     expert = random_expert(spec)
     kernel = SlotKernel(spec, operator, read=lambda _layer, _expert: expert)
     fitting = max(2, MAX_WEIGHT_BYTES // kernel.bytes_per_expert)
     experts = list(range(min(spec.num_experts, MAX_EXPERTS, fitting)))
-    kernel.load(spec.layers[0], experts)
-    return measure_kernel(kernel, spec.hidden_size, spec.layers[0], experts)
+    layers = spec.layers[: max(1, fitting // len(experts))]
+    for layer in layers:
+        kernel.load(layer, experts)
+    return measure_kernel(kernel, spec.hidden_size, layers, experts)
 
 
 def measure_kernel(
-    kernel: ExpertKernel, hidden_size: int, layer: int, experts: list[int]
-) -> KernelSpeed:
-    """Speed of a kernel that holds `experts` of `layer`, each getting an equal share of rows."""
+    kernel: ExpertKernel, hidden_size: int, layers: tuple[int, ...], experts: list[int]
+) -> DeviceCost:
+    """Cost of a kernel that holds `experts`, two or more, in each of `layers`."""
     started = time.perf_counter()
-    timed: list[tuple[int, float]] = []
-    for size in BATCH_SIZES:
+    timed: list[tuple[int, int, float]] = []
+    calls = 0
+    for all_of_them, rows_of_each in ROWS_OF_EACH:
+        used = experts if all_of_them else experts[:1]
+        size = len(used) * rows_of_each
         rows = torch.randn(size, hidden_size).bfloat16()
         index = torch.arange(size, dtype=torch.int32)
-        ids = torch.tensor(experts, dtype=torch.int32)[index % len(experts)]
+        ids = torch.tensor(used, dtype=torch.int32)[index % len(used)]
         weights = torch.ones(size)
         # The first call sets up scratch memory and, in Triton, compiles: that is not on the clock.
         before = time.perf_counter()
-        kernel.compute(layer, rows, index, ids, weights)
+        kernel.compute(layers[0], rows, index, ids, weights)
         started += time.perf_counter() - before
         fastest = float("inf")
         for _ in range(REPEATS):
+            calls += 1
             before = time.perf_counter()
-            kernel.compute(layer, rows, index, ids, weights)
+            kernel.compute(layers[calls % len(layers)], rows, index, ids, weights)
             fastest = min(fastest, time.perf_counter() - before)
             spent = time.perf_counter() - started
             if spent > BUDGET_S:
                 break
-        timed.append((size, fastest))
-        if spent > BUDGET_S / 2 and len(timed) > 1:
+        timed.append((len(used), size, fastest))
+        if spent > BUDGET_S / 2 and len(timed) > 2:
             break
-    return fit(timed)
+    return cost_of(timed)
 
 
-def fit(timed: list[tuple[int, float]]) -> KernelSpeed:
-    """Least squares of relative errors through (assignments, seconds), at least two; the constant
-    is never negative and the slope always positive."""
-    sizes = torch.tensor([size for size, _ in timed], dtype=torch.float64)
-    seconds = torch.tensor([second for _, second in timed], dtype=torch.float64)
-    design = torch.stack([torch.ones_like(sizes), sizes], 1) / seconds.unsqueeze(1)
-    solution = torch.linalg.lstsq(design, torch.ones(len(timed), 1, dtype=torch.float64)).solution
-    constant, slope = (float(value) for value in solution.flatten())
-    if constant < 0 or slope <= 0:
-        size, second = timed[-1]
-        return KernelSpeed(0.0, second / size)
-    return KernelSpeed(constant, slope)
+def cost_of(timed: list[tuple[int, int, float]]) -> DeviceCost:
+    """Fit of (distinct experts, rows, seconds); rows count a little even if they seem free."""
+    experts, rows, seconds = zip(*timed, strict=True)
+    try:
+        return fit_cost(experts, rows, seconds)
+    except ValueError:
+        return DeviceCost(min(seconds), 0.0, LEAST_ROW_PART * max(seconds) / max(rows))
 
 
 def random_expert(spec: ExpertSpec) -> ExpertTensors:

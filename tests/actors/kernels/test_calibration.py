@@ -4,52 +4,36 @@ import time
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from actors.experts.spec import WeightFormat
 from actors.kernels.calibration import (
-    BATCH_SIZES,
     BUDGET_S,
-    REFERENCE_BATCH,
     REPEATS,
-    KernelSpeed,
-    fit,
+    cost_of,
+    measure_cost,
     measure_kernel,
-    measure_speed,
     random_expert,
 )
+from placement.cost_model import DeviceCost
 from tests.actors.kernels.building import make_spec
 
-
-@given(constant=st.floats(1e-6, 1e-2), slope=st.floats(1e-8, 1e-3))
-def test_fit_finds_what_made_the_times(constant, slope):
-    speed = fit([(size, constant + slope * size) for size in (1, 8, 32, 128)])
-    for size in (1, 64, 128):
-        seconds = speed.constant_s + speed.per_token_s * size
-        assert seconds == pytest.approx(constant + slope * size, rel=1e-3)
+TRUE = DeviceCost(call_s=2e-3, read_s=1e-3, row_s=1e-4)
 
 
-def test_fit_never_promises_negative_times():
-    speed = fit([(1, 1e-3), (8, 9e-4), (32, 8e-4)])
-    assert speed.constant_s >= 0
-    assert speed.per_token_s > 0
-    speed = fit([(1, 1e-6), (128, 1.0)])
-    assert speed.constant_s >= 0
-
-
-def test_tokens_per_second_are_those_of_a_reference_batch():
-    speed = KernelSpeed(constant_s=1.0, per_token_s=1 / REFERENCE_BATCH)
-    assert speed.tokens_per_s == REFERENCE_BATCH / 2
+def test_rows_are_never_free():
+    """Times that do not grow with rows, as on a large device in small calls."""
+    cost = cost_of([(1, 1, 2e-5), (8, 8, 2e-5), (8, 128, 1.9e-5)])
+    assert cost.row_s == pytest.approx(0.01 * 2e-5 / 128)
+    assert cost.seconds(8, 128) == pytest.approx(2e-5, rel=0.1)
 
 
 class SleepingKernel:
-    """Takes 2 ms and 0.1 ms for each assignment."""
+    """Takes as long as `TRUE` says."""
 
     def load(self, layer: int, experts: list[int]) -> None: ...
 
     def compute(self, layer, rows, row_index, experts, weights) -> torch.Tensor:
-        time.sleep(2e-3 + 1e-4 * row_index.shape[0])
+        time.sleep(TRUE.seconds(experts.unique().numel(), row_index.numel()))
         return torch.zeros(rows.shape)
 
     def resident_bytes(self) -> int:
@@ -59,10 +43,12 @@ class SleepingKernel:
         return "sleeps"
 
 
-def test_measures_a_kernel_of_known_speed():
-    speed = measure_kernel(SleepingKernel(), 8, 0, [0, 1])
-    assert speed.constant_s == pytest.approx(2e-3, rel=0.5)
-    assert speed.per_token_s == pytest.approx(1e-4, rel=0.3)
+def test_measures_a_kernel_of_known_cost():
+    cost = measure_kernel(SleepingKernel(), 8, (0, 1), [0, 1, 2, 3])
+    for experts, rows in ((1, 1), (4, 4), (1, 32), (4, 64)):
+        assert cost.seconds(experts, rows) == pytest.approx(TRUE.seconds(experts, rows), rel=0.3)
+    assert cost.read_s == pytest.approx(TRUE.read_s, rel=0.6)
+    assert cost.row_s == pytest.approx(TRUE.row_s, rel=0.6)
 
 
 class CompilingKernel(SleepingKernel):
@@ -81,19 +67,26 @@ class CompilingKernel(SleepingKernel):
 
 def test_compiling_takes_no_time_from_measuring():
     kernel = CompilingKernel()
-    speed = measure_kernel(kernel, 8, 0, [0, 1])
-    assert {size: kernel.sizes.count(size) for size in BATCH_SIZES} == dict.fromkeys(
-        BATCH_SIZES, 1 + REPEATS
-    )
-    assert speed.constant_s == pytest.approx(2e-3, rel=0.5)
+    cost = measure_kernel(kernel, 8, (0,), [0, 1])
+    assert [kernel.sizes.count(size) for size in (1, 2, 32)] == [1 + REPEATS, 1 + REPEATS, 12]
+    assert cost.seconds(2, 32) == pytest.approx(TRUE.seconds(2, 32), rel=0.5)
+
+
+def test_calls_go_through_all_layers():
+    """Else the weights of the few experts measured with would come from a cache."""
+    kernel, layers = SleepingKernel(), []
+    compute = kernel.compute
+    kernel.compute = lambda layer, *rest: (layers.append(layer), compute(layer, *rest))[1]
+    measure_kernel(kernel, 8, (3, 5, 7), [0, 1])
+    assert set(layers) == {3, 5, 7}
 
 
 @pytest.mark.parametrize("weight_format", list(WeightFormat))
 def test_measures_without_a_checkpoint(weight_format):
-    speed = measure_speed(make_spec(weight_format, hidden=128, inter=64), torch.device("cpu"))
-    assert speed.constant_s >= 0
-    assert 0 < speed.per_token_s < 0.1
-    assert speed.tokens_per_s > 0
+    cost = measure_cost(make_spec(weight_format, hidden=128, inter=64), torch.device("cpu"))
+    assert cost.call_s >= 0
+    assert cost.read_s >= 0
+    assert 0 < cost.row_s < 0.1
 
 
 @pytest.mark.parametrize("weight_format", list(WeightFormat))

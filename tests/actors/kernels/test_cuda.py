@@ -5,7 +5,7 @@ import torch
 
 from actors.experts.spec import WeightFormat
 from actors.kernels.accelerator import detect_accelerator_features
-from actors.kernels.calibration import measure_speed
+from actors.kernels.calibration import measure_cost
 from actors.kernels.choose import (
     AcceleratorKernel,
     choose_accelerator_kernel,
@@ -131,5 +131,5 @@ def test_what_is_chosen_computes(weight_format, activation):
 
 
 def test_measures_its_speed():
-    speed = measure_speed(spec_of(BF16, SILU), CUDA)
-    assert speed.tokens_per_s > 0
+    cost = measure_cost(spec_of(BF16, SILU), CUDA)
+    assert cost.row_s > 0
