@@ -8,6 +8,7 @@ from ray.actor import ActorHandle
 
 from orchestrator.probe import Probe
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus
+from placement.cost_model import TYPICAL_COST, DeviceCost
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class Component:
     state: ComponentState = ComponentState.STARTING
     detail: str = ""
     speed: float | None = None
+    cost: DeviceCost = TYPICAL_COST
     probe: Probe[dict[str, Any]] = field(init=False)
     silent_probes: int = 0
     """Probes in a row that got no answer."""

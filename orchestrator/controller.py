@@ -251,13 +251,14 @@ class Controller:
 
     async def _place_experts(self) -> None:
         """Plan the first epoch, load it, tell the dispatchers."""
-        from orchestrator.mesh_plan import plan_mesh
+        from orchestrator.mesh_plan import plan_mesh, relative_speeds
 
         assert self._spec is not None
         self._phase = ("Place experts", "")
         capacities = [await self._capacity(shard) for shard in self._shards]
-        for shard, capacity in zip(self._shards, capacities, strict=True):
-            shard.speed = capacity.speed
+        speeds, _ = relative_speeds(self._spec, capacities)
+        for shard, capacity, speed in zip(self._shards, capacities, speeds, strict=True):
+            shard.cost, shard.speed = capacity.cost, float(speed)
         plan = plan_mesh(self._spec, capacities, self._config.placement.redundant_slots, number=1)
         log.info("plan epoch 1: balance %.3f, %s", plan.balance, plan.reason)
         self._phase = ("Load experts", "")
@@ -288,7 +289,7 @@ class Controller:
         )
 
     async def _capacity(self, shard: Component) -> "ShardCapacity":
-        """Memory and speed of a shard: the config's where it says, else what it measured."""
+        """Memory of a shard and cost of its calls: the config's, else what it measured."""
         from orchestrator.mesh_plan import ShardCapacity
 
         assert shard.pool is not None
@@ -298,14 +299,15 @@ class Controller:
             here = [s for s in self._shards if s.info["node"] == shard.info["node"]]
             sharing = sum(1 for s in here if s.pool and self._config.pools[s.pool].device == "cpu")
             memory = shard.info["free_bytes"] // (sharing if pool.device == "cpu" else 1)
-        speed = pool.speed
-        if speed is None:
-            speed = await self._watch.must(
+        if pool.speed is not None:
+            cost = TYPICAL_COST.scaled(pool.speed)
+        else:
+            cost = await self._watch.must(
                 shard,
                 shard.handle.measure.remote(),
                 self._config.controller.shard_start_timeout_s,
             )
-        return ShardCapacity(shard.id, memory, speed, shard.info["bytes_per_expert"])
+        return ShardCapacity(shard.id, memory, cost, shard.info["bytes_per_expert"])
 
     async def _start_routers(self) -> None:
         """One router on the controller's node; engines elsewhere reach it over TCP."""
@@ -387,5 +389,5 @@ def _peer(component: Component) -> Peer:
         component.info["incarnation"],
         component.info["node"],
         tuple(parse_address(text) for text in component.info["addresses"]),
-        TYPICAL_COST.scaled(component.speed or 1.0),
+        component.cost,
     )

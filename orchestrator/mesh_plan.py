@@ -1,4 +1,4 @@
-"""From pools and a model to the first plan epoch: memory to slots, slots and speed to a placement.
+"""From pools and a model to the first plan epoch: memory to slots, slots and costs to a placement.
 
 Pure decisions; the controller measures, this module computes, the cluster acts.
 """
@@ -13,21 +13,28 @@ import numpy.typing as npt
 from actors.experts.spec import ExpertSpec
 from orchestrator.config.bytesize import format_bytes
 from orchestrator.errors import UserError
+from placement.cost_model import DeviceCost, expected_reads, planner_speed
 from placement.epoch import PlanEpoch
+from placement.memory import plan_memory
 from placement.planner import plan_placement
+
+REFERENCE_TOKENS = 64
+"""Tokens of the calls planned for, as in decoding with a few dozen requests: how much of a call is
+reading weights depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardCapacity:
     """What the planner may count on.
 
-    memory_bytes: for expert weights; speed: relative, > 0; bytes_per_expert: what one takes in this
-    shard's kernel, more than in the checkpoint where the kernel has to widen the format.
+    memory_bytes: for expert weights; cost: of calls, measured or a relative speed of the typical
+    one; bytes_per_expert: what one takes in this shard's kernel, more than in the checkpoint where
+    the kernel has to widen the format.
     """
 
     id: str
     memory_bytes: int
-    speed: float
+    cost: DeviceCost
     bytes_per_expert: int
 
 
@@ -43,47 +50,53 @@ class MeshPlan:
     reason: str
 
 
-def slots_of_memory(spec: ExpertSpec, capacities: Sequence[ShardCapacity]) -> npt.NDArray[np.int64]:
-    """[L, D] experts each shard can hold in each layer.
+def slots_of_memory(
+    spec: ExpertSpec,
+    capacities: Sequence[ShardCapacity],
+    redundant: int | Literal["fill"] = "fill",
+    load: npt.NDArray[np.float64] | None = None,
+) -> npt.NDArray[np.int64]:
+    """[L, D] experts each shard can hold in each layer; see `placement.memory`.
 
-    Memory is spread evenly over the layers; a remainder that is not enough for one more slot in
-    every layer goes to the first ones. No layer gets more slots than there are experts.
+    redundant: slots of a layer beyond one per expert at most. load: [L, E] tokens per expert, which
+    say where redundant slots help most; None for all alike.
 
     Raises:
         UserError: the shards' memory together does not hold every expert once.
     """
-    layers = len(spec.layers)
-    slots = np.zeros((layers, len(capacities)), np.int64)
-    for shard, capacity in enumerate(capacities):
-        total = min(capacity.memory_bytes // capacity.bytes_per_expert, layers * spec.num_experts)
-        slots[:, shard] = total // layers
-        slots[: total % layers, shard] += 1
-    held = slots.sum(axis=1)
-    if (held < spec.num_experts).any():
-        have, needed = int(slots.sum()), layers * spec.num_experts
-        raise UserError(
-            f"the shards' memory holds {have} experts of {format_bytes(spec.bytes_per_expert)}, "
-            f"but {spec.architecture} has {needed} ({layers} layers of {spec.num_experts}, "
-            f"{format_bytes(needed * spec.bytes_per_expert)})",
-            "raise `memory` of the pools or add shards",
+    layers, experts = len(spec.layers), spec.num_experts
+    # Experts take more room on some shards than on others, so memory is counted in experts.
+    room = [
+        min(capacity.memory_bytes // capacity.bytes_per_expert, layers * experts)
+        for capacity in capacities
+    ]
+    try:
+        planned = plan_memory(
+            np.ones((layers, experts)) if load is None else load,
+            1,
+            np.array(room, np.int64),
+            max_redundant_per_layer=None if redundant == "fill" else redundant,
         )
-    return slots
+    except ValueError:
+        needed = layers * experts
+        raise UserError(
+            f"the shards' memory holds {sum(room)} experts of "
+            f"{format_bytes(spec.bytes_per_expert)}, but {spec.architecture} has {needed} "
+            f"({layers} layers of {experts}, {format_bytes(needed * spec.bytes_per_expert)})",
+            "raise `memory` of the pools or add shards",
+        ) from None
+    return planned.slots
 
 
-def limit_redundancy(
-    slots: npt.NDArray[np.int64], num_experts: int, redundant: int | Literal["fill"]
-) -> npt.NDArray[np.int64]:
-    """Take slots away until each layer has `redundant` more than experts; from the roomiest shards.
+def relative_speeds(
+    spec: ExpertSpec, capacities: Sequence[ShardCapacity], calls: float = 1.0
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(speed [D], offset [D]) for the planner, in calls of `REFERENCE_TOKENS` tokens.
 
-    slots: [L, D]; returns a new [L, D].
+    calls: per layer, in the window whose load is planned for.
     """
-    if redundant == "fill":
-        return slots
-    limited = slots.copy()
-    for row in limited:
-        for _ in range(int(row.sum()) - num_experts - redundant):
-            row[int(row.argmax())] -= 1
-    return limited
+    reads = expected_reads(spec.num_experts, REFERENCE_TOKENS * spec.top_k)
+    return planner_speed([capacity.cost for capacity in capacities], calls, reads)
 
 
 def plan_mesh(
@@ -98,11 +111,12 @@ def plan_mesh(
     Raises:
         UserError: too little memory.
     """
-    slots = limit_redundancy(slots_of_memory(spec, capacities), spec.num_experts, redundant)
-    speed = np.array([capacity.speed for capacity in capacities])
+    slots = slots_of_memory(spec, capacities, redundant, load)
+    per_call = REFERENCE_TOKENS * spec.top_k
     if load is None:
-        load = np.ones((len(spec.layers), spec.num_experts))
-    placement = plan_placement(load, speed, slots)
+        load = np.full((len(spec.layers), spec.num_experts), per_call / spec.num_experts)
+    speed, offset = relative_speeds(spec, capacities, float(load.sum(axis=1).mean()) / per_call)
+    placement = plan_placement(load, speed, slots, offset=offset)
     epoch = PlanEpoch(
         number,
         spec.num_experts,

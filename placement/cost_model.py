@@ -38,7 +38,7 @@ class DeviceCost:
         return DeviceCost(self.call_s / speed, self.read_s / speed, self.row_s / speed)
 
 
-TYPICAL_COST = DeviceCost(call_s=0.0, read_s=40e-6, row_s=5e-6)
+TYPICAL_COST = DeviceCost(call_s=50e-6, read_s=40e-6, row_s=5e-6)
 """Of a device whose config gives a relative speed of 1.0 in place of measurements: one core with
 AVX512-BF16, bf16 weights, hidden 768, intermediate 384. Only the ratios matter to a split."""
 

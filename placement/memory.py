@@ -127,18 +127,20 @@ def _spend_spare(
     copies = np.full((L, E), min_copies)
     spent = np.zeros(L, np.int64)
 
-    def offer(layer: int) -> tuple[float, int, int]:
+    def offer(layer: int) -> tuple[float, int, int, int]:
         gain = np.where(
             copies[layer] < D, share[layer] ** 2 / (copies[layer] * (copies[layer] + 1)), -1.0
         )
         expert = int(gain.argmax())
         # Layers count by their tokens: a busy layer's imbalance costs more.
-        return -float(gain[expert]) * float(total[layer]) / float(size[layer]), layer, expert
+        value = -float(gain[expert]) * float(total[layer]) / float(size[layer])
+        # Of layers that gain equally, the one with fewest redundant slots is first.
+        return value, int(spent[layer]), layer, expert
 
     queue = [offer(layer) for layer in range(L)]
     heapq.heapify(queue)
     while queue:
-        value, layer, expert = heapq.heappop(queue)
+        value, _, layer, expert = heapq.heappop(queue)
         device = _roomiest(left, slots[layer], E)
         if value > 0 or spent[layer] >= limit or device < 0 or left[device] < size[layer]:
             continue

@@ -109,7 +109,7 @@ class LocalMesh:
             ShardCapacity(
                 f"s{n}",
                 shape.memory_bytes or self._all_bytes,
-                shape.speed,
+                TYPICAL_COST.scaled(shape.speed),
                 self._spec.bytes_per_expert,
             )
             for n, shape in enumerate(shards)

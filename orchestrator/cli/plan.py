@@ -17,6 +17,7 @@ from orchestrator.config.schema import MeshConfig
 from orchestrator.errors import UserError
 from orchestrator.load_trace import LoadTrace, read_trace
 from orchestrator.mesh_plan import MeshPlan, ShardCapacity, plan_mesh
+from placement.cost_model import TYPICAL_COST
 from placement.epoch import EMPTY_SLOT
 
 
@@ -77,7 +78,12 @@ def capacities_of(config: MeshConfig, spec: ExpertSpec) -> tuple[list[ShardCapac
         if pool.speed is None:
             notes.append(f"{name}: speed 1 is assumed; a mesh measures it when it starts")
         capacities += [
-            ShardCapacity(f"{name}-{number}", memory, pool.speed or 1.0, spec.bytes_per_expert)
+            ShardCapacity(
+                f"{name}-{number}",
+                memory,
+                TYPICAL_COST.scaled(pool.speed or 1.0),
+                spec.bytes_per_expert,
+            )
             for number in range(pool.shards)
         ]
     return capacities, notes
@@ -96,7 +102,6 @@ def describe(
     replicas = [
         np.bincount(row[row != EMPTY_SLOT], minlength=epoch.num_experts) for row in epoch.experts
     ]
-    emulated = {name: pool.emulated for name, pool in config.pools.items()}
     shards = []
     for number, capacity in enumerate(capacities):
         held = int((epoch.experts[:, number] != EMPTY_SLOT).sum())
@@ -105,8 +110,8 @@ def describe(
             {
                 "id": capacity.id,
                 "pool": pool,
-                "emulated": emulated[pool],
-                "speed": capacity.speed,
+                "emulated": config.pools[pool].emulated,
+                "speed": config.pools[pool].speed or 1.0,
                 "slots": held,
                 "memory_bytes": held * capacity.bytes_per_expert,
                 "memory_limit_bytes": capacity.memory_bytes,

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -14,7 +13,7 @@ from orchestrator.config.bytesize import format_bytes
 from orchestrator.config.load import load_config
 from orchestrator.errors import UserError
 from orchestrator.load_trace import read_trace
-from orchestrator.mesh_plan import limit_redundancy, slots_of_memory
+from orchestrator.mesh_plan import relative_speeds, slots_of_memory
 from placement.simulate import Decided, Fixed, Nudged, Policy, Replanned, simulate
 
 
@@ -32,10 +31,8 @@ def simulate_trace(
     if len(recorded.trace.counts) < 2:
         raise UserError(f"{trace_path} holds one window", "record two at least")
     capacities, notes = capacities_of(config, spec)
-    slots = limit_redundancy(
-        slots_of_memory(spec, capacities), spec.num_experts, config.placement.redundant_slots
-    )
-    speed = np.array([capacity.speed for capacity in capacities])
+    slots = slots_of_memory(spec, capacities, config.placement.redundant_slots)
+    speed, _ = relative_speeds(spec, capacities)
     policies: dict[str, Policy] = {
         "plan once": Fixed(speed, slots),
         "re-plan every window": Replanned(speed, slots),
