@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -49,10 +50,10 @@ def cost_table(costs: Sequence[DeviceCost], weights: Sequence[float]) -> FloatAr
     weights: how much of its speed a shard is counted on with; 0 makes its costs infinite, and it
     gets rows only where no other usable shard holds the expert.
     """
+    parts = [list(map(attrgetter(name), costs)) for name in ("call_s", "read_s", "row_s")]
     table = np.full((len(costs), 3), np.inf)
-    for shard, (cost, weight) in enumerate(zip(costs, weights, strict=True)):
-        if weight > 0:
-            table[shard] = (cost.call_s / weight, cost.read_s / weight, cost.row_s / weight)
+    counted = np.array(weights, np.float64)[:, None]
+    np.divide(np.array(parts).T, counted, out=table, where=counted > 0)
     return table
 
 

@@ -5,6 +5,7 @@ assignment. How views travel is in `actors.dispatch.view_coding`.
 """
 
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -94,10 +95,11 @@ class MeshView:
             raise ValueError(
                 f"plan for {self.epoch.num_shards} shards, {len(self.shards)} are listed"
             )
-        if len({shard.id for shard in self.shards}) != len(self.shards):
+        if len(set(map(attrgetter("id"), self.shards))) != len(self.shards):
             raise ValueError("two shards of a view have the same id")
         cost = cost_table(
-            [shard.cost for shard in self.shards], [shard.weight for shard in self.shards]
+            list(map(attrgetter("cost"), self.shards)),
+            list(map(attrgetter("weight"), self.shards)),
         )
         cost.setflags(write=False)
         object.__setattr__(self, "table", routing_table(self.epoch))

@@ -31,8 +31,6 @@ from placement.epoch import EMPTY_SLOT, PlanEpoch
 
 MAX_SLOTS = 1 << 22
 """Of an epoch, over layers and shards: 256 layers on 256 shards with 64 slots each."""
-MAX_HOMES = 1 << 26
-"""Of an epoch, layers x experts x shards: a plan is checked with a byte for each."""
 WHOLE_FROM = 1 / 3
 """Part of the slots that differ from which on whole arrays take fewer bytes than pairs."""
 
@@ -101,8 +99,9 @@ def _encode_peers(peers: Sequence[Peer], base: Sequence[Peer] | None) -> PeersPa
     if peers == base:
         return None
     known = {peer.id: peer for peer in base or ()}
+    order = tuple(peer.id for peer in peers)
     return PeersPart(
-        order=tuple(peer.id for peer in peers),
+        order=None if base is not None and order == tuple(known) else order,
         changed=tuple(_encode_peer(peer) for peer in peers if known.get(peer.id) != peer),
     )
 
@@ -124,7 +123,12 @@ def _decode_peers(part: PeersPart | None, base: Sequence[Peer] | None) -> tuple[
             raise FrameError("view leaves out its peers and has no base")
         return tuple(base)
     known = {peer.id: peer for peer in base or ()}
+    before = len(known)
     known |= {peer.id: _decode_peer(peer) for peer in part.changed}
+    if part.order is None:
+        if base is None or len(known) > before:
+            raise FrameError("view leaves out the order of its peers")
+        return tuple(known.values())
     unknown = [name for name in part.order if name not in known]
     if unknown:
         raise FrameError(f"view names peers {unknown[:8]} and does not say where they are")
@@ -156,6 +160,8 @@ def _encode_epoch(
         shape=epoch.experts.shape,
         whole=True,
     )
+    if base is not None and epoch is base.epoch and _same_order(view, base):
+        return None, ()
     if base is None or not _comparable(epoch.num_experts, epoch.layers, base.epoch):
         return whole, (epoch.experts, epoch.shares)
     experts, shares = _carry_over(base, view.shards, epoch.experts.shape[2])
@@ -163,9 +169,6 @@ def _encode_epoch(
     shared = np.flatnonzero(epoch.shares != shares).astype(np.int32)
     if moved.size + shared.size > 2 * WHOLE_FROM * epoch.experts.size:
         return whole, (epoch.experts, epoch.shares)
-    unchanged = epoch.number == base.epoch.number and not (moved.size or shared.size)
-    if unchanged and epoch.experts.shape == base.epoch.experts.shape and _same_order(view, base):
-        return None, ()
     pairs = (moved, epoch.experts.flat[moved], shared, epoch.shares.flat[shared])
     return whole.model_copy(update={"whole": False}), pairs
 
@@ -175,12 +178,11 @@ def _decode_epoch(
 ) -> PlanEpoch:
     part = head.epoch
     if part is None:
-        if base is None or arrays or [p.id for p in shards] != [p.id for p in base.shards]:
+        if base is None or arrays or (head.shards is not None and head.shards.order is not None):
             raise FrameError("view leaves out its plan epoch and has no base with these shards")
         return base.epoch
     size = part.shape[0] * part.shape[1] * part.shape[2]
-    homes = part.shape[0] * part.num_experts * part.shape[1]
-    if size > MAX_SLOTS or homes > MAX_HOMES or part.shape[1] != len(shards):
+    if size > MAX_SLOTS or part.shape[1] != len(shards):
         raise FrameError(f"plan epoch of shape {part.shape} for {len(shards)} shards")
     if tuple(array.dtype.name for array in arrays) != (
         WHOLE_DTYPES if part.whole else PAIRS_DTYPES

@@ -42,9 +42,10 @@ class PeerPart(Part):
 
 
 class PeersPart(Part):
-    """order: all ids; changed: those peers that the base does not have so."""
+    """order: all ids, None where it is the base's. changed: peers that the base has not or has
+    otherwise."""
 
-    order: tuple[str, ...]
+    order: tuple[str, ...] | None
     changed: tuple[PeerPart, ...]
 
 
