@@ -23,6 +23,7 @@ from actors.wire.address import Address
 from actors.wire.frame import FrameError
 from actors.wire.handshake import ANSWER_BYTES, Challenge
 from actors.wire.messages import PREFIX, lengths, read_head
+from actors.wire.tcp_options import set_tcp_options
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +161,7 @@ class Directory:
         try:
             async with asyncio.timeout(GREETING_TIMEOUT_S):
                 if not proven:
+                    set_tcp_options(writer.get_extra_info("socket"))
                     await self._challenge(reader, writer)
                 hello = await _receive(reader)
             if not isinstance(hello, HelloHead):
@@ -168,10 +170,12 @@ class Directory:
             self._writers[subscriber] = writer
             sending = asyncio.create_task(self._send_views(writer))
             await self._hear(subscriber, reader)
-        except (EOFError, ConnectionError):
-            pass  # it left
-        except (FrameError, TimeoutError) as error:
-            log.warning("refused a subscriber: %s", error or type(error).__name__)
+        except FrameError as error:
+            log.warning("refused a subscriber: %s", error)
+        except (EOFError, OSError) as error:
+            # After the greeting it simply left.
+            if subscriber is None and isinstance(error, TimeoutError):
+                log.warning("refused a subscriber: no greeting within %g s", GREETING_TIMEOUT_S)
         finally:
             if sending is not None:
                 sending.cancel()
@@ -180,7 +184,7 @@ class Directory:
             async with self._acknowledged:
                 self._acknowledged.notify_all()
             writer.close()
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
     async def _challenge(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -190,7 +194,7 @@ class Directory:
 
     async def _send_views(self, writer: asyncio.StreamWriter) -> None:
         sent: MeshView | None = None
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             while True:
                 view = await self._newer_than(sent)
                 writer.write(self._message(sent))
