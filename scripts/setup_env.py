@@ -104,11 +104,13 @@ def set_up(extra: str) -> None:
     step(4, "check what was installed")
     check_torch(extra)
     remove_broken_companions()
+    step(5, "compile the planner and the data plane")
+    compile_ahead()
     print(f"    done in {time.monotonic() - begin:.0f} s", flush=True)
 
 
 def step(number: int, what: str) -> None:
-    print(f"[{number}/4] {what}", flush=True)
+    print(f"[{number}/5] {what}", flush=True)
 
 
 def make_venv() -> None:
@@ -169,6 +171,15 @@ def remove_broken_companions() -> None:
         if installed and python_says(f"import {name}; print('ok')") is None:
             print(f"    removing {name} {installed}: it does not import beside this torch")
             pip(["uninstall", "-y", name])
+
+
+def compile_ahead() -> None:
+    """What is not compiled here is compiled at the first start, which then takes longer."""
+    command = [PYTHON, "-m", "orchestrator.machine_code"]
+    with LOG.open("a") as log:
+        ran = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=False)
+    if ran.returncode != 0:
+        print(f"    not compiled (see {LOG}): the first start will do it", flush=True)
 
 
 def python_says(code: str) -> str | None:

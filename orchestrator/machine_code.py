@@ -1,0 +1,166 @@
+"""Compile the planner and the data plane ahead of the first start.
+
+  python -m orchestrator.machine_code
+
+Both are Python that numba compiles when it is first called, 20 s on two cores, and keeps
+(`placement.compiled`). So this plans a small mesh and sends rows through it, over shared memory and
+TCP, in bf16 and FP8: whatever serving calls is compiled afterwards. `make setup` runs it.
+"""
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from actors.dispatch.dispatcher import Dispatcher
+from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
+from actors.dispatch.view_source import Follower
+from actors.experts.checkpoint import ExpertTensors
+from actors.experts.spec import Activation, ExpertSpec, WeightFormat
+from actors.kernels.choose import choose_operator
+from actors.kernels.slot_kernel import SlotKernel
+from actors.process import limit_threads
+from actors.shard_server import ShardServer
+from actors.wire.address import parse_address
+from actors.wire.frame import RowCoding
+from actors.wire.node import node_id
+from orchestrator.mesh_plan import ShardCapacity, plan_mesh
+from placement.cost_model import TYPICAL_COST
+from placement.epoch import PlanEpoch
+
+SHARDS, EXPERTS, TOP_K = 2, 8, 2
+HIDDEN, INTERMEDIATE = 64, 64
+BATCHES = (1, 40)
+"""Rows; more than one choice of replicas has to be made in the second."""
+
+_SPEC = ExpertSpec(
+    architecture="none",
+    model_path=Path(),
+    layers=(0,),
+    num_experts=EXPERTS,
+    top_k=TOP_K,
+    hidden_size=HIDDEN,
+    intermediate_size=INTERMEDIATE,
+    weight_format=WeightFormat.BF16,
+    activation=Activation(),
+)
+
+
+def _kernel() -> SlotKernel:
+    """The product's own kernel for this CPU, over experts of zeros."""
+    zeros = ExpertTensors(
+        torch.zeros(2 * INTERMEDIATE, HIDDEN, dtype=torch.bfloat16),
+        torch.zeros(HIDDEN, INTERMEDIATE, dtype=torch.bfloat16),
+    )
+    operator = choose_operator(_SPEC, torch.device("cpu"))
+    kernel = SlotKernel(_SPEC, operator, lambda _layer, _expert: zeros)
+    kernel.load(0, list(range(EXPERTS)))
+    return kernel
+
+
+class _OneView:
+    """`ViewSource` of a mesh that does not change."""
+
+    def __init__(self, view: MeshView) -> None:
+        self._view = view
+
+    def current(self) -> MeshView:
+        return self._view
+
+    def wait_change(self, seen: MeshView, timeout_s: float) -> bool:
+        return False
+
+    def join(self) -> Follower:
+        return Follower()
+
+    def leave(self, follower: Follower) -> None:
+        pass
+
+
+def compile_all() -> None:
+    """Takes seconds the first time and after an update, and little otherwise."""
+    epoch = _plan()
+    with tempfile.TemporaryDirectory(prefix="xm") as folder:
+        for tcp, coding in ((False, RowCoding.BF16), (True, RowCoding.BF16), (True, RowCoding.FP8)):
+            with _shards(Path(folder), tcp) as peers:
+                _send(_view(epoch, peers, coding))
+
+
+def _plan() -> PlanEpoch:
+    """Room for replicas, so that later calls have to choose; unequal shards, so that the planner
+    has to look for what is best."""
+    room = EXPERTS * 3 // 4
+    costs = [TYPICAL_COST.scaled(1.0 / (1 + n)) for n in range(SHARDS)]
+    capacities = [ShardCapacity(f"s{n}", room, cost, 1) for n, cost in enumerate(costs)]
+    return plan_mesh(_SPEC, capacities, "fill", 1).epoch
+
+
+@contextmanager
+def _shards(folder: Path, tcp: bool) -> Iterator[list[Peer]]:
+    """Shard servers in threads; over TCP they say that they are on another node."""
+    servers = [
+        ShardServer(
+            _SPEC,
+            _kernel(),
+            [parse_address("tcp:127.0.0.1:0" if tcp else f"unix:{folder}/s{number}")],
+            b"compile",
+        )
+        for number in range(SHARDS)
+    ]
+    threads = [threading.Thread(target=server.run) for server in servers]
+    for thread in threads:
+        thread.start()
+    try:
+        node = "elsewhere" if tcp else node_id()
+        yield [
+            Peer(f"s{number}", server.incarnation, node, tuple(server.addresses))
+            for number, server in enumerate(servers)
+        ]
+    finally:
+        for server in servers:
+            server.stop()
+        for thread in threads:
+            thread.join()
+
+
+def _view(epoch: PlanEpoch, peers: list[Peer], coding: RowCoding) -> MeshView:
+    return MeshView(
+        mesh="compile",
+        model_path="",
+        fingerprint="",
+        router_mode="embedded",
+        version=ViewVersion(1, 1),
+        soft_deadline_s=60.0,
+        call_deadline_s=120.0,
+        expert_wait_s=120.0,
+        epoch=epoch,
+        shards=tuple(peers),
+        rows_between_nodes=coding,
+    )
+
+
+def _send(view: MeshView) -> None:
+    dispatcher = Dispatcher(_OneView(view), b"compile")
+    chosen = np.random.default_rng(0)
+    for rows in BATCHES:
+        ids = torch.from_numpy(chosen.integers(0, EXPERTS, (rows, TOP_K), np.int32))
+        weights = torch.ones(rows, TOP_K)
+        call = dispatcher.send(0, torch.zeros(rows, HIDDEN, dtype=torch.bfloat16), weights, ids)
+        dispatcher.wait(call)
+    dispatcher.close()
+
+
+def main() -> None:
+    limit_threads(1)
+    began_s = time.monotonic()
+    compile_all()
+    print(f"compiled in {time.monotonic() - began_s:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
