@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 CONTROLLER = "controller"
 CONTROL_CONCURRENCY = 4
-"""Control calls a shard or router answers at once: its status while it loads, for example."""
+"""Control calls a component answers at once: its status while it loads, for example."""
+CONTROL_GROUP = "control"
+"""Ray concurrency group of an engine's control calls."""
 
 
 def start_controller(config: MeshConfig, run_dir: RunDir, secret: bytes) -> ActorHandle:
@@ -83,8 +85,10 @@ def start_engine(
     config: EngineConfig, threads: int, max_concurrency: int, spin_us: float
 ) -> ActorHandle:
     """One vLLM engine; max_concurrency bounds the requests it is handed at once."""
-    from actors.engine.engine import Engine
+    from actors.engine.engine import CONTROL_CALLS, Engine
 
+    for name in CONTROL_CALLS:
+        ray.method(concurrency_group=CONTROL_GROUP)(getattr(Engine, name))
     return _start(
         Engine,
         (config,),
@@ -94,6 +98,7 @@ def start_engine(
         # into its logs: the engine sets that itself, before it imports vLLM.
         environment=_environment(threads, spin_us),
         max_concurrency=max_concurrency,
+        concurrency_groups={CONTROL_GROUP: CONTROL_CONCURRENCY},
     )
 
 
@@ -114,11 +119,12 @@ def _start(
     environment: dict[str, str],
     max_concurrency: int,
     resources: dict[str, float] | None = None,
+    concurrency_groups: dict[str, int] | None = None,
 ) -> ActorHandle:
     # Ray knows GPU and NPU by options of their own; everything else is a custom resource.
     resources = dict(resources or {})
     return _handle(
-        ray.remote(actor_class)
+        ray.remote(concurrency_groups=concurrency_groups or {})(actor_class)  # type: ignore[call-overload]
         .options(
             name=name,
             num_cpus=num_cpus,

@@ -26,6 +26,11 @@ AsgiApp = Callable[
 MAX_PENDING_BYTES = 1 << 20
 """The application waits once this much of the body is not read yet."""
 
+
+class IncompleteResponseError(RuntimeError):
+    """An application ended before its response did: nobody may take what came for the whole."""
+
+
 DISCONNECT_GRACE_S = 5.0
 """How long an application may take to notice `http.disconnect` before it is cancelled."""
 
@@ -43,6 +48,7 @@ class _Exchange:
         self._headers: Headers = ()
         self._pending = bytearray()
         self._disconnected = False
+        self._whole = False
         self._complete = asyncio.Event()
         self._changed = asyncio.Condition()
 
@@ -67,6 +73,7 @@ class _Exchange:
             )
             self._pending += message.get("body", b"")
             if not message.get("more_body", False):
+                self._whole = True
                 self._complete.set()
             self._changed.notify_all()
 
@@ -106,6 +113,11 @@ class _Exchange:
     def started(self) -> bool:
         return self._status is not None
 
+    @property
+    def whole(self) -> bool:
+        """Whether the application has sent the end of its response."""
+        return self._whole
+
 
 def no_pace() -> float:
     """Items as soon as the reader takes them."""
@@ -119,8 +131,9 @@ async def call(
 
     `pace()` is asked before each chunk for the seconds to gather it.
 
-    An exception of the application is raised here if the response has not started; after that the
-    stream just ends, as a connection would.
+    Raises:
+        IncompleteResponseError: the application returned in the middle of its response.
+        Whatever the application raises before its response is complete.
     """
     exchange = _Exchange(request)
     task = asyncio.create_task(_run(app, request, exchange))
@@ -128,12 +141,17 @@ async def call(
         chunk, complete = await exchange.take()
         if not exchange.started:
             await task
-            raise RuntimeError(f"no response to {request.method} {request.path}")
+            raise IncompleteResponseError(f"no response to {request.method} {request.path}")
         yield exchange.start(chunk)
         while not complete:
             chunk, complete = await exchange.take(pace())
             if chunk:
                 yield chunk
+        if not exchange.whole:
+            await task
+            raise IncompleteResponseError(
+                f"the response to {request.method} {request.path} broke off"
+            )
     finally:
         await exchange.disconnect()
         await _finish(task)

@@ -22,10 +22,6 @@ DROPPED_ENVIRONMENT = (
 )
 """Variables that would let a request through, or keep it out, behind the gateway's back."""
 
-MAX_CONCURRENCY = 10_000
-"""For the engine actor's options: calls it takes at once. Each request is one call for as long as
-it runs, and `status` must never wait behind them; the gateway bounds the number of requests."""
-
 
 class EngineConfig(BaseModel):
     """Arguments of `Engine`. Invalid vLLM flags are found by `Engine.start`, which knows them."""

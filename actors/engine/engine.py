@@ -15,13 +15,13 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -31,6 +31,8 @@ from actors.engine.fate_sharing import PARENT_VARIABLE
 from actors.engine.flags import parse_flags
 from actors.engine.lifecycle import EngineState, check_transition
 from actors.engine.messages import EngineReply, HttpRequest, Refusal, ResponseStart
+from actors.engine.unavailable import telling_missing_experts
+from actors.vllm_plugin.register import ADDRESS_VARIABLE
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DRAIN_POLL_S = 0.05
 VLLM_SHUTDOWN_TIMEOUT_S = 1.0
@@ -54,11 +58,16 @@ a millisecond of CPU in several processes, which is time that vLLM and the exper
 MAX_PACE_S = 0.05
 """However many streams there are, none halts longer than this between two items."""
 
+CONTROL_CALLS = ("status", "check_health", "drain", "stop")
+"""Methods that never wait behind requests: the cluster module gives them a concurrency group of
+their own, which in Ray is an event loop of its own. They look at the engine from its main one, so a
+hanging engine does not look well."""
+
 _EXTENSION = "actors.engine.worker_extension.ParameterReport"
 
 
 class Engine:
-    """vLLM behind actor calls. Every method is a coroutine of the actor's one event loop."""
+    """vLLM behind actor calls. Everything runs in the event loop that `start` is called in."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
@@ -69,6 +78,7 @@ class Engine:
         self._app: Any = None
         self._parameter_bytes: int | None = None
         self._max_running = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._cleanup = contextlib.AsyncExitStack()
         # vLLM's processes are tied to the life of the thread that starts them (`fate_sharing`),
         # so this thread must live as long as they do.
@@ -80,6 +90,7 @@ class Engine:
         Raises `InvalidFlagError` for a flag that vLLM refuses, and vLLM's own errors otherwise;
         the engine is dead after either.
         """
+        self._loop = asyncio.get_running_loop()
         self._move(EngineState.LOADING, f"loading {self._config.model}")
         began_s = time.monotonic()
         try:
@@ -116,6 +127,32 @@ class Engine:
 
     async def status(self) -> dict[str, Any]:
         """What the engine is doing, in terms of the mesh's `ComponentStatus` and a few more."""
+        return await self._in_main_loop(self._status())
+
+    async def check_health(self) -> None:
+        """Raise `RuntimeError` unless the engine serves or drains."""
+        await self._in_main_loop(self._check_health())
+
+    async def drain(self, timeout_s: float) -> int:
+        """Refuse new requests and wait for the running ones.
+
+        Returns the number of requests that are still running after `timeout_s`.
+        """
+        return await self._in_main_loop(self._drain(timeout_s))
+
+    async def stop(self) -> None:
+        """Abort what runs and end vLLM's processes; calling it again does nothing.
+
+        An engine that is still loading stops too: its `start` raises.
+        """
+        await self._in_main_loop(self._stop())
+
+    async def _in_main_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop is None or self._loop is asyncio.get_running_loop():
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    async def _status(self) -> dict[str, Any]:
         self._notice_death()
         return {
             "id": self._config.engine_id,
@@ -129,17 +166,12 @@ class Engine:
             "max_running": self._max_running,
         }
 
-    async def check_health(self) -> None:
-        """Raise `RuntimeError` unless the engine serves or drains."""
+    async def _check_health(self) -> None:
         self._notice_death()
         if self._state not in {EngineState.READY, EngineState.DRAINING}:
             raise RuntimeError(f"engine is {self._state}: {self._detail}")
 
-    async def drain(self, timeout_s: float) -> int:
-        """Refuse new requests and wait for the running ones.
-
-        Returns the number of requests that are still running after `timeout_s`.
-        """
+    async def _drain(self, timeout_s: float) -> int:
         if self._state is EngineState.READY:
             self._move(EngineState.DRAINING, "finishing its requests")
         deadline_s = time.monotonic() + timeout_s
@@ -147,11 +179,7 @@ class Engine:
             await asyncio.sleep(DRAIN_POLL_S)
         return self._in_flight
 
-    async def stop(self) -> None:
-        """Abort what runs and end vLLM's processes; calling it again does nothing.
-
-        An engine that is still loading stops too: its `start` raises.
-        """
+    async def _stop(self) -> None:
         if self._state is not EngineState.DEAD:
             self._move(EngineState.DEAD, "stopped")
         await self._release()
@@ -173,7 +201,7 @@ class Engine:
         if args.worker_extension_cls == _EXTENSION:
             self._parameter_bytes = sum(await llm.collective_rpc("expertmesh_parameter_bytes"))
         self._max_running = llm.vllm_config.scheduler_config.max_num_seqs
-        self._app = app
+        self._app = telling_missing_experts(app)
 
     def _set_environment(self) -> None:
         for name in DROPPED_ENVIRONMENT:
@@ -186,7 +214,13 @@ class Engine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from actors.engine.mesh_llm import MeshLLM
+        from actors.vllm_plugin.vllm_config import (
+            refuse_unsupported,
+            split_graphs,
+            use_mesh_scheduler,
+        )
 
         flags = {
             "disable_fastapi_docs": True,
@@ -198,8 +232,13 @@ class Engine:
         args = parse_flags(self._config.model, self._config.served_model_name, flags)
         context = UsageContext.OPENAI_API_SERVER
         engine_args = AsyncEngineArgs.from_cli_args(args)
-        llm = AsyncLLM.from_vllm_config(
-            vllm_config=engine_args.create_engine_config(usage_context=context),
+        vllm_config = engine_args.create_engine_config(usage_context=context)
+        if ADDRESS_VARIABLE in os.environ:
+            refuse_unsupported(vllm_config)
+            use_mesh_scheduler(vllm_config)
+            split_graphs(vllm_config.compilation_config)
+        llm = MeshLLM.from_vllm_config(
+            vllm_config=vllm_config,
             usage_context=context,
             enable_log_requests=engine_args.enable_log_requests,
             aggregate_engine_logging=engine_args.aggregate_engine_logging,

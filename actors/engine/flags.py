@@ -32,6 +32,7 @@ OWNED_FLAGS = {
     "headless": "an engine is one process group; add engines instead",
     "api_server_count": "an engine has one front end; add engines instead",
     "data_parallel_size": "engines are independent; add engines instead",
+    "scheduler_cls": "the engine's scheduler ends the requests of steps that lacked experts",
     "config": "name the flags one by one",
     "help": "run `vllm serve --help=all` to read about flags",
 }

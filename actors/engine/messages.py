@@ -7,6 +7,12 @@ import nothing but the standard library, so that the gateway needs no vLLM.
 
 from dataclasses import dataclass
 
+ERROR_HEADER = b"x-expertmesh-error"
+EXPERTS_UNAVAILABLE = "experts_unavailable"
+"""What an engine says in that header of a 503, and as the code of a stream's error event: the
+request needs experts that no living shard holds. The engine itself is well, and any other would say
+the same."""
+
 Headers = tuple[tuple[bytes, bytes], ...]
 """Header lines as ASGI has them: lower-case names, latin-1 bytes."""
 

@@ -4,34 +4,85 @@ Where vLLM compiles a model it traces the MoE layers of a CPU engine too, down t
 cannot. An operator is a node of the graph instead; what lies between the two in the trace (shared
 experts) is computed while the rows are away, as in eager mode, since the second one needs what the
 first one returns.
+
+With tensor parallelism every rank has all rows, and vLLM adds up what the ranks return (together
+with their parts of the shared experts). So each rank sends its own slice of the rows and returns
+zeros for the others: every row is computed once, and the sum over ranks holds it once.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from actors.dispatch.backend import ExpertUnavailable
+from actors.vllm_plugin import failed_step
 from actors.vllm_plugin.connection import backend
 
-_away: dict[int, Any] = {}
+
+@dataclass(frozen=True, slots=True)
+class _Away:
+    """A call with the rows from `first` on; None where there is nothing to wait for."""
+
+    call: Any
+    first: int
+    rank: int
+
+
+_away: dict[int, _Away] = {}
 """Calls on their way, by number."""
 _last = 0
 
 
+def slice_of(rank: int, ranks: int, rows: int) -> tuple[int, int]:
+    """(first, last + 1) of the rows that one rank sends; slices differ by one row at most."""
+    return rows * rank // ranks, rows * (rank + 1) // ranks
+
+
 def send_rows(
-    rows: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, layer: int
+    rows: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    layer: int,
+    rank: int,
+    ranks: int,
 ) -> torch.Tensor:
-    """int64 [1]: the number of a call with rows [T, H], for `wait_sums`."""
+    """int64 [1]: the number of a call with this rank's slice of rows [T, H], for `wait_sums`."""
     global _last  # noqa: PLW0603 - vLLM runs a model in one thread
     _last += 1
-    cpu_rows = rows.to(device="cpu", dtype=torch.bfloat16)
-    _away[_last] = backend().send(layer, cpu_rows, topk_weights.cpu(), topk_ids.cpu())
+    first, last = slice_of(rank, ranks, len(rows))
+    call = None
+    if first < last and not failed_step.is_current():
+        own = slice(first, last)
+        cpu_rows = rows[own].to(device="cpu", dtype=torch.bfloat16)
+        try:
+            call = backend().send(layer, cpu_rows, topk_weights[own].cpu(), topk_ids[own].cpu())
+        except ExpertUnavailable as error:
+            failed_step.declare(error, rank)
+    _away[_last] = _Away(call, first, rank)
     return torch.tensor([_last])
 
 
 def wait_sums(call: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """[T, H] like rows: the weighted sums of each row's experts."""
-    sums = backend().wait(_away.pop(int(call)))
-    return sums.to(device=rows.device, dtype=rows.dtype)
+    """[T, H] like rows: the weighted sums of each row's experts; zeros for other ranks' rows.
+
+    Zeros for all rows in a step that failed (`failed_step`).
+    """
+    away = _away.pop(int(call))
+    if away.call is not None:
+        try:
+            sums = backend().wait(away.call).to(device=rows.device, dtype=rows.dtype)
+        except ExpertUnavailable as error:
+            failed_step.declare(error, away.rank)
+        else:
+            return sums if len(sums) == len(rows) else _among_zeros(sums, away.first, rows)
+    return torch.zeros_like(rows)
+
+
+def _among_zeros(sums: torch.Tensor, first: int, rows: torch.Tensor) -> torch.Tensor:
+    out = torch.zeros_like(rows)
+    out[first : first + len(sums)] = sums
+    return out
 
 
 def _fake_call(*_: Any) -> torch.Tensor:
@@ -43,7 +94,10 @@ def _fake_sums(_: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 _library = torch.library.Library("expertmesh", "DEF")  # type: ignore[no-untyped-call]
-_library.define("send_rows(Tensor rows, Tensor topk_weights, Tensor topk_ids, int layer) -> Tensor")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "send_rows(Tensor rows, Tensor topk_weights, Tensor topk_ids, int layer, int rank, int ranks)"
+    " -> Tensor"
+)
 _library.define("wait_sums(Tensor call, Tensor rows) -> Tensor")  # type: ignore[no-untyped-call]
 # Rows may live on any device; the call's number is on the CPU.
 _library.impl("send_rows", send_rows, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]

@@ -37,7 +37,9 @@ def register() -> None:
     if address:
         from actors.vllm_plugin.loader import register_loader
         from actors.vllm_plugin.routed_experts import register_routed_experts
+        from actors.vllm_plugin.step_marks import create_marks
 
+        create_marks()
         register_routed_experts()
         register_loader()
         log.info("routed experts are served by the mesh at %s", address)

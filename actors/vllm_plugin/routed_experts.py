@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 
 import torch
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
@@ -21,6 +22,7 @@ from vllm.model_executor.models.gpt_oss import GptOssRoutedExperts
 
 from actors.vllm_plugin import opaque_ops
 from actors.vllm_plugin.connection import connect_mesh
+from actors.vllm_plugin.vllm_config import refuse_unsupported
 
 LAYER_INDEX = re.compile(r"\.layers\.(\d+)\.")
 
@@ -70,9 +72,12 @@ class RemoteExpertsMethod(FusedMoEMethodBase):
         shared_experts: SharedExperts | None,
         shared_experts_input: torch.Tensor | None,
     ) -> torch.Tensor:
-        """x: [T, H]; topk_weights, topk_ids: [T, K] logical. Returns [T, H] in x's type."""
+        """x: [T, H]; topk_weights, topk_ids: [T, K] logical. Returns [T, H] in x's type, of which
+        vLLM adds up what all tensor-parallel ranks return."""
         mesh = torch.ops.expertmesh if torch.compiler.is_compiling() else opaque_ops
-        call = mesh.send_rows(x, topk_weights, topk_ids, self._layer_index)
+        call = mesh.send_rows(
+            x, topk_weights, topk_ids, self._layer_index, self.moe.tp_rank, self.moe.tp_size
+        )
         if shared_experts is not None:
             shared_experts(shared_experts_input, SharedExpertsOrder.MK_INTERNAL_OVERLAPPED)
         sums: torch.Tensor = mesh.wait_sums(call, x)
@@ -85,6 +90,7 @@ class RemoteRoutedExperts(RoutedExperts):
     def _get_quant_method(
         self, prefix: str, quant_config: QuantizationConfig | None, moe_config: FusedMoEConfig
     ) -> FusedMoEMethodBase:
+        refuse_unsupported(get_current_vllm_config())
         return RemoteExpertsMethod(moe_config, check_layer(prefix, moe_config))
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterable[str]:

@@ -123,7 +123,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             reset_backend()  # the router mode may have changed
         runs[name] = asdict(generate(llm, request))
     assert llm is not None
-    (parameter_bytes,) = llm.collective_rpc("expertmesh_parameter_bytes")
+    parameter_bytes = sum(llm.collective_rpc("expertmesh_parameter_bytes"))
     return {"runs": runs, "parameter_bytes": parameter_bytes}
 
 

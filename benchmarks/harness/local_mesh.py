@@ -76,7 +76,7 @@ class LocalMesh:
         self.address = f"unix:{folder}/directory"
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._thread.start()
         self._do(self._directory.listen([parse_address(self.address)]))
         return self
@@ -96,11 +96,13 @@ class LocalMesh:
         mode: str = "embedded",
         tcp: bool = False,
         rows: RowCoding = RowCoding.BF16,
+        expert_wait_s: float = 30.0,
     ) -> MeshView:
         """Replace the shards (and router) by these, plan, load, publish; returns the view.
 
         Subscribers follow when this returns. With `tcp` shards listen on TCP and say they are on
-        another node; `rows` is then how rows travel to them.
+        another node; `rows` is then how rows travel to them. expert_wait_s: how long dispatchers
+        wait for an expert that no shard holds.
         """
         old, self._processes = self._processes, []
         self._epoch += 1
@@ -123,7 +125,8 @@ class LocalMesh:
             mesh="local", model_path=str(self._model_path),
             fingerprint=fingerprint(self._model_path), router_mode=mode,
             version=self._directory.next_version, soft_deadline_s=5.0,
-            call_deadline_s=30.0, expert_wait_s=30.0, epoch=plan.epoch, rows_between_nodes=rows,
+            call_deadline_s=30.0, expert_wait_s=expert_wait_s, epoch=plan.epoch,
+            rows_between_nodes=rows,
             shards=tuple(
                 _peer(f"s{n}", info, shape.speed, "elsewhere" if tcp else info["node"])
                 for n, (info, shape) in enumerate(zip(infos, shards, strict=True))

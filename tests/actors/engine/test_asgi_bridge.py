@@ -191,10 +191,35 @@ def test_an_app_that_returns_without_an_answer_raises():
         asyncio.run(collect(app))
 
 
-def test_an_app_that_fails_in_the_middle_ends_the_stream():
+def test_an_app_that_fails_in_the_middle_does_not_look_complete():
     async def app(_scope, _receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"part", "more_body": True})
+        await begin(send)
         raise ZeroDivisionError
 
-    assert asyncio.run(collect(app)) == [ResponseStart(200, (), b"part")]
+    assert asyncio.run(collect_until(ZeroDivisionError, app)) == [ResponseStart(200, (), b"part")]
+
+
+def test_an_app_that_returns_in_the_middle_does_not_look_complete():
+    async def app(_scope, _receive, send):
+        await begin(send)
+
+    items = asyncio.run(collect_until(asgi_bridge.IncompleteResponseError, app))
+    assert items == [ResponseStart(200, (), b"part")]
+
+
+async def begin(send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"part", "more_body": True})
+
+
+async def collect_until(error, app):
+    """What came before `error`, which has to come."""
+    items = []
+
+    async def read():
+        async for item in asgi_bridge.call(app, REQUEST):
+            items.append(item)
+
+    with pytest.raises(error):
+        await read()
+    return items

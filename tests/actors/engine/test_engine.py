@@ -9,13 +9,15 @@ from actors.engine.config import EngineConfig
 from actors.engine.messages import HttpRequest, Refusal, ResponseStart
 from orchestrator.engine_settings import EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR
 from tests.checkpoints.make import make_checkpoint
-from tests.orchestrator.gateway.ray_fakes import private_ray, start_actor
+from tests.orchestrator.gateway.ray_fakes import private_ray
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray]
 
 BODY = {"model": "tiny", "prompt": "The quick brown fox", "max_tokens": 4}
 HEADERS = ((b"content-type", b"application/json"),)
 REQUEST = HttpRequest("POST", "/v1/completions", b"", HEADERS, json.dumps(BODY).encode())
+LONG_BODY = BODY | {"max_tokens": 400, "ignore_eos": True, "stream": True}
+LONG = HttpRequest("POST", "/v1/completions", b"", HEADERS, json.dumps(LONG_BODY).encode())
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +32,12 @@ def ray_session():
 
 
 def start_engine(name, model, **flags):
-    from actors.engine.engine import Engine
+    """An actor that takes one request at a time."""
+    from orchestrator import cluster
 
-    flags = {EXECUTOR_FLAG: ONE_PROCESS_EXECUTOR, **flags}
+    flags = {EXECUTOR_FLAG: ONE_PROCESS_EXECUTOR, "enforce_eager": True, **flags}
     config = EngineConfig(engine_id=name, model=model, served_model_name="tiny", flags=flags)
-    return start_actor(Engine, name, config)
+    return cluster.start_engine(config, threads=1, max_concurrency=1, spin_us=0.0)
 
 
 def handle(engine, request=REQUEST):
@@ -69,6 +72,15 @@ def test_an_engine_whose_core_dies_refuses_and_cleans_up(model):
     (answer,) = handle(engine)
     assert isinstance(answer, ResponseStart)
     assert json.loads(answer.body)["usage"]["completion_tokens"] == 4
+
+    # A request that runs for long, and one that has to wait for it: control calls do not.
+    running = engine.handle.options(num_returns="streaming").remote(LONG)
+    waiting = engine.handle.options(num_returns="streaming").remote(REQUEST)
+    ray.get(next(running))
+    assert ray.get(engine.status.remote())["in_flight"] == 1
+    ray.get(engine.check_health.remote())
+    ray.cancel(running)
+    assert ray.get(next(waiting)).status == 200
 
     actor = psutil.Process(ray.get(engine.status.remote())["pid"])
     (core,) = [p for p in actor.children() if "EngineCore" in p.name()]

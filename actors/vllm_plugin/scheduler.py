@@ -1,0 +1,92 @@
+"""vLLM's schedulers, ending the requests of steps whose experts were unavailable.
+
+A failed step has written KV entries that are not the model's. So all requests of the steps in
+flight end with an error, and the prefix cache is emptied: whatever was computed in such a step can
+be found by nobody. Steps are in flight together under asynchronous scheduling only, where a later
+one continues the requests of the failed one.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from actors.engine.messages import EXPERTS_UNAVAILABLE
+from actors.vllm_plugin.step_marks import open_marks
+
+Outputs = dict[int, EngineCoreOutputs]
+
+
+class FailedSteps:
+    """Looks after each step whether a worker counted a failure."""
+
+    def __init__(self) -> None:
+        self._marks = open_marks()
+        self._seen = 0
+        if self._marks is not None:
+            self._seen = self._marks.failures()
+            self._marks.watch()
+
+    def end_requests(self, scheduler: Scheduler) -> list[Request]:
+        """The requests that a failure ended, freed; empty after a good step."""
+        if self._marks is None:
+            return []
+        failures = self._marks.failures()
+        if failures == self._seen:
+            return []
+        self._seen = failures
+        in_flight = [r.request_id for r in scheduler.requests.values() if r.num_in_flight_tokens]
+        ended = scheduler.finish_requests(in_flight, RequestStatus.FINISHED_ERROR)
+        cache = scheduler.kv_cache_manager
+        cache.evict_blocks(set(range(len(cache.block_pool.blocks))))
+        return ended
+
+
+def add_errors(outputs: Outputs, ended: Iterable[Request]) -> Outputs:
+    """`outputs` of a step, with the end of each of these requests."""
+    for request in ended:
+        output = EngineCoreOutput(
+            request_id=request.request_id,
+            new_token_ids=[],
+            finish_reason=request.get_finished_reason(),
+            stop_reason=EXPERTS_UNAVAILABLE,
+            events=request.take_events(),
+            trace_headers=request.trace_headers,
+        )
+        outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(output)
+    return outputs
+
+
+class MeshScheduler(Scheduler):
+    """vLLM's scheduler for one step at a time."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._failed_steps = FailedSteps()
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> Outputs:
+        ended = self._failed_steps.end_requests(self)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        return add_errors(outputs, ended)
+
+
+class MeshAsyncScheduler(AsyncScheduler):
+    """vLLM's scheduler for a step while the one before it runs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._failed_steps = FailedSteps()
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> Outputs:
+        ended = self._failed_steps.end_requests(self)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        return add_errors(outputs, ended)

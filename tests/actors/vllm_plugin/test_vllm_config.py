@@ -1,0 +1,85 @@
+"""What an engine of a mesh refuses, in vLLM's own configuration."""
+
+import pytest
+
+from tests.checkpoints.make import make_checkpoint
+
+pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture(scope="module")
+def config_of(tmp_path_factory):
+    from vllm.engine.arg_utils import EngineArgs
+
+    model = str(make_checkpoint("qwen3_moe", tmp_path_factory.mktemp("model")))
+    return lambda **flags: EngineArgs(model=model, **flags).create_engine_config()
+
+
+@pytest.mark.parametrize(
+    ("flag", "flags"),
+    [
+        ("enable_expert_parallel", {"enable_expert_parallel": True, "tensor_parallel_size": 2}),
+        ("pipeline_parallel_size", {"pipeline_parallel_size": 2}),
+        ("data_parallel_size", {"data_parallel_size": 2}),
+        ("enable_lora", {"enable_lora": True}),
+    ],
+)
+def test_refused_by_name_in_one_line(config_of, flag, flags):
+    from actors.vllm_plugin.vllm_config import refuse_unsupported
+
+    with pytest.raises(ValueError, match=f"mesh does not support: .*{flag}: ") as refused:
+        refuse_unsupported(config_of(**flags))
+    assert "\n" not in str(refused.value)
+
+
+def test_tensor_parallelism_is_supported(config_of):
+    from actors.vllm_plugin.vllm_config import refuse_unsupported, use_mesh_scheduler
+
+    config = config_of(tensor_parallel_size=2)
+    refuse_unsupported(config)
+    use_mesh_scheduler(config)
+    assert config.scheduler_config.get_scheduler_cls().__name__ == "MeshScheduler"
+
+
+def test_asynchronous_scheduling_stays(config_of):
+    from actors.vllm_plugin.vllm_config import use_mesh_scheduler
+
+    config = config_of()
+    config.scheduler_config.async_scheduling = True
+    use_mesh_scheduler(config)
+    assert config.scheduler_config.get_scheduler_cls().__name__ == "MeshAsyncScheduler"
+
+
+def test_the_mesh_splits_cuda_graphs():
+    from vllm.config import CompilationConfig, CUDAGraphMode
+
+    from actors.vllm_plugin.vllm_config import MESH_OPERATORS, split_graphs
+
+    for mode in (CUDAGraphMode.FULL_AND_PIECEWISE, CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE):
+        config = CompilationConfig(cudagraph_mode=mode, splitting_ops=["vllm::unified_attention"])
+        split_graphs(config)
+        split_graphs(config)
+        assert config.splitting_ops == ["vllm::unified_attention", *MESH_OPERATORS]
+        assert config.cudagraph_mode is CUDAGraphMode.PIECEWISE
+
+
+def test_graphs_that_cannot_be_split_are_off():
+    from vllm.config import CompilationConfig, CUDAGraphMode
+
+    from actors.vllm_plugin.vllm_config import split_graphs
+
+    config = CompilationConfig(cudagraph_mode=CUDAGraphMode.FULL, splitting_ops=[])
+    split_graphs(config)
+    assert config.cudagraph_mode is CUDAGraphMode.NONE
+
+
+def test_the_operators_have_these_names():
+    import torch
+    import vllm.model_executor.layers.fused_moe.runner.moe_runner  # noqa: F401 - and these
+
+    from actors.vllm_plugin import opaque_ops  # noqa: F401 - defines them
+    from actors.vllm_plugin.vllm_config import MESH_OPERATORS
+
+    for name in MESH_OPERATORS:
+        library, _, operator = name.partition("::")
+        assert hasattr(getattr(torch.ops, library), operator)
