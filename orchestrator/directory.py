@@ -50,6 +50,8 @@ class Directory:
         self._secret = secret
         self._servers: list[asyncio.Server] = []
         self._writers: dict[Subscriber, asyncio.StreamWriter] = {}
+        self._connections: dict[asyncio.Task, asyncio.StreamWriter] = {}
+        """Of all sockets, also those that have not greeted yet, by the task that serves them."""
         self._version = ViewVersion(term, 0)
         self._view: MeshView | None = None
         self._messages: dict[ViewVersion, bytes] = {}
@@ -71,10 +73,13 @@ class Directory:
             self._servers.append(server)
 
     async def close(self) -> None:
+        """Close the sockets; returns when nothing of the connections is left."""
         for server in self._servers:
             server.close()
-        for writer in list(self._writers.values()):
-            writer.close()
+        for writer in self._connections.values():
+            writer.transport.abort()
+        if self._connections:
+            await asyncio.wait(self._connections)
 
     # -- views
 
@@ -156,6 +161,9 @@ class Directory:
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, proven: bool
     ) -> None:
+        serving = asyncio.current_task()
+        assert serving is not None
+        self._connections[serving] = writer
         subscriber: Subscriber | None = None
         sending: asyncio.Task[None] | None = None
         try:
@@ -186,6 +194,7 @@ class Directory:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+            del self._connections[serving]
 
     async def _challenge(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         challenge = Challenge(self._secret)

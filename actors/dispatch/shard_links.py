@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from actors.dispatch.connector import same_links
 from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.peer_links import PeerLinks
 from actors.dispatch.view_source import ViewSource
@@ -63,12 +64,33 @@ class ShardLinks(PeerLinks):
         """Adopt a new view and see which links there are."""
         view = self._views.current()
         if view is not self._view:
-            if self._view is None:
-                self.connector.wait_tried(FIRST_LINKS_S)
-            self._view = view
-            self.want(view.shards)
+            self._adopt(view)
         self.refresh(time.monotonic())
         return view
+
+    def _adopt(self, view: MeshView) -> None:
+        before, self._view = self._view, view
+        if before is None:
+            self.connector.wait_tried(FIRST_LINKS_S)
+        if before is None or not same_links(before.shards, view.shards):
+            self.want(view.shards)
+        elif before.rows_between_nodes is view.rows_between_nodes:
+            self._take_costs(before, view)
+        else:
+            self.changes += 1
+
+    def _take_costs(self, before: MeshView, view: MeshView) -> None:
+        """The links are the same; what calls on them cost may not be."""
+        if self._tabulated != self.changes:
+            return  # comes with the next table
+        for shard, (old, new) in enumerate(zip(before.shards, view.shards, strict=True)):
+            if old is not new:
+                cost = new.cost
+                self._table.service[shard, :SCALE] = cost.call_s, cost.read_s, cost.row_s
+        self._cost = view.cost.copy()
+        for shard, link in enumerate(self._table.links):
+            if link is not None and self.is_late(link):
+                self._cost[shard] = np.inf
 
     @property
     def table(self) -> LinkTable:

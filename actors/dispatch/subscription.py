@@ -13,7 +13,9 @@ import logging
 import os
 import select
 import socket
+import sys
 import threading
+from collections.abc import Iterator
 
 from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.view_coding import decode_view
@@ -33,6 +35,19 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 ADOPTION_CHECK_MS = 5
 """How often dispatchers with calls under way are looked at while a view is to be acknowledged."""
+USUAL_SWITCH_S = sys.getswitchinterval()
+BRIEF_SWITCH_S = 20e-6
+"""How long a thread that waits for Python's lock lets this one keep it while a view is decoded."""
+
+
+@contextlib.contextmanager
+def _yielding() -> Iterator[None]:
+    """Give Python's lock soon to whoever asks for it, as a dispatcher between two waits does."""
+    sys.setswitchinterval(BRIEF_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(USUAL_SWITCH_S)
 
 
 class Subscription:
@@ -157,7 +172,8 @@ class Subscription:
         acknowledged = True
         while not self._stopping.is_set():
             if readable.poll(None if acknowledged else ADOPTION_CHECK_MS):
-                sent = decode_view(*receive_message(sock), sent)
+                with _yielding():
+                    sent = decode_view(*receive_message(sock), sent)
                 self._heard = True
                 if self._take(sent):
                     acknowledged = False

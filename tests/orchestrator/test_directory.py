@@ -375,3 +375,19 @@ def test_a_view_that_is_too_large_is_not_published(tmp_path: Path) -> None:
         await directory.publish(replace(view(), epoch=epoch([[0, 1, 2], [2, 3]])))
 
     run(test, tmp_path)
+
+
+def test_nothing_is_left_after_close(tmp_path: Path) -> None:
+    async def test(directory: Directory, local: Address, remote: Address) -> None:
+        await directory.publish(view())
+        reader, greeting = Reader(local), connect(remote, WAIT_S)
+        await reader.receive()
+        await until(lambda: len(directory._connections) == 2)
+        await directory.close()
+        await directory.close()
+        assert directory.subscribers == []
+        assert len(asyncio.all_tasks()) == 1, "the test itself"
+        assert await asyncio.to_thread(closed_by_peer, reader.sock)
+        assert await asyncio.to_thread(closed_by_peer, greeting)
+
+    run(test, tmp_path)
