@@ -1,0 +1,184 @@
+"""From a `PlanRequest` to a `Proposal`, by the planner in `placement`. The one place in the control
+plane that knows of layers and experts. Pure, but slow: a runner calls it in a thread.
+
+Every shard keeps room for one copy free, so that two shards can always exchange copies.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.control.batching import bytes_of
+from orchestrator.control.keys import EXPERT, NO_KEYS, Copies, Keys, PlacedKey, minus
+from orchestrator.control.plan_request import PlanRequest, Proposal, ShardRoom
+from placement.decision import Action, decide
+from placement.planner import plan_placement
+from placement.types import EMPTY, IntArray
+
+NUDGE_COPIES = 4
+"""Copies per layer that a nudge may load."""
+
+
+class NoPlan(ValueError):
+    """There is no placement for this request; the message says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The order in which arrays list layers and experts."""
+
+    layers: tuple[int, ...]
+    experts: int
+
+    @classmethod
+    def of(cls, keys: Keys) -> "Grid":
+        """The grid of the experts among `keys`.
+
+        Raises:
+            NoPlan: other kinds of keys, or layers with gaps in their experts.
+        """
+        others = {key.kind for key in keys} - {EXPERT}
+        if others:
+            raise NoPlan(f"no planner for keys of kind {', '.join(sorted(others))}")
+        layers = tuple(sorted({key.group for key in keys}))
+        experts = max((key.number for key in keys), default=-1) + 1
+        if len(keys) != len(layers) * experts:
+            raise NoPlan(f"{len(keys)} keys are not {len(layers)} layers of {experts} experts")
+        return cls(layers, experts)
+
+    def array(self, copies: Copies, shards: Sequence[str]) -> IntArray:
+        """int32 [L, D, S] experts per slot of `shards`."""
+        row = {layer: number for number, layer in enumerate(self.layers)}
+        held: list[list[list[int]]] = [[[] for _ in shards] for _ in self.layers]
+        for device, shard in enumerate(shards):
+            for key in sorted(copies.get(shard, NO_KEYS)):
+                held[row[key.group]][device].append(key.number)
+        slots = max((len(one) for layer in held for one in layer), default=0)
+        array = np.full((len(self.layers), len(shards), max(slots, 1)), EMPTY, np.int32)
+        for layer, devices in enumerate(held):
+            for device, experts in enumerate(devices):
+                array[layer, device, : len(experts)] = experts
+        return array
+
+    def copies(self, experts: IntArray, shards: Sequence[str]) -> dict[str, Keys]:
+        """The inverse of `array`."""
+        return {
+            shard: frozenset(
+                PlacedKey(EXPERT, self.layers[layer], int(expert))
+                for layer, expert in self._held(experts[:, device])
+            )
+            for device, shard in enumerate(shards)
+        }
+
+    @staticmethod
+    def _held(slots: IntArray) -> list[tuple[int, int]]:
+        return [
+            (int(layer), int(slots[layer, slot])) for layer, slot in np.argwhere(slots != EMPTY)
+        ]
+
+
+def make_plan(request: PlanRequest) -> Proposal:
+    """Place the keys, or keep the placement where no copy would pay.
+
+    Raises:
+        NoPlan: too little memory, or keys that no planner knows.
+    """
+    grid = Grid.of(request.keys)
+    shards = sorted(request.shards)
+    slots = _slots(grid, request.shards, shards, request.min_copies)
+    rate = np.array([request.shards[shard].rate for shard in shards])
+    shape = (len(grid.layers), grid.experts)
+    load = np.ones(shape) if request.load is None else request.load
+    if request.anew:
+        return _propose(request, grid, shards, slots, rate, load, None, request.reason)
+    current = grid.array(request.current, shards)
+    planned_load = load if request.planned_load is None else request.planned_load
+    decision = decide(load, planned_load, current, rate, slots)
+    if decision.action is Action.KEEP:
+        return Proposal(
+            target=request.current,
+            balance=decision.balance,
+            predicted=decision.balance,
+            possible=decision.possible,
+            bytes=0,
+            load=load,
+            reason=decision.reason,
+            dry_run=request.dry_run,
+        )
+    budget = NUDGE_COPIES if decision.action is Action.NUDGE else None
+    return _propose(request, grid, shards, slots, rate, load, budget, decision.reason)
+
+
+def _propose(
+    request: PlanRequest,
+    grid: Grid,
+    shards: list[str],
+    slots: NDArray[np.int64],
+    rate: NDArray[np.float64],
+    load: NDArray[np.float64],
+    budget: int | None,
+    reason: str,
+) -> Proposal:
+    current = grid.array({shard: request.current.get(shard, NO_KEYS) for shard in shards}, shards)
+    try:
+        placement = plan_placement(
+            load,
+            rate,
+            slots,
+            current=current,
+            max_moves_per_layer=budget,
+            min_copies=request.min_copies,
+        )
+    except ValueError as error:
+        raise NoPlan(str(error)) from error
+    target = grid.copies(placement.experts, shards)
+    loaded = minus(target, request.current)
+    return Proposal(
+        target={shard: keys for shard, keys in target.items() if keys},
+        balance=_balance(load, current, rate, slots),
+        predicted=placement.balance,
+        possible=placement.bound,
+        bytes=sum(bytes_of(keys, request.shards[shard]) for shard, keys in loaded.items()),
+        load=load,
+        reason=f"{reason}; {placement.reason}",
+        dry_run=request.dry_run,
+        anew=request.anew,
+    )
+
+
+def _balance(
+    load: NDArray[np.float64],
+    current: IntArray,
+    rate: NDArray[np.float64],
+    slots: NDArray[np.int64],
+) -> float:
+    """Of the placement as it is; 0 where it leaves an expert out."""
+    for row in current:
+        if np.unique(row[row != EMPTY]).size < load.shape[1]:
+            return 0.0
+    return decide(load, load, current, rate, slots).balance
+
+
+def _slots(
+    grid: Grid, rooms: Mapping[str, ShardRoom], shards: list[str], min_copies: int
+) -> NDArray[np.int64]:
+    """[L, D] experts each shard may hold of each layer: its memory spread evenly over the layers,
+    less one copy that stays free for exchanges."""
+    L = len(grid.layers)
+    slots = np.zeros((L, len(shards)), np.int64)
+    for device, shard in enumerate(shards):
+        room = rooms[shard]
+        fit = room.capacity_bytes // room.key_bytes[EXPERT] - 1
+        total = min(max(fit, 0), L * grid.experts)
+        slots[:, device] = total // L
+        slots[: total % L, device] += 1
+    least = min_copies * grid.experts
+    if not len(shards) or (slots.sum(axis=1) < least).any():
+        have = int(slots.sum())
+        raise NoPlan(
+            f"{len(shards)} shards have room for {have} copies, {min_copies} of each of "
+            f"{L * grid.experts} experts are needed: add shards or memory"
+        )
+    return slots

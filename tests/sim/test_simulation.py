@@ -1,0 +1,233 @@
+"""Random faults on simulated meshes, with the invariants checked after every event.
+
+A failing seed prints the end of its event trace and the call that replays it.
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.control.keys import NO_KEYS
+from orchestrator.control.lifecycle import Life
+from orchestrator.control.plan_request import PlanRequest, Proposal
+from orchestrator.control.settings import Settings
+from tests.sim.faults import Faults
+from tests.sim.mesh import Shape, SimMesh
+from tests.sim.scenario import check_healed, simulate
+
+SMALL = Shape(routers=1, load_fails=0.05, crash=0.002)
+TWO_COPIES = Shape(shards=6, capacity=9, experts=8, load_fails=0.02, crash=0.01)
+SHORT = Settings(suspect_limit_s=8.0, stable_s=60.0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_everything_heals_after_random_faults(seed: int) -> None:
+    simulate(seed, SMALL)
+
+
+@pytest.mark.parametrize("seed", range(100, 108))
+def test_two_copies_of_everything(seed: int) -> None:
+    simulate(seed, TWO_COPIES, settings=replace(SHORT, min_copies=2))
+
+
+def test_a_seed_replays() -> None:
+    first, second = simulate(7, SMALL, heal_s=60.0), simulate(7, SMALL, heal_s=60.0)
+    assert first.trace == second.trace
+
+
+def test_thousands_of_shards() -> None:
+    shape = Shape(
+        shards=2000, engines=4, layers=16, experts=250, capacity=6, nodes=50, start_s=4.0,
+        batch_s=0.1,
+    )  # fmt: skip
+    mesh = SimMesh(1, shape, SHORT, round_robin)
+    mesh.start_controller()
+    mesh.clock.run(15.0)
+    faults = Faults(mesh, pause_s=0.2)
+    faults.begin()
+    mesh.clock.run(25.0)
+    faults.stop()
+    mesh.clock.run(60.0)
+    check_healed(mesh)
+
+
+def round_robin(request: PlanRequest) -> Proposal:
+    """Every key on two shards in turn: the real planner takes minutes for so many devices."""
+    shards, keys = sorted(request.shards), sorted(request.keys)
+    target: dict[str, set] = {shard: set() for shard in shards}
+    for number, key in enumerate(keys):
+        target[shards[number % len(shards)]].add(key)
+        target[shards[(7 * number + 1) % len(shards)]].add(key)
+    return Proposal(
+        target={shard: frozenset(held) for shard, held in target.items() if held},
+        balance=1.0,
+        predicted=1.0,
+        possible=1.0,
+        bytes=1,
+        load=request.load,
+        reason=request.reason,
+        anew=request.anew,
+    )
+
+
+# -- single faults, and what exactly follows
+
+
+def started(shape: Shape, seed: int = 0, settings: Settings = SHORT) -> SimMesh:
+    mesh = SimMesh(seed, shape, settings)
+    mesh.start_controller()
+    mesh.clock.run(30.0)
+    assert mesh.state is not None
+    assert mesh.state.intent.epoch is not None
+    return mesh
+
+
+def unserved(mesh: SimMesh) -> int:
+    assert mesh.state is not None
+    return len(mesh.state.intent.keys - mesh.dispatchers[0].served(mesh.processes))
+
+
+def test_a_killed_shard_is_replaced_and_loads_its_experts_again() -> None:
+    mesh = started(Shape())
+    assert mesh.state is not None
+    planned = mesh.state.intent.planned
+    mesh.kill(mesh.processes["cpu-3"][0], "SIGKILL")
+    mesh.clock.run(70.0)
+    place = mesh.state.intent.places["cpu-3"]
+    assert (place.generation, place.restarts) == (2, 1)
+    assert mesh.state.facts.components["cpu-3"].life is Life.READY
+    assert mesh.state.intent.planned == planned
+    assert mesh.state.intent.epoch.copies == planned
+    assert unserved(mesh) == 0
+
+
+def test_the_last_copy_lost_is_loaded_by_survivors_long_before_the_replacement_starts() -> None:
+    mesh = started(Shape(shards=4, capacity=6, start_s=600.0 / 1000))
+    assert mesh.state is not None
+    mesh.shape = replace(mesh.shape, start_s=60.0)
+    lost = mesh.processes["cpu-1"][0]
+    alone = lost.holdings - NO_KEYS.union(
+        *(p.holdings for p in mesh.all_processes() if p is not lost)
+    )
+    assert alone
+    mesh.kill(lost, "SIGKILL")
+    mesh.clock.run(mesh.clock.now_s + 2.5)
+    assert unserved(mesh) == 0
+    assert mesh.state.facts.components["cpu-1"].life is Life.STARTING
+
+
+def test_a_hung_shard_gets_weight_zero_moves_nothing_and_is_replaced_after_the_limit() -> None:
+    mesh = started(Shape())
+    assert mesh.state is not None
+    before = mesh.state.intent.epoch.copies
+    mesh.processes["cpu-2"][0].hung = True
+    mesh.clock.run(mesh.clock.now_s + 9.5)  # clients count for 5 s, then the misses
+    assert mesh.state.facts.components["cpu-2"].life is Life.SUSPECT
+    assert mesh.state.intent.epoch.weights == {"cpu-2": 0.0}
+    assert mesh.state.intent.epoch.copies == before
+    mesh.clock.run(mesh.clock.now_s + 40.0)
+    assert mesh.state.intent.places["cpu-2"].generation == 2
+    assert mesh.state.intent.epoch.weights == {}
+
+
+def test_a_shard_that_wakes_in_time_is_taken_back() -> None:
+    mesh = started(Shape())
+    assert mesh.state is not None
+    mesh.processes["cpu-2"][0].hung = True
+    mesh.clock.run(mesh.clock.now_s + 9.5)
+    mesh.processes["cpu-2"][0].wake()
+    mesh.clock.run(mesh.clock.now_s + 3.0)
+    assert mesh.state.facts.components["cpu-2"].life is Life.READY
+    assert mesh.state.intent.places["cpu-2"].generation == 1
+    assert mesh.state.intent.epoch.weights == {}
+
+
+def test_a_shard_only_the_controller_cannot_see_is_left_alone() -> None:
+    mesh = started(Shape())
+    assert mesh.state is not None
+    mesh.network.cut.add(frozenset({"controller", "cpu-2"}))
+    mesh.clock.run(mesh.clock.now_s + 60.0)
+    assert mesh.state.facts.components["cpu-2"].life is Life.READY
+    assert mesh.state.intent.places["cpu-2"].generation == 1
+    assert "its clients get answers" in mesh.state.facts.problems["cpu-2"]
+
+
+def test_a_slow_shard_weighs_less_and_keeps_its_experts() -> None:
+    mesh = started(Shape())
+    assert mesh.state is not None
+    before = mesh.state.intent.epoch
+    mesh.processes["cpu-2"][0].slowness = 4.0
+    mesh.clock.run(mesh.clock.now_s + 6.0)
+    assert mesh.state.intent.epoch.weights["cpu-2"] == pytest.approx(0.25, abs=0.06)
+    assert mesh.state.intent.epoch.copies == before.copies
+
+
+def test_a_place_that_dies_again_and_again_is_given_up_and_its_experts_move() -> None:
+    mesh = started(Shape())
+    assert mesh.state is not None
+
+    def kill_again() -> None:
+        for process in mesh.processes["cpu-0"]:
+            mesh.kill(process, "bad memory")
+        mesh.clock.after(2.0, kill_again)
+
+    kill_again()
+    mesh.clock.run(200.0)
+    assert mesh.state.facts.components["cpu-0"].life is Life.FAILED
+    assert "given up" in mesh.state.facts.problems["cpu-0"]
+    assert "cpu-0" not in mesh.state.intent.epoch.copies
+    assert unserved(mesh) == 0
+
+
+def test_a_killed_engine_and_router_are_replaced() -> None:
+    mesh = started(Shape(routers=1))
+    assert mesh.state is not None
+    for id in ("engine-0", "router-0"):
+        mesh.kill(mesh.processes[id][0], "SIGKILL")
+    mesh.clock.run(60.0)
+    for id in ("engine-0", "router-0"):
+        assert mesh.state.facts.components[id].life is Life.READY
+        assert mesh.state.intent.places[id].generation == 2
+
+
+def test_a_changed_load_is_rebalanced_and_nothing_is_unserved_meanwhile() -> None:
+    mesh = started(Shape(layers=4, experts=16, capacity=14))
+    assert mesh.state is not None
+    mesh.clock.run(40.0)
+    for layer in mesh.load:
+        layer[0] = 100.0
+    worst = 0
+    while mesh.clock.now_s < 100.0:
+        mesh.clock.run(mesh.clock.now_s + 0.05)
+        worst = max(worst, unserved(mesh))
+    assert mesh.state.intent.transactions > 1
+    assert mesh.state.intent.transaction is None
+    assert worst == 0
+
+
+def test_a_drained_shard_ends_when_others_hold_what_it_held() -> None:
+    mesh = started(Shape())
+    assert mesh.state is not None
+    mesh.ask("one", "drain", "cpu-5")
+    worst = 0
+    while mesh.clock.now_s < 60.0:
+        mesh.clock.run(mesh.clock.now_s + 0.05)
+        worst = max(worst, unserved(mesh))
+    assert mesh.answers == {"one": True}
+    assert "cpu-5" not in mesh.state.intent.places
+    assert worst == 0
+
+
+def test_shards_that_join_get_experts_and_a_pool_shrinks_again() -> None:
+    mesh = started(Shape())
+    assert mesh.state is not None
+    mesh.ask("one", "scale", "cpu", 10)
+    mesh.clock.run(80.0)
+    assert mesh.state.intent.epoch.copies.keys() >= {"cpu-8", "cpu-9"}
+    mesh.ask("two", "scale", "cpu", 6)
+    mesh.clock.run(140.0)
+    assert sorted(mesh.state.intent.epoch.copies) == [f"cpu-{n}" for n in range(6)]
+    assert len(mesh.all_processes()) == 7
+    mesh.ask("three", "scale", "cpu", 1)
+    mesh.clock.run(142.0)
+    assert mesh.answers == {"one": True, "two": True, "three": False}
