@@ -16,6 +16,7 @@ from actors.process import limit_threads, start_logging
 from actors.router_server import RouterServer
 from actors.wire.address import parse_address
 from actors.wire.node import node_id
+from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +25,16 @@ FIRST_VIEW_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
-    """directory: where the mesh's views come from; listen: addresses to serve engines on."""
+    """directory: where the mesh's views come from; listen: addresses to serve engines on.
+
+    security: of its TCP connections.
+    """
 
     id: str
     directory: str
     listen: tuple[str, ...]
     log_level: str = "INFO"
+    security: TcpSecurity = HANDSHAKE_ONLY
 
 
 class ExpertRouter:
@@ -59,6 +64,7 @@ class ExpertRouter:
             Dispatcher(self._views, self._secret),
             ready_to_listen(self._config.listen),
             self._secret,
+            self._config.security,
         )
         self._thread = threading.Thread(target=self._serve, name="routes", daemon=True)
         self._thread.start()

@@ -16,6 +16,7 @@ from actors.wire.address import Address
 from actors.wire.body import route_body, rows_of
 from actors.wire.frame import Fault, FrameKind, Header, body_bytes
 from actors.wire.link import CALLS_IN_FLIGHT
+from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from actors.wire.server import FrameServer, Request
 
 log = logging.getLogger(__name__)
@@ -24,9 +25,15 @@ log = logging.getLogger(__name__)
 class RouterServer:
     """Answers ROUTE frames from a backend."""
 
-    def __init__(self, backend: ExpertBackend, addresses: Sequence[Address], secret: bytes) -> None:
+    def __init__(
+        self,
+        backend: ExpertBackend,
+        addresses: Sequence[Address],
+        secret: bytes,
+        security: TcpSecurity = HANDSHAKE_ONLY,
+    ) -> None:
         self._backend = backend
-        self._frames = FrameServer(addresses, secret, self._handle)
+        self._frames = FrameServer(addresses, secret, self._handle, security)
         self.addresses = self._frames.addresses
         self.incarnation = self._frames.incarnation
         self.calls = 0

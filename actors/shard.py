@@ -24,6 +24,7 @@ from actors.listening import ready_to_listen
 from actors.process import limit_threads, return_free_memory, start_logging
 from actors.shard_server import ShardServer
 from actors.wire.node import node_id
+from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from placement.cost_model import DeviceCost
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class ShardConfig:
     device: torch device the kernel runs on. threads: CPU threads of the kernel.
     listen: addresses as text, see `actors.wire.address`; TCP port 0 picks a free one.
     emulated: speed and vendor stand for hardware that is not here; emulated_speed slows the shard.
+    security: of its TCP connections.
     """
 
     id: str
@@ -47,6 +49,7 @@ class ShardConfig:
     emulated: bool = False
     emulated_speed: float = 1.0
     log_level: str = "INFO"
+    security: TcpSecurity = HANDSHAKE_ONLY
 
 
 class ExpertShard:
@@ -83,6 +86,7 @@ class ExpertShard:
             self._secret,
             self._config.emulated_speed,
             most_assignments(self._spec, scratch_bytes(self._config.device)),
+            self._config.security,
         )
         self._thread = threading.Thread(target=self._serve, name="expert-calls", daemon=True)
         self._thread.start()

@@ -27,6 +27,7 @@ from actors.merging import MergedCalls, count_experts, fitting, row_pieces
 from actors.wire.address import Address
 from actors.wire.body import Floats, call_body
 from actors.wire.frame import MAX_ASSIGNMENTS, Fault, FrameKind, Header
+from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from actors.wire.server import FrameServer, Request
 
 log = logging.getLogger(__name__)
@@ -52,12 +53,13 @@ class ShardServer:
         secret: bytes,
         emulated_speed: float = 1.0,
         most_assignments: int = MAX_ASSIGNMENTS,
+        security: TcpSecurity = HANDSHAKE_ONLY,
     ) -> None:
         self._spec = spec
         self._kernel = kernel
         self._stretch = 1.0 / emulated_speed - 1.0
         self.most_assignments = most_assignments
-        self._frames = FrameServer(addresses, secret, self._handle)
+        self._frames = FrameServer(addresses, secret, self._handle, security)
         self._row_of_layer = {layer: row for row, layer in enumerate(spec.layers)}
         self.addresses = self._frames.addresses
         self.incarnation = self._frames.incarnation

@@ -23,6 +23,7 @@ from actors.process import start_logging
 from actors.wire.address import Address, parse_address
 from actors.wire.frame import RowCoding
 from actors.wire.node import node_id
+from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from orchestrator import cluster
 from orchestrator.components import Component
 from orchestrator.config.pools import PoolConfig
@@ -30,6 +31,7 @@ from orchestrator.config.schema import MeshConfig
 from orchestrator.config.serving import RouterMode
 from orchestrator.directory import Directory
 from orchestrator.engine_settings import engine_config, loads_beside_shards
+from orchestrator.errors import UserError
 from orchestrator.readiness import readiness
 from orchestrator.root_cause import cause_of
 from orchestrator.run_dir import RunDir
@@ -63,7 +65,7 @@ class Controller:
         self._phase = ("Start the controller", "")
         self._spec: ExpertSpec | None = None
         self._view: MeshView | None = None
-        self._directory = Directory(secret, FIRST_TERM)
+        self._directory = Directory(secret, FIRST_TERM, self._tcp_security)
         self._shards: list[Component] = []
         self._routers: list[Component] = []
         self._engines: list[Component] = []
@@ -86,7 +88,12 @@ class Controller:
         listen = [self._run_dir.socket("directory")]
         if not self._private:
             listen.append("tcp:node:0")
-        await self._directory.listen(ready_to_listen(listen))
+        try:
+            await self._directory.listen(ready_to_listen(listen))
+        except ValueError as error:
+            raise UserError(
+                str(error), "set router.tls_certificate and tls_key to PEM files on every node"
+            ) from None
         self._watching = asyncio.create_task(self._watch.run(lambda: self._components))
         if loads_beside_shards(self._spec):
             await _together(self._start_engines(), self._start_data_plane())
@@ -238,6 +245,7 @@ class Controller:
             emulated=pool.emulated,
             emulated_speed=pool.speed or 1.0 if pool.emulated else 1.0,
             log_level=self._config.logging.level,
+            security=self._tcp_security,
         )
         handle = cluster.start_shard(config, pool, self._secret, self._config.router.spin_us)
         return Component(
@@ -248,6 +256,14 @@ class Controller:
     def _tcp_listen(self) -> str:
         # A private session is one machine: nothing needs to be reachable from outside.
         return "tcp:127.0.0.1:0" if self._private else "tcp:node:0"
+
+    @property
+    def _tcp_security(self) -> TcpSecurity:
+        """Of connections between nodes; a private session has none."""
+        router = self._config.router
+        if self._private:
+            return HANDSHAKE_ONLY
+        return TcpSecurity(router.between_nodes_security, router.tls_certificate, router.tls_key)
 
     async def _place_experts(self) -> None:
         """Plan the first epoch, load it, tell the dispatchers."""
@@ -320,6 +336,7 @@ class Controller:
             directory=str(self._directory_address),
             listen=(self._run_dir.socket("router-0"), self._tcp_listen),
             log_level=self._config.logging.level,
+            security=self._tcp_security,
         )
         router = Component(
             "router-0",

@@ -12,6 +12,7 @@ one next and costs no more memory than one view meanwhile.
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,10 +21,13 @@ from actors.dispatch.view_coding import encode_view
 from actors.dispatch.view_messages import FROM_SUBSCRIBER, AdoptedHead, HelloHead
 from actors.dispatch.view_source import NO_VERSION
 from actors.wire.address import Address
+from actors.wire.arrival import TcpHost
 from actors.wire.frame import FrameError
-from actors.wire.handshake import ANSWER_BYTES, Challenge
 from actors.wire.messages import PREFIX, lengths, read_head
+from actors.wire.records import RecordError
+from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from actors.wire.tcp_options import set_tcp_options
+from orchestrator.directory_channel import Channel, greet_subscriber
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +49,15 @@ class Subscriber:
 class Directory:
     """Publishes `MeshView`s; runs in the controller's event loop."""
 
-    def __init__(self, secret: bytes, term: int) -> None:
-        """term: of all views; greater than that of every earlier directory of this mesh."""
-        self._secret = secret
+    def __init__(self, secret: bytes, term: int, security: TcpSecurity = HANDSHAKE_ONLY) -> None:
+        """term: of all views; greater than that of every earlier directory of this mesh.
+
+        security: of TCP connections.
+        """
+        self._secret, self._security = secret, security
+        self._host: TcpHost | None = None
         self._servers: list[asyncio.Server] = []
-        self._writers: dict[Subscriber, asyncio.StreamWriter] = {}
+        self._channels: dict[Subscriber, Channel] = {}
         self._connections: dict[asyncio.Task, asyncio.StreamWriter] = {}
         """Of all sockets, also those that have not greeted yet, by the task that serves them."""
         self._version = ViewVersion(term, 0)
@@ -60,7 +68,12 @@ class Directory:
         self.addresses: list[Address] = []
 
     async def listen(self, addresses: Sequence[Address]) -> None:
-        """Open the sockets; `self.addresses` then holds real ports."""
+        """Open the sockets; `self.addresses` then holds real ports.
+
+        Raises:
+            OSError: an address is taken. ValueError: the certificate for TLS cannot be used.
+        """
+        self._host = TcpHost(self._secret, self._security)
         for address in addresses:
             if address.is_unix:
                 server = await asyncio.start_unix_server(self._welcome_local, address.host)
@@ -119,11 +132,11 @@ class Directory:
 
     @property
     def subscribers(self) -> list[Subscriber]:
-        return list(self._writers)
+        return list(self._channels)
 
     def behind(self, version: ViewVersion) -> list[Subscriber]:
         """Subscribers that do not follow `version` or a later one yet."""
-        return [subscriber for subscriber in self._writers if subscriber.version < version]
+        return [subscriber for subscriber in self._channels if subscriber.version < version]
 
     async def wait_acknowledged(self, version: ViewVersion, timeout_s: float) -> bool:
         """Whether every subscriber follows `version` or a later one within `timeout_s`."""
@@ -138,13 +151,13 @@ class Directory:
 
     def evict(self, subscriber: Subscriber) -> None:
         """Close the connection to one that does not answer; it may connect again."""
-        writer = self._writers.pop(subscriber, None)
-        if writer is not None:
+        channel = self._channels.pop(subscriber, None)
+        if channel is not None:
             log.warning(
                 "%s (process %d on %s) does not follow the mesh: closing its connection",
                 subscriber.role, subscriber.pid, subscriber.node,
             )  # fmt: skip
-            writer.transport.abort()
+            channel.abort()
 
     # -- one connection
 
@@ -164,21 +177,23 @@ class Directory:
         serving = asyncio.current_task()
         assert serving is not None
         self._connections[serving] = writer
+        channel = Channel(reader, writer)
         subscriber: Subscriber | None = None
         sending: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(GREETING_TIMEOUT_S):
                 if not proven:
                     set_tcp_options(writer.get_extra_info("socket"))
-                    await self._challenge(reader, writer)
-                hello = await _receive(reader)
+                    assert self._host is not None, "set before anybody connects"
+                    channel = await greet_subscriber(reader, writer, self._host)
+                hello = await _receive(channel)
             if not isinstance(hello, HelloHead):
                 raise FrameError(f"control message {hello.kind!r} before the greeting")
             subscriber = Subscriber(hello.role, hello.pid, hello.node)
-            self._writers[subscriber] = writer
-            sending = asyncio.create_task(self._send_views(writer))
-            await self._hear(subscriber, reader)
-        except FrameError as error:
+            self._channels[subscriber] = channel
+            sending = asyncio.create_task(self._send_views(channel))
+            await self._hear(subscriber, channel)
+        except (FrameError, RecordError, ssl.SSLError) as error:
             log.warning("refused a subscriber: %s", error)
         except (EOFError, OSError) as error:
             # After the greeting it simply left.
@@ -188,27 +203,22 @@ class Directory:
             if sending is not None:
                 sending.cancel()
             if subscriber is not None:
-                self._writers.pop(subscriber, None)
+                self._channels.pop(subscriber, None)
             async with self._acknowledged:
                 self._acknowledged.notify_all()
-            writer.close()
+            channel.close()
             with contextlib.suppress(OSError):
-                await writer.wait_closed()
+                await channel.wait_closed()
             del self._connections[serving]
 
-    async def _challenge(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        challenge = Challenge(self._secret)
-        writer.write(challenge.opening)
-        writer.write(challenge.accept(await reader.readexactly(ANSWER_BYTES)))
-
-    async def _send_views(self, writer: asyncio.StreamWriter) -> None:
+    async def _send_views(self, channel: Channel) -> None:
         sent: MeshView | None = None
         with contextlib.suppress(OSError):
             while True:
                 view = await self._newer_than(sent)
-                writer.write(self._message(sent))
+                channel.write(self._message(sent))
                 sent = view
-                await writer.drain()
+                await channel.drain()
 
     async def _newer_than(self, sent: MeshView | None) -> MeshView:
         async with self._published:
@@ -216,9 +226,9 @@ class Directory:
             assert self._view is not None
             return self._view
 
-    async def _hear(self, subscriber: Subscriber, reader: asyncio.StreamReader) -> None:
+    async def _hear(self, subscriber: Subscriber, channel: Channel) -> None:
         while True:
-            said = await _receive(reader)
+            said = await _receive(channel)
             if not isinstance(said, AdoptedHead):
                 raise FrameError(f"control message {said.kind!r} after the greeting")
             if said.version > (self._version.term, self._version.number):
@@ -228,7 +238,7 @@ class Directory:
                 self._acknowledged.notify_all()
 
 
-async def _receive(reader: asyncio.StreamReader) -> HelloHead | AdoptedHead:
-    prefix = await reader.readexactly(PREFIX.size)
+async def _receive(channel: Channel) -> HelloHead | AdoptedHead:
+    prefix = await channel.read_exactly(PREFIX.size)
     head, _ = lengths(prefix, MAX_HEAD_BYTES, max_body=0)
-    return read_head(FROM_SUBSCRIBER, await reader.readexactly(head))
+    return read_head(FROM_SUBSCRIBER, await channel.read_exactly(head))

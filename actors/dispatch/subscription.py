@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import select
-import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from actors.wire.address import Address, connect, parse_address
 from actors.wire.handshake import greet_server
 from actors.wire.messages import pack, receive_message
 from actors.wire.node import node_id
+from actors.wire.streams import ByteStream, PlainStream, send_all
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Subscription:
         self._view: MeshView | None = None
         self._followers: list[Follower] = []
         self._stopping = threading.Event()
-        self._socket: socket.socket | None = None
+        self._stream: ByteStream | None = None
         self._heard = False
         self._failure = "not connected yet"
         self._thread = threading.Thread(target=self._follow, name="mesh-directory", daemon=True)
@@ -102,10 +102,10 @@ class Subscription:
         with self._changed:
             self._stopping.set()
             self._changed.notify_all()
-        sock = self._socket
-        if sock is not None:
+        stream = self._stream
+        if stream is not None:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                stream.shutdown()
 
     # -- ViewSource
 
@@ -154,32 +154,39 @@ class Subscription:
         log.log(level, "directory %s: %s; connecting again", self._address, self._failure)
 
     def _listen(self) -> None:
-        with contextlib.closing(connect(self._address, CONNECT_TIMEOUT_S)) as sock:
-            self._socket = sock
+        with contextlib.closing(self._connect()) as stream:
+            self._stream = stream
             try:
-                if not self._address.is_unix:
-                    greet_server(sock, self._secret)
-                sock.sendall(pack(HelloHead(role=self._role, pid=os.getpid(), node=node_id())))
-                sock.settimeout(None)
-                self._take_views(sock)
+                hello = HelloHead(role=self._role, pid=os.getpid(), node=node_id())
+                send_all(stream, pack(hello))
+                stream.settimeout(None)
+                self._take_views(stream)
             finally:
-                self._socket = None
+                self._stream = None
 
-    def _take_views(self, sock: socket.socket) -> None:
+    def _connect(self) -> ByteStream:
+        sock = connect(self._address, CONNECT_TIMEOUT_S)
+        try:
+            return PlainStream(sock) if self._address.is_unix else greet_server(sock, self._secret)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _take_views(self, stream: ByteStream) -> None:
         readable = select.poll()
-        readable.register(sock, select.POLLIN)
+        readable.register(stream.fileno(), select.POLLIN)
         sent: MeshView | None = None
         acknowledged = True
         while not self._stopping.is_set():
-            if readable.poll(None if acknowledged else ADOPTION_CHECK_MS):
+            if stream.pending or readable.poll(None if acknowledged else ADOPTION_CHECK_MS):
                 with _yielding():
-                    sent = decode_view(*receive_message(sock), sent)
+                    sent = decode_view(*receive_message(stream), sent)
                 self._heard = True
                 if self._take(sent):
                     acknowledged = False
             if not acknowledged and self._is_adopted():
                 version = self.current().version
-                sock.sendall(pack(AdoptedHead(version=(version.term, version.number))))
+                send_all(stream, pack(AdoptedHead(version=(version.term, version.number))))
                 acknowledged = True
 
     def _take(self, view: MeshView) -> bool:

@@ -6,13 +6,20 @@ bring a segment. Reads are non-blocking: a stranger costs the server's loop noth
 
 import os
 import socket
-from typing import Protocol
+import ssl
+from typing import TYPE_CHECKING, Protocol
 
 from actors.wire.connections import Connection, SharedConnection, StreamConnection
 from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, unpack_header
 from actors.wire.handshake import ANSWER_BYTES, Challenge, welcome
+from actors.wire.records import server_stream
+from actors.wire.security import Protection, TcpSecurity
 from actors.wire.segment import open_segment
+from actors.wire.streams import ByteStream, PlainStream, TlsStream, send_all
 from actors.wire.tcp_options import set_tcp_options
+
+if TYPE_CHECKING:
+    from actors.wire.tls import ServerTls
 
 SOCKET_BUFFER_BYTES = 4 << 20
 
@@ -35,11 +42,32 @@ class Arrival(Protocol):
     def close(self) -> None: ...
 
 
+class TcpHost:
+    """What all TCP clients of a server meet: the mesh's secret and the protection of their links.
+
+    Raises ValueError: the certificate that `security` names cannot be used.
+    """
+
+    def __init__(self, secret: bytes, security: TcpSecurity) -> None:
+        self._secret = secret
+        self.protection = security.protection
+        self.tls = _server_tls(security) if self.protection is Protection.ENCRYPTED else None
+
+    def challenge(self) -> Challenge:
+        return Challenge(self._secret, self.protection, self.tls.digest if self.tls else b"")
+
+
+def _server_tls(security: TcpSecurity) -> "ServerTls":
+    from actors.wire.tls import ServerTls  # takes 50 ms to import, and few need it
+
+    return ServerTls(security)
+
+
 class TcpArrival:
     """Challenge and response, see `handshake.py`."""
 
     def __init__(
-        self, sock: socket.socket, peer: str, deadline_s: float, incarnation: int, secret: bytes
+        self, sock: socket.socket, peer: str, deadline_s: float, incarnation: int, host: TcpHost
     ) -> None:
         """Raises OSError where the client has gone already."""
         self.sock, self.peer, self.deadline_s = sock, peer, deadline_s
@@ -47,23 +75,40 @@ class TcpArrival:
         set_tcp_options(sock)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
-        self._incarnation = incarnation
-        self._challenge = Challenge(secret)
+        self._incarnation, self._host = incarnation, host
+        self._challenge = host.challenge()
         self._answer = b""
         sock.sendall(self._challenge.opening)  # a fresh socket has room for it
+        self._tls: ssl.SSLSocket | None = None
+        if host.tls is not None:
+            self._tls = host.tls.context.wrap_socket(
+                sock, server_side=True, do_handshake_on_connect=False
+            )
+            self.sock = self._tls
 
     def read(self) -> Connection | None:
         try:
-            chunk = self.sock.recv(ANSWER_BYTES - len(self._answer))
-        except BlockingIOError:
+            stream = self._stream()
+            while len(self._answer) < ANSWER_BYTES:
+                chunk = bytearray(ANSWER_BYTES - len(self._answer))
+                count = stream.recv_into(memoryview(chunk))
+                if not count:
+                    raise EOFError
+                self._answer += chunk[:count]
+        except (BlockingIOError, ssl.SSLWantReadError):
             return None
-        if not chunk:
-            raise EOFError
-        self._answer += chunk
-        if len(self._answer) < ANSWER_BYTES:
-            return None
-        self.sock.sendall(self._challenge.accept(self._answer) + welcome(self._incarnation))
-        return StreamConnection(self.sock, self.peer)
+        send_all(stream, self._challenge.accept(self._answer))
+        if self._host.protection is Protection.AUTHENTICATED:
+            stream = server_stream(self.sock, self._challenge.keys())
+        send_all(stream, welcome(self._incarnation))
+        return StreamConnection(self.sock, stream, self.peer)
+
+    def _stream(self) -> ByteStream:
+        """What the client's answer comes through. Raises SSLWantReadError: not yet there."""
+        if self._tls is None:
+            return PlainStream(self.sock)
+        self._tls.do_handshake()
+        return TlsStream(self._tls)
 
     def close(self) -> None:
         self.sock.close()

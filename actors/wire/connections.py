@@ -19,6 +19,7 @@ from actors.wire.segment import (
     STATE_STRIDE,
     Segment,
 )
+from actors.wire.streams import ByteStream
 
 FIRST_BUFFER_BYTES = 1 << 16
 BELL = b"!"
@@ -61,6 +62,11 @@ class Connection(Protocol):
         """Answers are queued that the socket did not take; call `flush` when it does."""
         ...
 
+    @property
+    def has_more(self) -> bool:
+        """`read` would get further though the socket has nothing to read. Raises OSError."""
+        ...
+
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
@@ -69,16 +75,21 @@ class Connection(Protocol):
 class StreamConnection:
     """A client over TCP. Answers that the socket does not take now are queued, never waited for."""
 
-    def __init__(self, sock: socket.socket, peer: str) -> None:
+    def __init__(self, sock: socket.socket, stream: ByteStream, peer: str) -> None:
+        """stream: the bytes of `sock`."""
         self.sock, self.peer = sock, peer
+        self._stream = stream
         self._head = bytearray(HEADER_BYTES)
         self._body = bytearray(FIRST_BUFFER_BYTES)
         self._header: Header | None = None
         self._filled = 0
+        self._unanswered = False
         self._out = bytearray(HEADER_BYTES + FIRST_BUFFER_BYTES)
         self._unsent: list[memoryview] = []
 
     def read(self) -> list[Request]:
+        if self._unanswered:
+            return []  # its body is still needed
         if self._header is None:
             if not self._fill(memoryview(self._head)):
                 return []
@@ -89,12 +100,13 @@ class StreamConnection:
         if not self._fill(body):
             return []
         header, self._header, self._filled = self._header, None, 0
+        self._unanswered = True
         return [Request(header, body, self)]
 
     def _fill(self, target: memoryview) -> bool:
         while self._filled < len(target):
             try:
-                count = self.sock.recv_into(target[self._filled :])
+                count = self._stream.recv_into(target[self._filled :])
             except BlockingIOError:
                 return False
             if count == 0:
@@ -109,6 +121,7 @@ class StreamConnection:
         return memoryview(self._out)[HEADER_BYTES : HEADER_BYTES + length]
 
     def answer(self, request: Request, header: Header) -> None:
+        self._unanswered = False
         header.pack_into(self._out)
         self._unsent.append(memoryview(self._out)[: HEADER_BYTES + header.body_bytes])
         if len(self._unsent) == 1:
@@ -118,10 +131,14 @@ class StreamConnection:
     def wants_write(self) -> bool:
         return bool(self._unsent)
 
+    @property
+    def has_more(self) -> bool:
+        return self._stream.pending
+
     def flush(self) -> None:
         while self._unsent:
             try:
-                sent = self.sock.send(self._unsent[0])
+                sent = self._stream.send(self._unsent[0])
             except BlockingIOError:
                 return
             self._unsent[0] = self._unsent[0][sent:]
@@ -139,6 +156,7 @@ class SharedConnection:
     """
 
     wants_write = False
+    has_more = False
 
     def __init__(self, sock: socket.socket, peer: str, segment: Segment, bell: int) -> None:
         self.sock, self.peer, self.bell = sock, peer, bell

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 
 from actors.wire.address import Address, listen
-from actors.wire.arrival import Arrival, TcpArrival, UnixArrival
+from actors.wire.arrival import Arrival, TcpArrival, TcpHost, UnixArrival
 
 ARRIVAL_TIMEOUT_S = 2.0
 MOST_ARRIVALS = 64
@@ -23,18 +23,18 @@ ACCEPTS_AT_ONCE = 16
 class Entrance:
     """One address that a server listens on.
 
-    clock: seconds of the server's clock. incarnation, secret: see `actors.wire.handshake`.
+    clock: seconds of the server's clock. incarnation: see `actors.wire.handshake`.
     """
 
     def __init__(
-        self, address: Address, clock: Callable[[], float], incarnation: int, secret: bytes
+        self, address: Address, clock: Callable[[], float], incarnation: int, host: TcpHost
     ) -> None:
         """Raises OSError where the address is taken."""
         self.sock, self.address = listen(address)
         self.sock.setblocking(False)
         self._inode = os.stat(address.host).st_ino if address.is_unix else 0
         self._clock = clock
-        self._incarnation, self._secret = incarnation, secret
+        self._incarnation, self._host = incarnation, host
         self.arrivals: list[Arrival] = []
         """Oldest first."""
 
@@ -54,7 +54,7 @@ class Entrance:
             arrival: Arrival = (
                 UnixArrival(sock, name, deadline_s, self._incarnation)
                 if self.address.is_unix
-                else TcpArrival(sock, name, deadline_s, self._incarnation, self._secret)
+                else TcpArrival(sock, name, deadline_s, self._incarnation, self._host)
             )
         except OSError:
             sock.close()

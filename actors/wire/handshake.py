@@ -8,11 +8,16 @@ in, and can tell a server that was started again from the one it knew by the sam
 In the handshake both sides prove that they know the mesh's secret without sending it (challenge and
 response over SHA-256):
 
-  server -> client   magic, server nonce
-  client -> server   client nonce, HMAC(secret, "client" + server nonce + client nonce)
-  server -> client   HMAC(secret, "server" + server nonce + client nonce)
+  server -> client   opening: magic, level of protection u8, server nonce
+                     [level "encrypted": TLS handshake; what follows goes through TLS]
+  client -> server   client nonce, HMAC(secret, "client" + transcript)
+  server -> client   HMAC(secret, "server" + transcript)
+                     [level "authenticated": what follows goes in records]
 
-The first message names the protocol, so a wrong peer is noticed before a secret is used.
+  transcript         opening, client nonce [, SHA-256 of the server's certificate]
+
+The first message names the protocol, so a wrong peer is noticed before a secret is used. The
+transcript has everything that both sides chose, so that nobody in between can choose for them.
 """
 
 import hmac
@@ -20,20 +25,20 @@ import secrets
 import socket
 
 from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, Header, unpack_header
+from actors.wire.records import client_stream
+from actors.wire.security import LEVELS, Protection, SessionKeys, session_keys
+from actors.wire.streams import ByteStream, PlainStream, TlsStream, receive_exactly, send_all
 
-GREETING = b"XMSH-HS1"
+GREETING = b"XMSH-HS2"
 NONCE_BYTES = 32
 PROOF_BYTES = 32
+OPENING_BYTES = len(GREETING) + 1 + NONCE_BYTES
 ANSWER_BYTES = NONCE_BYTES + PROOF_BYTES
 INCARNATION_BITS = 64
 
 
 class HandshakeError(FrameError):
     """The peer does not know the mesh's secret or does not speak the protocol."""
-
-
-def proof(secret: bytes, role: bytes, server_nonce: bytes, client_nonce: bytes) -> bytes:
-    return hmac.digest(secret, role + server_nonce + client_nonce, "sha256")
 
 
 def draw_incarnation() -> int:
@@ -48,13 +53,16 @@ def welcome(incarnation: int) -> bytes:
     return bytes(frame)
 
 
-def receive_welcome(sock: socket.socket) -> int:
+def receive_welcome(stream: ByteStream) -> int:
     """The server's incarnation; blocking, bounded by the socket's timeout.
 
     Raises:
         HandshakeError: the server left or said something else. OSError: the time is over.
     """
-    return read_welcome(_receive_exactly(sock, HEADER_BYTES))
+    try:
+        return read_welcome(receive_exactly(stream, HEADER_BYTES))
+    except EOFError as error:
+        raise HandshakeError(str(error)) from None
 
 
 def read_welcome(frame: bytes | bytearray) -> int:
@@ -68,44 +76,58 @@ def read_welcome(frame: bytes | bytearray) -> int:
     return header.call_id
 
 
-def _receive_exactly(sock: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        chunk = sock.recv(count - len(data))
-        if not chunk:
-            raise HandshakeError("peer closed the connection during the handshake")
-        data += chunk
-    return data
+def proof(secret: bytes, role: bytes, transcript: bytes) -> bytes:
+    """role: b"client" or b"server", so that nobody's proof can be sent back to it."""
+    return hmac.digest(secret, role + transcript, "sha256")
 
 
-def greet_server(sock: socket.socket, secret: bytes) -> None:
-    """Client side; blocking, bounded by the socket's timeout.
+def greet_server(sock: socket.socket, secret: bytes) -> ByteStream:
+    """Client side; blocking, bounded by the socket's timeout. Use the stream from now on.
 
     Raises:
-        HandshakeError: the server is not of this mesh.
+        HandshakeError: the server is not of this mesh. OSError: the time is over.
     """
-    opening = _receive_exactly(sock, len(GREETING) + NONCE_BYTES)
-    if not opening.startswith(GREETING):
-        raise HandshakeError("peer is not an ExpertMesh data link")
-    server_nonce, client_nonce = opening[len(GREETING) :], secrets.token_bytes(NONCE_BYTES)
-    sock.sendall(client_nonce + proof(secret, b"client", server_nonce, client_nonce))
-    if not hmac.compare_digest(
-        _receive_exactly(sock, PROOF_BYTES), proof(secret, b"server", server_nonce, client_nonce)
-    ):
+    try:
+        return _greet(sock, secret)
+    except EOFError:
+        raise HandshakeError("peer closed the connection during the handshake") from None
+
+
+def _greet(sock: socket.socket, secret: bytes) -> ByteStream:
+    stream: ByteStream = PlainStream(sock)
+    opening = receive_exactly(stream, OPENING_BYTES)
+    level = opening[len(GREETING)]
+    if not opening.startswith(GREETING) or level >= len(LEVELS):
+        raise HandshakeError("peer is not an ExpertMesh data link of this version")
+    transcript = opening + secrets.token_bytes(NONCE_BYTES)
+    client_nonce = transcript[OPENING_BYTES:]
+    if LEVELS[level] is Protection.ENCRYPTED:
+        from actors.wire.tls import client_context, shown_certificate
+
+        tls = client_context().wrap_socket(sock)
+        stream, transcript = TlsStream(tls), transcript + shown_certificate(tls)
+    send_all(stream, client_nonce + proof(secret, b"client", transcript))
+    shown = receive_exactly(stream, PROOF_BYTES)
+    if not hmac.compare_digest(shown, proof(secret, b"server", transcript)):
         raise HandshakeError("peer does not know this mesh's secret (EXPERTMESH_SECRET)")
+    if LEVELS[level] is Protection.AUTHENTICATED:
+        return client_stream(sock, session_keys(secret, transcript))
+    return stream
 
 
 class Challenge:
-    """Server side, for an event loop: the caller moves the bytes."""
+    """Server side, for an event loop: the caller moves the bytes.
 
-    def __init__(self, secret: bytes) -> None:
-        self._secret = secret
-        self._server_nonce = secrets.token_bytes(NONCE_BYTES)
+    opening: what the server sends first. certificate: digest of the one that TLS shows, if any.
+    """
 
-    @property
-    def opening(self) -> bytes:
-        """What the server sends first."""
-        return GREETING + self._server_nonce
+    def __init__(
+        self, secret: bytes, protection: Protection = Protection.NONE, certificate: bytes = b""
+    ) -> None:
+        self._secret, self._certificate = secret, certificate
+        level = bytes([LEVELS.index(protection)])
+        self.opening = GREETING + level + secrets.token_bytes(NONCE_BYTES)
+        self._transcript = b""
 
     def accept(self, answer: bytes) -> bytes:
         """What the server sends to a client whose answer [ANSWER_BYTES] proves the secret.
@@ -114,7 +136,11 @@ class Challenge:
             HandshakeError: it does not.
         """
         client_nonce, shown = answer[:NONCE_BYTES], answer[NONCE_BYTES:]
-        wanted = proof(self._secret, b"client", self._server_nonce, client_nonce)
-        if not hmac.compare_digest(shown, wanted):
+        self._transcript = self.opening + client_nonce + self._certificate
+        if not hmac.compare_digest(shown, proof(self._secret, b"client", self._transcript)):
             raise HandshakeError("client does not know this mesh's secret (EXPERTMESH_SECRET)")
-        return proof(self._secret, b"server", self._server_nonce, client_nonce)
+        return proof(self._secret, b"server", self._transcript)
+
+    def keys(self) -> SessionKeys:
+        """Of the session whose client was accepted."""
+        return session_keys(self._secret, self._transcript)

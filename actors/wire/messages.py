@@ -9,7 +9,6 @@ against the body's length before they are used.
 """
 
 import math
-import socket
 import struct
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from actors.wire.frame import FrameError
+from actors.wire.streams import ByteStream, receive_exactly
 
 MAX_HEAD_BYTES = 4 << 20
 MAX_BODY_BYTES = 64 << 20
@@ -111,7 +111,7 @@ def unpack_arrays(head: Head, body: bytes) -> tuple[Array, ...]:
     return tuple(found)
 
 
-def receive_message(sock: socket.socket) -> tuple[bytes, bytes]:
+def receive_message(stream: ByteStream) -> tuple[bytes, bytes]:
     """(head, body) of the next message; blocking.
 
     Raises:
@@ -119,16 +119,5 @@ def receive_message(sock: socket.socket) -> tuple[bytes, bytes]:
         FrameError: no message of this protocol.
         OSError: a timeout, among others.
     """
-    head, body = lengths(_exactly(sock, PREFIX.size))
-    return _exactly(sock, head), _exactly(sock, body)
-
-
-def _exactly(sock: socket.socket, count: int) -> bytes:
-    data = bytearray(count)
-    view = memoryview(data)
-    while view:
-        got = sock.recv_into(view)
-        if got == 0:
-            raise EOFError("peer closed the control connection")
-        view = view[got:]
-    return bytes(data)
+    head, body = lengths(receive_exactly(stream, PREFIX.size))
+    return receive_exactly(stream, head), receive_exactly(stream, body)

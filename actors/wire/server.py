@@ -17,12 +17,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from actors.wire.address import Address
-from actors.wire.arrival import Arrival
+from actors.wire.arrival import Arrival, TcpHost
 from actors.wire.connections import Connection, Request, SharedConnection
 from actors.wire.entrance import ACCEPTS_AT_ONCE, ARRIVAL_TIMEOUT_S, MOST_ARRIVALS, Entrance
 from actors.wire.frame import MAX_ERROR_BYTES, Fault, FrameError, FrameKind, Header
 from actors.wire.handshake import draw_incarnation
 from actors.wire.patience import Patience
+from actors.wire.records import RecordError
+from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from actors.wire.shared_clients import SharedClients
 
 __all__ = ["FrameServer", "Request"]
@@ -35,11 +37,17 @@ Handler = Callable[[Sequence[Request]], None]
 class FrameServer:
     """Listens on `addresses` and calls `handler` with each batch of complete frames."""
 
-    def __init__(self, addresses: Sequence[Address], secret: bytes, handler: Handler) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        secret: bytes,
+        handler: Handler,
+        security: TcpSecurity = HANDSHAKE_ONLY,
+    ) -> None:
         """Bind at once, so that `addresses` holds real ports; serve with `run`.
 
         Raises:
-            OSError: an address is taken.
+            OSError: an address is taken. ValueError: the certificate for TLS cannot be used.
         """
         self.incarnation = draw_incarnation()
         """What clients are told in WELCOME; every server that is started has another one."""
@@ -48,13 +56,16 @@ class FrameServer:
         self._watched: dict[int, Callable[[int, list[Request]], None]] = {}
         """What to do about each file descriptor's events."""
         self._connections: list[Connection] = []
+        self._unfinished: set[Connection] = set()
+        """Those that have more to read than their sockets show."""
         self._ends = select.epoll()
         """Watches connections for nothing but their end."""
         self._handling_s = 0.0
         self._shared = SharedClients()
         self._patience = Patience()
+        host = TcpHost(secret, security)
         self._entrances = [
-            Entrance(address, self._clock, self.incarnation, secret) for address in addresses
+            Entrance(address, self._clock, self.incarnation, host) for address in addresses
         ]
         self.addresses = [entrance.address for entrance in self._entrances]
         for entrance in self._entrances:
@@ -89,6 +100,8 @@ class FrameServer:
 
     def _turn(self) -> None:
         ready = self._look_at_segments()
+        for connection in list(self._unfinished):
+            self._read(connection, ready)
         if ready:
             self._look_at_sockets(ready, 0.0)
         else:
@@ -136,6 +149,8 @@ class FrameServer:
         timeout_s = min((s for s in deadlines_s if s is not None), default=None)
         if ready:
             timeout_s = 0.0
+        if self._unfinished:
+            timeout_s = 0.0
         self._look_at_sockets(ready, timeout_s)
         self._shared.say_asleep(False)
         return ready + self._look_at_segments()
@@ -167,9 +182,13 @@ class FrameServer:
     def _read(self, connection: Connection, ready: list[Request]) -> None:
         try:
             ready += connection.read()
+            if connection.has_more:
+                self._unfinished.add(connection)
+            else:
+                self._unfinished.discard(connection)
         except EOFError:
             self._drop(connection, "closed by the client", logging.DEBUG)
-        except FrameError as error:
+        except (FrameError, RecordError) as error:
             self._drop(connection, str(error), logging.WARNING)
         except (OSError, MemoryError) as error:
             self._drop(connection, str(error) or "no memory for its frame", logging.INFO)
@@ -236,6 +255,7 @@ class FrameServer:
         if connection not in self._connections:
             return  # dropped already
         self._connections.remove(connection)
+        self._unfinished.discard(connection)
         if isinstance(connection, SharedConnection):
             self._shared.remove(connection)
             self._unwatch(connection.bell)

@@ -15,6 +15,7 @@ from actors.wire.frame import HEADER_BYTES, FrameKind, Header
 from actors.wire.handshake import HandshakeError, read_welcome, receive_welcome
 from actors.wire.link import CONNECT_TIMEOUT_S, FIRST_SHAPE, LinkClosed
 from actors.wire.segment import Segment, SegmentShape, create_segment
+from actors.wire.streams import PlainStream
 
 BELLS_AT_ONCE = 64
 
@@ -24,7 +25,7 @@ def open_shared_link(address: Address, _: bytes, bell: Bell) -> "SharedLink":
     sock = connect(address, CONNECT_TIMEOUT_S)
     try:
         segment = _attach(sock, FIRST_SHAPE, bell)
-        incarnation = receive_welcome(sock)
+        incarnation = receive_welcome(PlainStream(sock))
     except BaseException:
         sock.close()
         raise

@@ -13,6 +13,7 @@ from actors.wire.frame import HEADER_BYTES, FrameError, Header, unpack_header
 from actors.wire.handshake import greet_server, receive_welcome
 from actors.wire.link import CONNECT_TIMEOUT_S, FIRST_SHAPE, LinkClosed
 from actors.wire.segment import ANSWERED, POSTED, TAKEN, Segment, SegmentShape, private_segment
+from actors.wire.streams import ByteStream
 
 SOCKET_BUFFER_BYTES = 4 << 20
 
@@ -21,13 +22,16 @@ def open_stream_link(address: Address, secret: bytes, _: object) -> "StreamLink"
     """See `transports.open_link`."""
     sock = connect(address, CONNECT_TIMEOUT_S)
     try:
-        greet_server(sock, secret)
-        incarnation = receive_welcome(sock)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
-        return StreamLink(address, sock, incarnation)
+        stream = greet_server(sock, secret)
     except BaseException:
         sock.close()
+        raise
+    try:
+        return StreamLink(address, stream, receive_welcome(stream))
+    except BaseException:
+        stream.close()
         raise
 
 
@@ -36,12 +40,12 @@ class StreamLink:
 
     is_polled = True
 
-    def __init__(self, address: Address, sock: socket.socket, incarnation: int) -> None:
+    def __init__(self, address: Address, stream: ByteStream, incarnation: int) -> None:
         self.address, self.incarnation = address, incarnation
         self.segment = private_segment(FIRST_SHAPE)
         self.closed = False
-        self._socket = sock
-        self._socket.setblocking(False)
+        self._stream = stream
+        self._stream.setblocking(False)
         self._unsent: deque[memoryview] = deque()
         self._calls: dict[int, tuple[Segment, int]] = {}
         """Slots of the calls that were sent, by call id."""
@@ -52,7 +56,7 @@ class StreamLink:
         self._filled = 0
 
     def fileno(self) -> int:
-        return self._socket.fileno()
+        return self._stream.fileno()
 
     # -- sending
 
@@ -74,7 +78,7 @@ class StreamLink:
         while self._unsent:
             rest = self._unsent[0]
             try:
-                sent = self._socket.send(rest)
+                sent = self._stream.send(rest)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -96,7 +100,7 @@ class StreamLink:
         """Read once; False when there is nothing to read."""
         room = self._next_room()
         try:
-            count = self._socket.recv_into(room[self._filled :])
+            count = self._stream.recv_into(room[self._filled :])
         except BlockingIOError:
             return False
         except OSError as error:
@@ -167,4 +171,4 @@ class StreamLink:
     def close(self) -> None:
         self.closed = True
         with contextlib.suppress(OSError):
-            self._socket.close()
+            self._stream.close()

@@ -1,11 +1,12 @@
 """The serving half of the config: model, engines, router and gateway."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, JsonValue, StringConstraints, field_validator
+from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
 from actors.wire.patience import DEFAULT_SPIN_US
+from actors.wire.security import Protection
 from orchestrator.config.fields import ByteSize, ConfigPath, Count, Seconds, Section
 
 OWNED_VLLM_FLAGS = {
@@ -95,6 +96,26 @@ class RouterConfig(Section):
     rows_between_nodes: RowsBetweenNodes = RowsBetweenNodes.BF16
     """`fp8`: rows to shards on other nodes take one byte for each value and answers two, half the
     traffic of `bf16`; answers then differ a little (docs/performance.md)."""
+    between_nodes_security: Protection = Protection.AUTHENTICATED
+    """What protects the mesh's own connections between nodes (docs/security.md). `authenticated`:
+    whatever was changed, repeated or made up on its way ends the connection; it can be read.
+    `encrypted`: TLS 1.3. `none`: only the handshake proves anything, for networks that nobody else
+    is on."""
+    tls_certificate: ConfigPath | None = None
+    """PEM file with the certificate for `encrypted`, at this path on every node; left out, each
+    process makes its own. Clients check that who shows it knows the mesh's secret, not who signed
+    it."""
+    tls_key: ConfigPath | None = None
+    """PEM file with the certificate's key; may be left out where the certificate's file has it."""
+
+    @model_validator(mode="after")
+    def _certificates_are_for_tls(self) -> Self:
+        given = self.tls_certificate is not None or self.tls_key is not None
+        if given and self.between_nodes_security is not Protection.ENCRYPTED:
+            raise ValueError("tls_certificate and tls_key need between_nodes_security: encrypted")
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise ValueError("tls_key needs tls_certificate")
+        return self
 
 
 class GatewayConfig(Section):

@@ -16,7 +16,7 @@ from actors.dispatch.view_coding import decode_view, encode_view
 from actors.dispatch.view_messages import AdoptedHead, HelloHead
 from actors.dispatch.view_source import NO_VERSION
 from actors.wire.address import Address, connect
-from actors.wire.handshake import HandshakeError, greet_server
+from actors.wire.handshake import OPENING_BYTES, HandshakeError, greet_server
 from actors.wire.messages import PREFIX, Head, pack, receive_message
 from orchestrator.directory import MAX_HEAD_BYTES, Directory
 from tests.actors.dispatch.views import content
@@ -247,7 +247,7 @@ def test_a_slow_reader_gets_the_newest_view_and_costs_no_memory(tmp_path: Path) 
 
 def waiting_bytes(directory: Directory) -> int:
     """In this process, on their way to all subscribers."""
-    return sum(writer.transport.get_write_buffer_size() for writer in directory._writers.values())
+    return sum(channel.unsent_bytes for channel in directory._channels.values())
 
 
 # -- the secret
@@ -277,7 +277,7 @@ def test_a_client_that_proves_nothing_learns_nothing(tmp_path: Path, answer: byt
         stranger = connect(remote, WAIT_S)
         stranger.sendall(answer + HELLO)
         said = await asyncio.to_thread(read_to_the_end, stranger)
-        assert len(said) == len(b"XMSH-HS1") + 32, "magic and nonce, and not a byte more"
+        assert len(said) == OPENING_BYTES, "its opening, and not a byte more"
         assert directory.subscribers == []
 
     run(test, tmp_path)
@@ -290,7 +290,10 @@ def test_a_client_that_says_nothing_is_closed(
 
     async def test(_: Directory, local: Address, remote: Address) -> None:
         for address in (local, remote):
-            assert len(await asyncio.to_thread(read_to_the_end, connect(address, WAIT_S))) <= 40
+            assert (
+                len(await asyncio.to_thread(read_to_the_end, connect(address, WAIT_S)))
+                <= OPENING_BYTES
+            )
 
     run(test, tmp_path)
 

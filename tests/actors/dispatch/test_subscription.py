@@ -281,7 +281,7 @@ def answer_with(proof_of: Callable[[bytes, bytes], bytes], sock: socket.socket) 
     """Greet as a directory that does not know the secret, then send a view."""
     nonce = secrets.token_bytes(NONCE_BYTES)
     with contextlib.suppress(OSError):
-        sock.sendall(GREETING + nonce)
+        sock.sendall(GREETING + b"\0" + nonce)
         answer = b""
         while len(answer) < 64:
             answer += sock.recv(64 - len(answer))

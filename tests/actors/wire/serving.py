@@ -14,7 +14,9 @@ from actors.wire.exchange import Posted, Room
 from actors.wire.frame import FrameKind, Header, body_bytes
 from actors.wire.handshake import greet_server, receive_welcome
 from actors.wire.link import LinkTimeout
+from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from actors.wire.segment import Segment, SegmentShape, create_segment
+from actors.wire.streams import PlainStream
 from actors.wire.transports import open_link
 from actors.wire.waiting import Waiting
 from tests.actors.fakes import HIDDEN, AffineKernel, spec
@@ -24,8 +26,10 @@ EVERY_EXPERT = {0: list(range(8)), 1: list(range(8))}
 SHAPE = SegmentShape(2, 1, 1)
 
 
-def shard_server(where: str) -> ShardServer:
-    return ShardServer(spec(), AffineKernel(EVERY_EXPERT), [parse_address(where)], SECRET)
+def shard_server(where: str, security: TcpSecurity = HANDSHAKE_ONLY) -> ShardServer:
+    return ShardServer(
+        spec(), AffineKernel(EVERY_EXPERT), [parse_address(where)], SECRET, security=security
+    )
 
 
 class Client:
@@ -78,11 +82,14 @@ class Client:
 
 
 def raw_client(address: Address) -> socket.socket:
-    """A socket that got as far as frames are expected: greeted over TCP, only connected else."""
+    """A socket that got as far as frames are expected: greeted over TCP, only connected else.
+
+    The servers of the tests protect nothing but the handshake, so the socket is all there is.
+    """
     sock = connect(address, 5.0)
     if not address.is_unix:
         greet_server(sock, SECRET)
-        receive_welcome(sock)
+        receive_welcome(PlainStream(sock))
     return sock
 
 

@@ -16,6 +16,7 @@ from actors.wire.bell import Bell
 from actors.wire.entrance import ARRIVAL_TIMEOUT_S, MOST_ARRIVALS
 from actors.wire.handshake import greet_server, receive_welcome
 from actors.wire.server import FrameServer, Request
+from actors.wire.streams import PlainStream
 from actors.wire.transports import open_link
 from tests.actors.fakes import running
 from tests.actors.wire.bare_server import SECRET
@@ -44,7 +45,8 @@ class BusyServer:
 
     def begin_to_compute(self) -> None:
         """Give it a call and return once it computes it."""
-        Client(self.unix).post(1)
+        self.client = Client(self.unix)  # kept, or it would leave
+        self.client.post(1)
         assert self.computing.wait(WAIT_S)
 
 
@@ -62,8 +64,8 @@ def test_who_spoke_while_the_server_computed_is_not_late(tmp_path) -> None:
         time.sleep(ARRIVAL_TIMEOUT_S + 0.3)
         server.go_on.set()
         greeted.join(WAIT_S)
-        assert receive_welcome(tcp) == server.frames.incarnation
-        assert receive_welcome(client.sock) == server.frames.incarnation
+        assert receive_welcome(PlainStream(tcp)) == server.frames.incarnation
+        assert receive_welcome(PlainStream(client.sock)) == server.frames.incarnation
 
 
 def test_the_silent_are_counted_for_each_address(tmp_path) -> None:
@@ -135,7 +137,7 @@ def test_both_ends_of_tcp_probe_an_idle_connection(tmp_path) -> None:
     with running(server.frames):
         sock = connect(server.tcp, WAIT_S)
         greet_server(sock, SECRET)
-        receive_welcome(sock)
+        receive_welcome(PlainStream(sock))
         port = sock.getsockname()[1]
         end_s = time.monotonic() + WAIT_S
         for ends in ((server.tcp.port, port), (port, server.tcp.port)):

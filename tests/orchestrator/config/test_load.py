@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.wire.security import Protection
 from orchestrator.config.load import default_config_path, load_config
 from orchestrator.config.schema import MeshConfig
 from orchestrator.config.serving import RouterMode
@@ -176,3 +177,27 @@ def test_folder_is_refused(tmp_path: Path) -> None:
 def test_vllm_flags_are_taken_in_either_spelling(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, SMALL + "engines: {vllm: {--max-num-seqs: 3}}\n"))
     assert config.engines.vllm == {"max_num_seqs": 3}
+
+
+def test_connections_between_nodes_are_authenticated_by_default(
+    tmp_path: Path,
+) -> None:
+    router = load_config(write(tmp_path, SMALL)).router
+    assert router.between_nodes_security is Protection.AUTHENTICATED
+    assert router.tls_certificate is None
+
+
+@pytest.mark.parametrize(
+    ("router", "reason"),
+    [
+        ("{tls_certificate: c.pem}", "need between_nodes_security: encrypted"),
+        (
+            "{between_nodes_security: none, tls_key: k.pem}",
+            "need between_nodes_security: encrypted",
+        ),
+        ("{between_nodes_security: encrypted, tls_key: k.pem}", "tls_key needs tls_certificate"),
+        ("{between_nodes_security: tls}", "between_nodes_security"),
+    ],
+)
+def test_certificates_without_tls_are_refused(tmp_path: Path, router: str, reason: str) -> None:
+    assert reason in fault(tmp_path, f"{SMALL}router: {router}\n")
