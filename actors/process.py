@@ -1,11 +1,7 @@
-"""Settings of an actor's process: logging, threads, memory, fate."""
+"""Settings of an actor's process: threads and memory."""
 
 import ctypes
-import logging
 import os
-import sys
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 # Shards and the engine share cores: a thread that spins after its work is done takes the core from
 # the one that has work (measured: a third of the throughput on two cores).
@@ -15,11 +11,6 @@ PASSIVE_THREADS = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "passive", "GOMP_SPI
 # killed is gone sooner. Its memory is taken back before its sockets close, 100 ms for 1 GB in small
 # pages, 10 ms in huge ones, and only then do its clients notice.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-
-
-def start_logging(level: str) -> None:
-    """Log lines of this process to stderr, which Ray keeps in the session's log folder."""
-    logging.basicConfig(level=level.upper(), format=LOG_FORMAT, stream=sys.stderr, force=True)
 
 
 def thread_environment(threads: int) -> dict[str, str]:

@@ -12,7 +12,8 @@ from typing import Any
 from actors.dispatch.dispatcher import Dispatcher
 from actors.dispatch.subscription import Subscription
 from actors.listening import ready_to_listen
-from actors.process import limit_threads, start_logging
+from actors.logs import start_logging
+from actors.process import limit_threads
 from actors.router_server import RouterServer
 from actors.wire.address import parse_address
 from actors.wire.node import node_id

@@ -16,12 +16,14 @@ import torch
 
 from actors.device import free_memory_bytes, scratch_bytes
 from actors.experts.families import read_expert_spec
+from actors.experts.fingerprint import fingerprint
 from actors.experts.spec import ExpertSpec
 from actors.kernels.choose import choose_kernel
 from actors.kernels.scratch import most_assignments
 from actors.kernels.slot_kernel import SlotKernel
 from actors.listening import ready_to_listen
-from actors.process import limit_threads, return_free_memory, start_logging
+from actors.logs import start_logging
+from actors.process import limit_threads, return_free_memory
 from actors.shard_server import ShardServer
 from actors.wire.node import node_id
 from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
@@ -72,7 +74,7 @@ class ExpertShard:
         """Choose the kernel and open the data links; the shard is empty until `load`.
 
         Returns {"id", "incarnation", "pid", "node", "addresses", "kernel", "bytes_per_expert",
-        "free_bytes"}; incarnation: what the data links' WELCOME says.
+        "free_bytes", "fingerprint"}; incarnation: what the data links' WELCOME says.
 
         Raises:
             ModelRefused: the checkpoint has no routed experts this shard can compute.
@@ -99,6 +101,7 @@ class ExpertShard:
             "addresses": [str(address) for address in self._server.addresses],
             "kernel": self._kernel.describe(),
             "bytes_per_expert": self._kernel.bytes_per_expert,
+            "fingerprint": fingerprint(Path(self._config.model_path)),
         }
 
     def _serve(self) -> None:

@@ -10,10 +10,12 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.engine.config import EngineConfig
+from actors.logs import COMPONENT_VARIABLE
 from actors.process import thread_environment
 from actors.wire.patience import SPIN_VARIABLE
 from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import MeshConfig
+from orchestrator.logging_setup import log_environment
 from orchestrator.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -38,9 +40,44 @@ def start_controller(config: MeshConfig, run_dir: RunDir, secret: bytes) -> Acto
 
     return _handle(
         ray.remote(Controller)
-        .options(name=CONTROLLER, lifetime="detached", num_cpus=0, max_concurrency=64)
+        .options(
+            name=CONTROLLER,
+            lifetime="detached",
+            num_cpus=0,
+            max_concurrency=64,
+            # Ray hands these on to the actors that the controller starts.
+            runtime_env={"env_vars": log_environment(config.logging, CONTROLLER)},
+        )
         .remote(config, run_dir, secret)
     )
+
+
+def node_resources() -> dict[str, dict[str, float]]:
+    """What each living node has in all, by the node's name."""
+    return {name: node["Resources"] for name, node in _living_nodes().items()}
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """What nobody has taken of that now."""
+    free = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    return {name: free.get(node["NodeID"], {}) for name, node in _living_nodes().items()}
+
+
+def _living_nodes() -> dict[str, dict[str, Any]]:
+    """Ray's node table, by host name; hosts of one name are told apart by their Ray ids."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    hosts = [node["NodeManagerHostname"] for node in nodes]
+    return {
+        host if hosts.count(host) == 1 else f"{host} ({node['NodeID'][:8]})": node
+        for host, node in zip(hosts, nodes, strict=True)
+    }
+
+
+def waits_for_room(handle: ActorHandle) -> bool:
+    """Whether an actor is not on any node yet: none has what it asks for. Asks Ray's head node."""
+    actor = ray._private.state.actors(handle._actor_id.hex())
+    # Before a node has taken it an actor has no address.
+    return actor.get("State") == "PENDING_CREATION" and not actor["Address"]["IPAddress"]
 
 
 def find_controller() -> ActorHandle | None:
@@ -132,7 +169,7 @@ def _start(
             resources=resources,
             max_concurrency=max_concurrency,
             max_restarts=0,
-            runtime_env={"env_vars": environment},
+            runtime_env={"env_vars": environment | {COMPONENT_VARIABLE: name.rpartition("/")[2]}},
         )
         .remote(*arguments)
     )

@@ -6,6 +6,8 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
+from actors.dispatch.mesh_view import MeshView
+from actors.experts.spec import ExpertSpec
 from orchestrator.probe import Probe
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus
 from placement.cost_model import TYPICAL_COST, DeviceCost
@@ -89,3 +91,21 @@ class Component:
             slots=self.said.get("slots"),
             speed=self.speed,
         )
+
+
+@dataclass(slots=True, eq=False)
+class MeshParts:
+    """What a mesh is made of so far."""
+
+    shards: list[Component] = field(default_factory=list)
+    """In the order of the plan epoch."""
+    routers: list[Component] = field(default_factory=list)
+    engines: list[Component] = field(default_factory=list)
+    spec: ExpertSpec | None = None
+    view: MeshView | None = None
+    phase: tuple[str, str] = ("Start the controller", "")
+    """(step of the start-up, how far it is), for people."""
+
+    @property
+    def all(self) -> list[Component]:
+        return [*self.shards, *self.routers, *self.engines]

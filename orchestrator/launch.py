@@ -8,13 +8,14 @@ import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from actors.dispatch.subscription import SECRET_VARIABLE
 from orchestrator import cluster
@@ -24,14 +25,19 @@ from orchestrator.config.secrets import Secrets
 from orchestrator.errors import UserError
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
-from orchestrator.ray_session import namespace_of, start_ray, stop_ray
+from orchestrator.ray_session import lost_process, namespace_of, node_logs, start_ray, stop_ray
+from orchestrator.resources import check_room, demands_of
 from orchestrator.root_cause import cause_of
 from orchestrator.run_dir import RunDir
+from orchestrator.session_guard import SessionGuard
 from orchestrator.stop_signals import StopRequested, StopSignals
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+LOOK_S = 1.0
+"""Time between two looks at Ray's own processes while the mesh serves."""
+PHASE_TIMEOUT_S = 5.0
 GATEWAY_START_TIMEOUT_S = 60.0
 """An endpoint that is just being opened can be closed only after that."""
 STOP_MARGIN_S = 20.0
@@ -42,48 +48,73 @@ def run_mesh(config: MeshConfig, progress: Progress) -> int:
     """Start the mesh of `config` and serve until SIGINT or SIGTERM. Returns the exit code.
 
     Success and failure alike end every process and remove every socket that was started here; after
-    a failed start the run folder with the logs is kept and named.
+    a failed start in a private session the run folder with its logs is kept. The error names them.
 
     Raises:
         UserError: the mesh cannot start as configured.
     """
     run_dir = RunDir.create(config.cluster.temp_dir)
+    guard = SessionGuard(run_dir.path) if config.cluster.ray_address is None else None
+    try:
+        return _run(config, run_dir, guard, progress)
+    finally:
+        if guard is not None:
+            guard.dismiss()
+
+
+def _run(
+    config: MeshConfig, run_dir: RunDir, guard: SessionGuard | None, progress: Progress
+) -> int:
     secret = os.environ.get(SECRET_VARIABLE, "") or secrets.token_hex(32)
     with StopSignals() as stop:
-        session = _Session(config, run_dir, secret.encode(), stop)
+        session = _Session(config, run_dir, secret.encode(), stop, guard)
         try:
             session.start(progress)
-            stop.wait()
+            session.serve()
         except StopRequested:
             progress.give_up("stopped")
         except UserError as error:
-            progress.give_up()
-            session.stop(progress)
-            where = f"logs are in {run_dir.logs}"
-            raise UserError(
-                error.message, f"{error.fix}; {where}" if error.fix else where
-            ) from error
+            where = _fail(session, run_dir, progress)
+            fix = "; ".join(filter(None, [error.fix, where]))
+            raise UserError(error.message, fix) from error
         except BaseException:
-            progress.give_up()
-            session.stop(progress)
-            progress.warn(f"logs are in {run_dir.logs}")
+            if where := _fail(session, run_dir, progress):
+                progress.warn(where)
             raise
         session.stop(progress)
         run_dir.remove()
     return 0
 
 
+def _fail(session: "_Session", run_dir: RunDir, progress: Progress) -> str:
+    """Stop and keep the logs; returns where they are, "" where there are none."""
+    progress.give_up()
+    where = session.where_logs_are()
+    session.stop(progress)
+    if where and run_dir.logs.exists():
+        run_dir.keep_only_logs()
+    else:  # a shared cluster has them
+        run_dir.remove()
+    return where
+
+
 class _Session:
     """Ray, controller and gateway of one mesh, in the order they come and go."""
 
     def __init__(
-        self, config: MeshConfig, run_dir: RunDir, secret: bytes, stop: StopSignals
+        self,
+        config: MeshConfig,
+        run_dir: RunDir,
+        secret: bytes,
+        stop: StopSignals,
+        guard: SessionGuard | None,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
         self._secret = secret
         self._stop = stop
-        self._private = config.cluster.ray_address is None
+        self._private = guard is not None
+        self._spared = () if guard is None else (guard.pid,)
         self._controller: ActorHandle | None = None
         self._gateway: Future[None] | None = None
 
@@ -104,6 +135,7 @@ class _Session:
                 f"a mesh named {self._config.mesh.name} already runs in that Ray cluster",
                 "choose another mesh.name or stop it first",
             )
+        self._check_room()
         self._controller = cluster.start_controller(self._config, self._run_dir, self._secret)
         started: ray.ObjectRef[str] = self._controller.start.remote()
         # The endpoint opens while the model loads; until then /health says that it does.
@@ -116,6 +148,31 @@ class _Session:
         url = endpoint_url(gateway.host, gateway.port, gateway.route_prefix)
         progress.ready(url, next_steps(url, self._config.model.name, bool(Secrets().api_keys)))
 
+    def _check_room(self) -> None:
+        """Raises UserError where the nodes lack what shards and engines ask for."""
+        # Nodes may join a shared cluster; a private one is all there is.
+        deadline_s = time.monotonic()
+        if not self._private:
+            deadline_s += self._config.cluster.room_timeout_s
+        while True:
+            try:
+                check_room(demands_of(self._config), cluster.node_resources())
+                return
+            except UserError:
+                if time.monotonic() >= deadline_s:
+                    raise
+            self._stop.wait(POLL_S)
+            self._stop.check()
+
+    def serve(self) -> None:
+        """Return when a signal comes. Raises UserError if Ray itself is lost."""
+        while not self._stop.wait(LOOK_S):
+            self._check_ray()
+
+    def _check_ray(self) -> None:
+        if self._private and (lost := lost_process()):
+            raise UserError(f"Ray's {lost} has ended, and with it the mesh", "start it again")
+
     def _follow_start(self, started: "ray.ObjectRef[str]", progress: Progress) -> None:
         """Show the controller's phases until its start is through."""
         assert self._controller is not None
@@ -125,8 +182,12 @@ class _Session:
             while not done:
                 done = bool(ray.wait([started], timeout=POLL_S)[0])
                 self._stop.check()
+                self._check_ray()
                 phase: ray.ObjectRef[tuple[str, str]] = self._controller.phase.remote()
-                step, detail = ray.get(phase)
+                try:
+                    step, detail = ray.get(phase, timeout=PHASE_TIMEOUT_S)
+                except GetTimeoutError:
+                    continue  # busy, or lost: the next look at Ray tells
                 if step != shown and not done:
                     progress.step(step)
                     shown = step
@@ -136,6 +197,7 @@ class _Session:
                     self._await_gateway()
             log.debug("expert kernels: %s", ray.get(started))
         except RayError as error:
+            self._check_ray()
             raise UserError(cause_of(error)) from error
         progress.done()
 
@@ -155,6 +217,7 @@ class _Session:
             max_body_bytes=settings.max_request_body,
             body_timeout_s=settings.body_timeout_s,
             send_timeout_s=settings.send_timeout_s,
+            logging=self._config.logging,
         )
         mesh = RayMesh(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
         keys = (key.get_secret_value() for key in Secrets().api_keys)
@@ -171,14 +234,22 @@ class _Session:
         except RayError as error:
             raise UserError(f"the endpoint did not open: {cause_of(error)}") from error
 
+    def where_logs_are(self) -> str:
+        """For the end of an error message; "" where there are no logs."""
+        if not ray.is_initialized():
+            return ""
+        elsewhere = "" if self._private else " of each node"
+        return f"logs are in {node_logs()}{elsewhere}"
+
     def stop(self, progress: Progress) -> None:
         """Drain, end all components, close the endpoint, end Ray. Goes on past failures."""
         progress.step("Stop the mesh")
-        if self._controller is not None and ray.is_initialized():
+        lost = self._private and ray.is_initialized() and lost_process()
+        if self._controller is not None and ray.is_initialized() and not lost:
             self._end_controller(progress)
         if not self._private and self._gateway is not None:
             self._close_gateway()
-        stop_ray(private=self._private)
+        stop_ray(private=self._private, spared=self._spared)
         progress.done()
 
     def _end_controller(self, progress: Progress) -> None:

@@ -8,7 +8,7 @@ import ctypes
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import psutil
@@ -31,27 +31,29 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def descendants() -> list[psutil.Process]:
-    """Children, their children and so on, zombies left out."""
-    return [p for p in psutil.Process().children(recursive=True) if _alive(p)]
+def descendants(spared: Collection[int] = ()) -> list[psutil.Process]:
+    """Children, their children and so on, but zombies and the process ids in `spared`."""
+    found = psutil.Process().children(recursive=True)
+    return [p for p in found if p.pid not in spared and _alive(p)]
 
 
-def end_descendants(timeout_s: float = EXIT_TIMEOUT_S) -> None:
+def end_descendants(timeout_s: float = EXIT_TIMEOUT_S, spared: Collection[int] = ()) -> None:
     """Wait until every descendant has ended; kill those that have not after `timeout_s`."""
     deadline_s = time.monotonic() + timeout_s
-    while alive := descendants():
+    while alive := descendants(spared):
         # A few at a time: what they leave behind becomes ours, and is seen in the next round.
         psutil.wait_procs(alive, timeout=0.05)
         if time.monotonic() > deadline_s:
-            _kill(descendants())
+            kill(descendants(spared))
     # Reaps what has ended: each was a child, or became one when its parent died.
-    psutil.wait_procs(psutil.Process().children(), timeout=0.05)
+    children = [p for p in psutil.Process().children() if p.pid not in spared]
+    psutil.wait_procs(children, timeout=0.05)
 
 
-def shared_memory() -> set[Path]:
-    """Python's segments in /dev/shm that descendants have mapped."""
+def shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:
+    """Python's segments in /dev/shm that these have mapped."""
     found = set()
-    for process in descendants():
+    for process in processes:
         try:
             maps = Path(f"/proc/{process.pid}/maps").read_text()
         except OSError:  # it has just ended
@@ -72,7 +74,8 @@ def remove_shared_memory(segments: Iterable[Path]) -> None:
         segment.unlink(missing_ok=True)
 
 
-def _kill(processes: Iterable[psutil.Process]) -> None:
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL; one that is gone already is none too few."""
     for process in processes:
         try:
             log.debug("killing %s (pid %d), which did not end", process.name(), process.pid)

@@ -5,16 +5,22 @@ A mesh runs in a Ray session of its own unless the config names a cluster.
 
 import logging
 import os
+import threading
+from collections.abc import Collection
+from pathlib import Path
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from orchestrator import process_tree
 from orchestrator.config.schema import MeshConfig
 from orchestrator.errors import UserError
+from orchestrator.preflight import ray_access
 from orchestrator.run_dir import RunDir
 
 OBJECT_STORE_BYTES = 128 << 20
 """Tokens do not pass through Ray's object store; control calls need little."""
+LEAVE_TIMEOUT_S = 15.0
 SPARE_CPUS = 8
 """Ray counts CPUs to place actors; controller, gateway and proxies share what is there."""
 
@@ -46,6 +52,10 @@ def start_ray(config: MeshConfig, run_dir: RunDir) -> None:
     if config.cluster.ray_address is not None:
         try:
             ray.init(config.cluster.ray_address, namespace=namespace, log_to_driver=False)
+        except AuthenticationError as error:
+            address = config.cluster.ray_address
+            message = f"the Ray cluster at cluster.ray_address {address} asks for a token"
+            raise UserError(message, ray_access.FIX) from error
         except ConnectionError as error:
             raise UserError(
                 f"no Ray cluster answers at cluster.ray_address {config.cluster.ray_address}",
@@ -53,6 +63,8 @@ def start_ray(config: MeshConfig, run_dir: RunDir) -> None:
             ) from error
         return
     process_tree.adopt_orphans()
+    # Temporary files of every process of the session go into the run folder, and with it.
+    os.environ["TMPDIR"] = str(run_dir.scratch)
     threads = sum(pool.shards * pool.threads for pool in config.pools.values())
     ray.init(
         "local",
@@ -67,6 +79,17 @@ def start_ray(config: MeshConfig, run_dir: RunDir) -> None:
     _hush()
 
 
+def node_logs() -> Path:
+    """Folder of this node's Ray logs, which every process of the node writes to.
+
+    Works in the process that joined Ray and in every actor.
+    """
+    # Ray tells the path of its session nowhere else.
+    node = ray._private.worker._global_node
+    assert node is not None
+    return Path(node.get_logs_dir_path())
+
+
 def _hush() -> None:
     """Keep what raylets report out of our stdout: it is in the session's logs anyway.
 
@@ -75,11 +98,31 @@ def _hush() -> None:
     ray._private.worker._worker_logs_enabled = False
 
 
-def stop_ray(*, private: bool) -> None:
-    """Leave the cluster; end a private session and every process of it. Idempotent."""
-    segments = process_tree.shared_memory() if private else set()
+def lost_process() -> str:
+    """Name of a process that the private session cannot do without and that has ended; or ""."""
+    node = ray._private.worker._global_node
+    if node is None:
+        return ""
+    for name in ("gcs_server", "raylet"):
+        if any(info.process.poll() is not None for info in node.all_processes.get(name, ())):
+            return name
+    return ""
+
+
+def stop_ray(*, private: bool, spared: Collection[int] = ()) -> None:
+    """Leave the cluster; end a private session and every process of it but those in `spared`.
+    Idempotent."""
+    segments = process_tree.shared_memory(process_tree.descendants(spared)) if private else set()
     if ray.is_initialized():
-        ray.shutdown()
+        _leave(in_time=private)
     if private:
-        process_tree.end_descendants()
+        process_tree.end_descendants(spared=spared)
         process_tree.remove_shared_memory(segments)
+
+
+def _leave(*, in_time: bool) -> None:
+    """in_time: a session that has lost a process may keep `shutdown` waiting for it; then what is
+    left of it is ended without."""
+    leaving = threading.Thread(target=ray.shutdown, name="leave-ray", daemon=True)
+    leaving.start()
+    leaving.join(LEAVE_TIMEOUT_S if in_time else None)

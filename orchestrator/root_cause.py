@@ -5,6 +5,7 @@ process of its own, and its parent knows no more than that it failed. Then the l
 has the cause.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -79,13 +80,24 @@ def cause_in_log(folder: Path, pid: int, last_lines: int | None = None) -> str:
 
 def last_error(text: str) -> str:
     """The last line of a log that names an error, pointers to other lines left out."""
-    lines = text.splitlines()
+    lines = [line for written in text.splitlines() for line in _lines_of(written)]
     for number in reversed(range(len(lines))):
         match = _ERROR_LINE.match(lines[number].strip())
         if match and not is_pointer(match["text"]):
             more = lines[number + 1 :] if _PYDANTIC.match(match["text"]) else []
             return one_line(match["kind"], "\n".join([match["text"], *more]))
     return ""
+
+
+def _lines_of(written: str) -> list[str]:
+    """A line of a log; where the log is JSON, the lines that one object holds."""
+    if not written.startswith("{"):
+        return [written]
+    try:
+        entry = json.loads(written)
+    except ValueError:
+        return [written]
+    return [*str(entry.get("message", "")).splitlines(), *entry.get("exception", "").splitlines()]
 
 
 def is_pointer(text: str) -> bool:

@@ -65,5 +65,17 @@ class RunDir:
         """Address of a component's Unix socket."""
         return f"unix:{self.path}/s/{component}"
 
+    def keep_only_logs(self) -> None:
+        """Remove everything but Ray's logs: after a failed start they are all that is of use."""
+        logs = self.logs.resolve()
+        for folder in (self.path, self.ray, logs.parent):
+            for entry in folder.iterdir() if folder.is_dir() else ():
+                if not entry.is_symlink() and logs.is_relative_to(entry):
+                    continue
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
+
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -42,12 +42,16 @@ class Watch:
             for task in looking.values():
                 task.cancel()
 
-    async def look_at(self, component: Component) -> None:
-        """Take in what the component says now; a dead one stays dead."""
+    async def look_at(self, component: Component, timeout_s: float | None = None) -> None:
+        """Take in what the component says now; a dead one stays dead.
+
+        timeout_s: how long to wait for the answer (default: the interval between two looks).
+        """
+        timeout_s = timeout_s or self._interval_s
         if component.state is ComponentState.DEAD:
             return
         try:
-            component.hear(await component.probe.ask(self._interval_s))
+            component.hear(await component.probe.ask(timeout_s))
         except TimeoutError:
             silence_s = (component.silent_probes + 1) * self._interval_s
             component.miss(f"has not answered for {silence_s:g} s", self._suspect_after)

@@ -1,8 +1,11 @@
 """What one engine serves, and how: the arguments of the engine actor."""
 
+import os
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from actors.logs import FORMAT_VARIABLE, JSON, VLLM_JSON_CONFIG
 
 QUIET_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -44,4 +47,6 @@ class EngineConfig(BaseModel):
     def variables(self) -> dict[str, str]:
         """Environment of the engine process, to be set before vLLM is imported."""
         defaults = {**QUIET_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(self.cpu_kv_cache_gib)}
+        if os.environ.get(FORMAT_VARIABLE) == JSON:
+            defaults["VLLM_LOGGING_CONFIG_PATH"] = str(VLLM_JSON_CONFIG)
         return {**defaults, **self.environment}

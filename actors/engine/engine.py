@@ -14,12 +14,14 @@ import logging
 import multiprocessing
 import os
 import platform
+import shutil
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,7 +33,9 @@ from actors.engine.fate_sharing import PARENT_VARIABLE
 from actors.engine.flags import parse_flags
 from actors.engine.lifecycle import EngineState, check_transition
 from actors.engine.messages import EngineReply, HttpRequest, Refusal, ResponseStart
+from actors.engine.scratch import make_scratch
 from actors.engine.unavailable import telling_missing_experts
+from actors.logs import start_logging
 from actors.vllm_plugin.register import ADDRESS_VARIABLE
 
 if TYPE_CHECKING:
@@ -70,6 +74,7 @@ class Engine:
     """vLLM behind actor calls. Everything runs in the event loop that `start` is called in."""
 
     def __init__(self, config: EngineConfig) -> None:
+        start_logging()
         self._config = config
         self._state = EngineState.STARTING
         self._detail = "not started"
@@ -78,6 +83,7 @@ class Engine:
         self._app: Any = None
         self._parameter_bytes: int | None = None
         self._max_running = 0
+        self._scratch: Path | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._cleanup = contextlib.AsyncExitStack()
         # vLLM's processes are tied to the life of the thread that starts them (`fate_sharing`),
@@ -206,7 +212,11 @@ class Engine:
     def _set_environment(self) -> None:
         for name in DROPPED_ENVIRONMENT:
             os.environ.pop(name, None)
-        os.environ.update(self._config.variables())
+        variables = self._config.variables()
+        if "TMPDIR" not in variables:
+            self._scratch = make_scratch()
+            variables |= {"TMPDIR": str(self._scratch), "VLLM_RPC_BASE_PATH": str(self._scratch)}
+        os.environ.update(variables)
         os.environ[PARENT_VARIABLE] = str(os.getpid())
 
     def _build_llm(self) -> tuple["Namespace", "AsyncLLM"]:
@@ -255,6 +265,8 @@ class Engine:
             await asyncio.to_thread(llm.shutdown, VLLM_SHUTDOWN_TIMEOUT_S)
         await asyncio.to_thread(_end_processes, children)
         await asyncio.to_thread(_remove_shared_memory)
+        if self._scratch is not None:
+            await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
         self._loader.shutdown(wait=False)
 
     def _pace_s(self) -> float:

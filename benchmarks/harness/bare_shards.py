@@ -21,7 +21,8 @@ from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
 from actors.dispatch.view_source import Follower
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.spec import Activation, ExpertSpec, WeightFormat
-from actors.process import start_logging, thread_environment
+from actors.logs import start_logging
+from actors.process import thread_environment
 from actors.wire.address import parse_address
 from actors.wire.frame import RowCoding
 from actors.wire.node import node_id

@@ -30,8 +30,9 @@ class ClusterConfig(Section):
     temp_dir: ConfigPath | None = None
     """Folder of the private Ray session's sockets and logs; unset: one of its own under the
     system's temporary folder."""
-    start_timeout_s: Seconds = 120.0
-    """How long Ray may take to start or to answer."""
+    room_timeout_s: Seconds = 8.0
+    """How long shards and engines may wait for nodes that have what they ask for, in a cluster that
+    is joined; give it longer where an autoscaler adds nodes."""
 
 
 class ControllerConfig(Section):

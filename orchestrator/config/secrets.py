@@ -5,6 +5,8 @@ from typing import Annotated
 from pydantic import SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from orchestrator.errors import UserError
+
 
 class Secrets(BaseSettings):
     """Environment variables with the prefix `EXPERTMESH_`."""
@@ -12,11 +14,18 @@ class Secrets(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="EXPERTMESH_", frozen=True, extra="ignore")
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    """`EXPERTMESH_API_KEYS`: keys a client may send, separated by commas; empty: no key needed."""
+    """`EXPERTMESH_API_KEYS`: keys a client may send, separated by commas; unset: no key needed."""
 
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(key.strip() for key in value.split(",") if key.strip())
-        return value
+        if not isinstance(value, str) or not value:
+            return value or ()
+        keys = tuple(key.strip() for key in value.split(",") if key.strip())
+        if not keys:
+            # Whoever sets the variable means to close the endpoint.
+            raise UserError(
+                "EXPERTMESH_API_KEYS is set but names no key",
+                "give keys separated by commas, or unset it to serve without keys",
+            )
+        return keys

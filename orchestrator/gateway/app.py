@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import platform
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
@@ -25,9 +27,11 @@ from orchestrator.gateway.observation import Observation
 from orchestrator.gateway.retry_after import RetryAfter
 from orchestrator.gateway.route_prefix import WithoutPrefix
 from orchestrator.gateway.routes import INFERENCE_ROUTES
+from orchestrator.status import ComponentKind, ComponentState, ComponentStatus
 
 logger = logging.getLogger(__name__)
 
+GATEWAY_ID = "gateway"
 STATUS_TIMEOUT_S = 5.0
 LOAD_TIMEOUT_S = 30.0
 """The controller asks every shard before it answers."""
@@ -67,12 +71,13 @@ class Gateway:
         return Response(page, media_type="text/plain; version=0.0.4")
 
     async def status(self, _: Request) -> Response:
-        """`MeshStatus` of the controller."""
+        """`MeshStatus` of the controller, and with it the gateway that answers."""
         try:
             async with asyncio.timeout(STATUS_TIMEOUT_S):
                 mesh = await self._mesh.status()
         except (MeshLostError, TimeoutError) as error:
             return unavailable(str(error) or SILENT_CONTROLLER)
+        mesh = mesh.model_copy(update={"components": [*mesh.components, self._own_status()]})
         return Response(mesh.model_dump_json(), media_type="application/json")
 
     async def expert_load(self, _: Request) -> Response:
@@ -92,6 +97,17 @@ class Gateway:
             except Exception:
                 logger.exception("the engines could not be looked up; trying again")
             await asyncio.sleep(self._config.poll_interval_s)
+
+    def _own_status(self) -> ComponentStatus:
+        ready, in_flight = len(self._pool.ready), self._pool.in_flight
+        return ComponentStatus(
+            id=GATEWAY_ID,
+            kind=ComponentKind.GATEWAY,
+            node=platform.node(),
+            pid=os.getpid(),
+            state=ComponentState.READY,
+            detail=f"requests in flight: {in_flight}, engines ready: {ready}",
+        )
 
     async def _engine_page(self, engine: PooledEngine) -> str | None:
         try:

@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator.config.schema import LoggingConfig
+
 
 class GatewayConfig(BaseModel):
     """Where the gateway listens and what it lets through."""
@@ -33,5 +35,7 @@ class GatewayConfig(BaseModel):
     """How often the gateway asks the controller which engines there are."""
     controller_grace_s: float = Field(default=30.0, ge=0)
     """How long a silent controller's last word counts for `/health`; requests are served anyway."""
+    logging: LoggingConfig = LoggingConfig()
+    """Logs of the gateway's process."""
     metrics_timeout_s: float = Field(default=5.0, gt=0)
     """An engine that takes longer to tell its metrics is left out of that scrape."""

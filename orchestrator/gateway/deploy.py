@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
+from orchestrator.config.schema import LogFormat
 from orchestrator.errors import UserError
-from orchestrator.gateway.app import build_app
+from orchestrator.gateway.app import GATEWAY_ID, build_app
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.mesh import Mesh
+from orchestrator.logging_setup import set_up_logging
 
 if TYPE_CHECKING:
     from ray.exceptions import RayError
@@ -29,8 +31,10 @@ class GatewayDeployment:
 
     def __init__(self, config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) -> None:
         self._arguments = (config, mesh, key_digests)
+        self._logging = config.logging
 
     def __serve_build_asgi_app__(self) -> Starlette:
+        set_up_logging(self._logging, GATEWAY_ID)
         return build_app(*self._arguments)
 
 
@@ -49,10 +53,12 @@ def deploy_gateway(
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve.config import HTTPOptions, ProxyLocation
-    from ray.serve.schema import LoggingConfig
+    from ray.serve.schema import EncodingType
+    from ray.serve.schema import LoggingConfig as ServeLogging
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    encoding = EncodingType.JSON if config.logging.format is LogFormat.JSON else EncodingType.TEXT
+    quiet = ServeLogging(log_level="WARNING", enable_access_log=False, encoding=encoding)
     deployment = serve.deployment(
         name="gateway",
         num_replicas=1,

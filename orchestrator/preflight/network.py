@@ -11,6 +11,7 @@ import psutil
 
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.config.serving import GatewayConfig
+from orchestrator.preflight import ray_access
 from orchestrator.preflight.finding import Finding, Level
 
 CONNECT_TIMEOUT_S = 2.0
@@ -146,4 +147,6 @@ def _check_answers(address: str) -> Finding:
             f"no Ray cluster answers at {address}",
             "start it, or correct cluster.ray_address",
         )
+    if refused := ray_access.why_refused(address):
+        return Finding(name, Level.FAILURE, refused, ray_access.FIX)
     return Finding(name, Level.OK, f"a cluster answers at {address}")

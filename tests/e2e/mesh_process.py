@@ -81,7 +81,8 @@ class MeshProcess:
         self._folder = Path(tempfile.mkdtemp(prefix="e2e-"))
         # Short, because Unix sockets lie below it; its own, to see what is left there.
         self._run = Path(tempfile.mkdtemp(prefix="e"))
-        path = write_config(self._folder, {**config, "cluster": {"temp_dir": str(self._run)}})
+        cluster = {**config.get("cluster", {}), "temp_dir": str(self._run)}
+        path = write_config(self._folder, {**config, "cluster": cluster})
         self.out: list[str] = []
         self.err: list[str] = []
         self.seen: dict[int, psutil.Process] = {}
@@ -197,6 +198,10 @@ class MeshProcess:
         )
         return found
 
+    def worker_logs(self) -> list[str]:
+        """What the actors wrote to stderr."""
+        return [log.read_text() for log in self._run.glob("*/ray/session_*/logs/worker-*.err")]
+
     # -- its end
 
     def signal(self, number: signal.Signals, group: bool = False) -> None:
@@ -205,6 +210,11 @@ class MeshProcess:
             os.killpg(self._process.pid, number)
         else:
             self._process.send_signal(number)
+
+    def kill(self, command: str) -> None:
+        """SIGKILL the one process of the mesh whose command line holds `command`."""
+        (victim,) = [line for line in self.living() if command in line]
+        os.kill(int(victim.split()[0]), signal.SIGKILL)
 
     def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """Its exit code; every line is read when this returns."""

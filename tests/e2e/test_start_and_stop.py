@@ -11,10 +11,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
 STOP_S = 60.0
 """Measured 2 to 5 s on two free cores, Ray's own start is waited for; 30 s on a crowded machine."""
-ORPHANS_S = 20.0
-"""How long processes may outlive a `serve` that was killed; measured 2 s."""
-RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "agent.py", "agent/main.py")
-"""Two small processes of Ray's that try for a minute to report their raylet's death, then end."""
+ORPHANS_S = 30.0
+"""How long anything may outlive a `serve` that was killed; measured 2 s."""
 
 
 @pytest.mark.parametrize(
@@ -47,10 +45,29 @@ def test_everything_dies_with_a_killed_serve(tiny_model: Path) -> None:
         mesh.signal(signal.SIGKILL)
         mesh.wait()
 
-        def ours() -> list[str]:
-            return [p for p in mesh.living() if not any(agent in p for agent in RAY_AGENTS)]
+        wait_until(lambda: mesh.left_over() == [], ORPHANS_S, "everything ended and was removed")
 
-        wait_until(lambda: ours() == [], ORPHANS_S, "orphans ended")
+
+@pytest.mark.parametrize(
+    ("victim", "said"),
+    [
+        ("raylet/raylet ", "error: Ray's raylet has ended, and with it the mesh: start it again"),
+        ("gcs_server", "error: Ray's gcs_server has ended, and with it the mesh: start it again"),
+        ("ray::Controller", "error: its process died: killed from outside, out of memory, or"),
+    ],
+)
+def test_a_killed_part_of_the_session_ends_it(tiny_model: Path, victim: str, said: str) -> None:
+    with MeshProcess(mesh_config(tiny_model, "cut")) as mesh:
+        mesh.wait_for("Load the engine ...")
+        mesh.kill(victim)
+        assert mesh.wait(STOP_S) == 2, mesh.transcript
+        assert mesh.err[-1].startswith(said)
+        logs = Path(mesh.err[-1].rpartition(" logs are in ")[2].strip())
+        assert list(logs.glob("worker-*.err"))
+        # The logs alone are kept.
+        (kept,) = mesh.left_over()
+        files = [path for path in Path(kept).rglob("*") if not path.is_dir()]
+        assert [path for path in files if not path.is_relative_to(logs)] == []
 
 
 @pytest.mark.vllm

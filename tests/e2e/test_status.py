@@ -25,6 +25,7 @@ def test_json_lists_every_component(mesh: MeshProcess) -> None:
         "nvidia-0": ("shard", "nvidia", True),
         "ascend-0": ("shard", "ascend", True),
         "engine-0": ("engine", None, False),
+        "gateway": ("gateway", None, False),
     }
     for component in status["components"]:
         assert component["state"] == "ready"
@@ -68,7 +69,8 @@ def test_table_for_people(mesh: MeshProcess) -> None:
     head, _, columns, *rows = done.stdout.splitlines()
     assert head.startswith("shared serves tiny: ready (1 of 1 engines ready), plan epoch 1")
     assert columns.split() == ["ID", "POOL", "STATE", "NODE", "PID", "MEMORY", "SLOTS", "SPEED"]
-    assert [row.split()[0] for row in rows] == ["controller", "nvidia-0", "ascend-0", "engine-0"]
+    ids = ["controller", "nvidia-0", "ascend-0", "engine-0", "gateway"]
+    assert [row.split()[0] for row in rows] == ids
     assert all("emulated" in row for row in rows[1:3])
 
 

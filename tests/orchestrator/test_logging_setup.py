@@ -2,12 +2,16 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
+from actors.logs import PACKAGES, VLLM_JSON_CONFIG, start_logging
 from orchestrator.config.schema import LogFormat, LoggingConfig, LogLevel
-from orchestrator.logging_setup import PACKAGES, set_up_logging
+from orchestrator.logging_setup import log_environment, set_up_logging
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +60,38 @@ def test_setting_up_again_replaces(capsys: pytest.CaptureFixture[str]) -> None:
         set_up_logging(LoggingConfig(), component=component)
     logging.getLogger("orchestrator").warning("once")
     assert capsys.readouterr().err.count("once") == 1
+
+
+def test_a_process_logs_as_its_environment_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = LoggingConfig(level=LogLevel.DEBUG, format=LogFormat.JSON)
+    for name, value in log_environment(config, "a-0").items():
+        monkeypatch.setenv(name, value)
+    start_logging()
+    logging.getLogger("actors.shard").debug("loaded")
+    start_logging("ERROR")
+    logging.getLogger("actors.shard").warning("not at level error")
+    (line,) = capsys.readouterr().err.splitlines()
+    entry = json.loads(line)
+    assert (entry["component"], entry["message"]) == ("a-0", "loaded")
+
+
+VLLM_PROCESS = """
+import json, logging, logging.config, sys
+logging.config.dictConfig(json.load(open(sys.argv[1])))
+logging.getLogger("vllm.engine").info("not at level warning")
+logging.getLogger("vllm.engine").warning("slow")
+logging.getLogger("actors.vllm_plugin").warning("lost")
+"""
+
+
+def test_vllms_own_loggers_write_json() -> None:
+    environment = os.environ | log_environment(LoggingConfig(format=LogFormat.JSON), "engine-0")
+    command = [sys.executable, "-c", VLLM_PROCESS, str(VLLM_JSON_CONFIG)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    entries = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(e["component"], e["logger"], e["message"]) for e in entries] == [
+        ("engine-0", "vllm.engine", "slow"),
+        ("engine-0", "actors.vllm_plugin", "lost"),
+    ]

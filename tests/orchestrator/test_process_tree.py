@@ -72,7 +72,7 @@ time.sleep(600)
                 [sys.executable, "-c", {child!r}], stdout=subprocess.PIPE, text=True
             )
             name = child.stdout.readline().strip()
-            segments = process_tree.shared_memory()
+            segments = process_tree.shared_memory(process_tree.descendants())
             print(name, [s.name for s in segments] == [name])
             process_tree.end_descendants(timeout_s=0.1)
             process_tree.remove_shared_memory(segments)

@@ -1,5 +1,6 @@
 """One line for what failed, from exceptions and logs as vLLM, pydantic and Ray write them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,11 @@ def test_error_lines(text: str, found: str | None) -> None:
         assert last_error(text).startswith("SchedulerConfig: max_num_seqs Input max_num_batched")
     else:
         assert last_error(text) == found
+
+
+def test_errors_in_a_json_log_are_found() -> None:
+    entry = {"level": "error", "message": "failed", "exception": "Traceback ...\nOSError: no disk"}
+    assert (
+        last_error(f"plain\n{json.dumps(entry)}\n{json.dumps({'message': 'later'})}") == "no disk"
+    )
+    assert last_error('{"cut off') == ""

@@ -1,5 +1,7 @@
 """The environment an engine process gets, and the states it goes through."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -22,6 +24,12 @@ def test_an_engine_reaches_no_network_unless_told_otherwise():
 def test_given_variables_win():
     variables = make_config(environment={"VLLM_LOGGING_LEVEL": "DEBUG"}).variables()
     assert variables["VLLM_LOGGING_LEVEL"] == "DEBUG"
+
+
+def test_vllm_logs_json_where_the_mesh_does(monkeypatch):
+    assert "VLLM_LOGGING_CONFIG_PATH" not in make_config().variables()
+    monkeypatch.setenv("EXPERTMESH_LOG_FORMAT", "json")
+    assert Path(make_config().variables()["VLLM_LOGGING_CONFIG_PATH"]).is_file()
 
 
 def test_unknown_fields_are_refused():

@@ -6,7 +6,6 @@ kill it.
 
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -28,6 +27,7 @@ from tests.orchestrator.gateway.ray_fakes import (
     private_ray,
     start_actor,
 )
+from tests.processes import living, wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray]
 
@@ -35,7 +35,6 @@ MODEL = "tiny"
 ENGINE = "engine-0"
 PROMPT = "The quick brown fox"
 MAX_MODEL_LEN = 1024
-NOTICE_TIMEOUT_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +96,6 @@ def metric(url, name):
     (line,) = [line for line in lines if line.startswith(name + "{")]
     assert f'engine_id="{ENGINE}"' in line
     return float(line.split()[-1])
-
-
-def wait_until(condition):
-    deadline_s = time.monotonic() + NOTICE_TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
 
 
 def test_models_and_health(client, url):
@@ -246,8 +238,7 @@ def test_a_killed_engine_leaves_no_process(url, engine):
 
     os.kill(pid, signal.SIGKILL)
 
-    _, alive = psutil.wait_procs(family, timeout=NOTICE_TIMEOUT_S)
-    assert alive == []
+    wait_until(lambda: living(family) == [])
     answer = httpx.post(url + "/v1/completions", json={"model": MODEL, "prompt": PROMPT})
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "unavailable"

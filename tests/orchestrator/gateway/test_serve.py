@@ -23,13 +23,13 @@ from tests.orchestrator.gateway.ray_fakes import (
     private_ray,
     start_actor,
 )
+from tests.processes import wait_until
 
 pytestmark = pytest.mark.ray
 
 PATH = "/v1/completions"
 KEY = {"authorization": "Bearer key"}
 MESH = RayMesh(CONTROLLER, NAMESPACE)
-NOTICE_TIMEOUT_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,6 @@ def client(steady):
         assert client.get("/health").status_code == 200
         yield client
     remove_gateway("test")
-
-
-def wait_until(condition):
-    deadline_s = time.monotonic() + NOTICE_TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 def running_on(engine):
@@ -121,7 +114,7 @@ def test_requests_move_to_another_engine_when_theirs_is_killed(client, mortal):
     askers = [threading.Thread(target=ask) for _ in range(4)]
     for asker in askers:
         asker.start()
-    time.sleep(0.5)
+    wait_until(lambda: 'in_flight{model_name="tiny"} 4.0' in client.get("/metrics").text)
     os.kill(mortal, signal.SIGKILL)
     for asker in askers:
         asker.join()
@@ -175,12 +168,12 @@ def test_a_prefix_that_another_application_has_is_refused_by_its_name(client):
     assert client.post(PATH, json={}).json() == {"from": "steady"}
 
 
-def test_removal_lets_requests_finish_and_a_taken_port_is_named(client):
+def test_removal_lets_requests_finish_and_a_taken_port_is_named(client, steady):
     answers = []
     body = {"stream": True, "n": 10, "interval_s": 0.1}
     reader = threading.Thread(target=lambda: answers.append(client.post(PATH, json=body).text))
     reader.start()
-    time.sleep(0.5)
+    wait_until(lambda: running_on(steady) == 1)
     remove_gateway("test")
     reader.join()
     assert answers[0].endswith("data: 9\n\n")

@@ -1,6 +1,7 @@
 """What the gateway lets in: routes, keys, health, metrics and status."""
 
 import asyncio
+import os
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_health_is_200_when_a_completion_would_succeed():
 )
 def test_health_says_why_not(mesh, reason):
     answer = get(mesh, "/health")
-    assert answer.status == 503
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     assert reason in answer.json()["reason"]
 
 
@@ -136,6 +137,9 @@ def test_a_silent_controller_does_not_stop_the_serving(grace_s, status):
 def test_status_is_the_controllers_word():
     answer = get(FakeMesh({}), "/api/v1/status")
     assert (answer.status, answer.json()["epoch"]) == (200, 1)
+    (gateway,) = answer.json()["components"]
+    assert (gateway["id"], gateway["kind"], gateway["state"]) == ("gateway", "gateway", "ready")
+    assert gateway["pid"] == os.getpid()
     assert get(FakeMesh({}, silent=True), "/api/v1/status").status == 503
 
 
@@ -178,8 +182,10 @@ def test_paths_below_a_prefix_are_the_same_paths():
         async def send(message):
             got.append(message)
 
+        messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
         async def receive():
-            return {"type": "http.request", "body": b"", "more_body": False}
+            return next(messages, None) or await asyncio.Event().wait()
 
         app = build_app(CONFIG, FakeMesh({"a": engine}), frozenset())
         await app(scope, receive, send)

@@ -10,9 +10,15 @@ import pytest
 
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.config.serving import GatewayConfig
-from orchestrator.preflight import network
+from orchestrator.preflight import network, ray_access
 from orchestrator.preflight.finding import Level
 from orchestrator.preflight.network import check_exposure, check_port, check_ray
+
+
+@pytest.fixture(autouse=True)
+def _short_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listeners of these tests accept, and then say nothing."""
+    monkeypatch.setattr(ray_access, "ASK_TIMEOUT_S", 0.1)
 
 
 @pytest.fixture

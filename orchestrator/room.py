@@ -1,0 +1,36 @@
+"""Notices actors that wait for a node that has room for them."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from ray.actor import ActorHandle
+
+from orchestrator import cluster
+from orchestrator.resources import Demand, no_room
+
+Result = TypeVar("Result")
+
+
+async def no_room_for(handle: ActorHandle, demand: Demand, timeout_s: float) -> None:
+    """Returns after `timeout_s` if the actor is on a node by then.
+
+    Raises:
+        UserError: it is not. Names what it asks for and what the nodes have free.
+    """
+    await asyncio.sleep(timeout_s)
+    if await asyncio.to_thread(cluster.waits_for_room, handle):
+        raise no_room(demand, await asyncio.to_thread(cluster.free_resources), "have free")
+
+
+async def unless(work: Coroutine[Any, Any, Result], objection: Coroutine[Any, Any, None]) -> Result:
+    """The result of `work`, unless `objection` raises before it is there."""
+    working, objecting = asyncio.create_task(work), asyncio.create_task(objection)
+    try:
+        await asyncio.wait({working, objecting}, return_when=asyncio.FIRST_COMPLETED)
+        if objecting.done() and not working.done():
+            objecting.result()
+        return await working
+    finally:
+        working.cancel()
+        objecting.cancel()

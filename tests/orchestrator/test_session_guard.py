@@ -1,0 +1,88 @@
+"""A command that is killed leaves nothing; one that ends in order is left alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.run_dir import RunDir
+from tests.processes import living, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from orchestrator.session_guard import SessionGuard
+
+guard = SessionGuard(Path(sys.argv[1]))
+child = '''
+import time
+from multiprocessing import resource_tracker, shared_memory
+kept = shared_memory.SharedMemory(create=True, size=64)
+resource_tracker.unregister(kept._name, "shared_memory")
+print(kept.name, flush=True)
+time.sleep(600)
+'''
+started = subprocess.Popen(
+    [sys.executable, "-c", child],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+    start_new_session=True,
+)
+print(guard.pid, started.pid, started.stdout.readline().strip(), flush=True)
+"""
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def run(folder: Path, end: str) -> tuple[int, int, Path]:
+    """Process ids of guard and child, and the child's segment, of a command that ended so."""
+    command = [sys.executable, "-c", COMMAND + end, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    guard, child, segment = done.stdout.split()
+    return int(guard), int(child), Path("/dev/shm", segment)
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and living([psutil.Process(pid)]) != []
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run" / "s").mkdir(parents=True)
+    return tmp_path / "run"
+
+
+def test_a_killed_command_leaves_nothing(folder: Path) -> None:
+    guard, child, segment = run(folder, KILLED)
+    wait_until(lambda: not alive(guard))
+    assert not alive(child)
+    assert not segment.exists()
+    assert not folder.exists()
+
+
+def test_a_command_that_ends_in_order_has_cleaned_up_itself(folder: Path) -> None:
+    guard, child, segment = run(folder, "guard.dismiss()")
+    try:
+        assert not alive(guard)
+        assert alive(child)
+        assert folder.exists()
+    finally:
+        psutil.Process(child).kill()
+        segment.unlink(missing_ok=True)
+
+
+def test_only_logs_are_kept() -> None:
+    run_dir = RunDir.create()
+    logs = run_dir.ray / "session_1" / "logs"
+    logs.mkdir(parents=True)
+    (run_dir.ray / "session_latest").symlink_to(logs.parent)
+    (logs / "raylet.err").touch()
+    for path in (run_dir.scratch / "x", logs.parent / "sockets", run_dir.path / "s"):
+        path.touch()
+    run_dir.keep_only_logs()
+    files = [path for path in run_dir.path.rglob("*") if not path.is_dir()]
+    assert files == [logs / "raylet.err"]
+    run_dir.remove()
