@@ -18,6 +18,7 @@ from actors.device import free_memory_bytes, scratch_bytes
 from actors.experts.families import read_expert_spec
 from actors.experts.fingerprint import fingerprint
 from actors.experts.spec import ExpertSpec
+from actors.holdings import Held, Holdings, Key, Order
 from actors.kernels.choose import choose_kernel
 from actors.kernels.scratch import most_assignments
 from actors.kernels.slot_kernel import SlotKernel
@@ -54,6 +55,23 @@ class ShardConfig:
     security: TcpSecurity = HANDSHAKE_ONLY
 
 
+@dataclass(frozen=True, slots=True)
+class ShardDescription:
+    """What a shard says of itself, whoever asks and however often.
+
+    incarnation: of this process, what its links' WELCOME says, 0 before `start`. fingerprint: of
+    the checkpoint. held: what it holds and loads, and the newest command it obeyed.
+    """
+
+    incarnation: int
+    pid: int
+    node: str
+    addresses: tuple[str, ...]
+    fingerprint: str
+    bytes_per_expert: int
+    held: Held
+
+
 class ExpertShard:
     """Holds experts, computes them for whoever asks."""
 
@@ -68,7 +86,8 @@ class ExpertShard:
         self._kernel: SlotKernel | None = None
         self._server: ShardServer | None = None
         self._thread: threading.Thread | None = None
-        self._slots = 0
+        self._holdings: Holdings | None = None
+        self._fingerprint = ""
 
     def start(self) -> dict[str, Any]:
         """Choose the kernel and open the data links; the shard is empty until `load`.
@@ -81,6 +100,8 @@ class ExpertShard:
         """
         self._spec = read_expert_spec(Path(self._config.model_path))
         self._kernel = choose_kernel(self._spec, torch.device(self._config.device))
+        self._fingerprint = fingerprint(Path(self._config.model_path))
+        self._holdings = Holdings(self._kernel, self._holdings_changed)
         self._server = ShardServer(
             self._spec,
             self._kernel,
@@ -120,22 +141,58 @@ class ExpertShard:
             ModelRefused: a tensor is missing or has the wrong shape.
         """
         assert self._kernel is not None
-        assert self._spec is not None
+        assert self._holdings is not None
         self._state = "loading"
-        by_layer: dict[int, list[int]] = {layer: [] for layer in self._spec.layers}
-        for layer, expert in slots:
-            by_layer[layer].append(expert)
-        done = 0
-        for layer, experts in by_layer.items():
-            self._kernel.load(layer, experts)
-            done += len(experts)
-            self._detail = f"{done} of {len(slots)} experts"
+        self._holdings.hold_exactly(slots)
+        return self._kernel.resident_bytes()
+
+    def prepare(
+        self, order: Order, keys: frozenset[Key], most_bytes: int, bytes_per_s: float
+    ) -> ShardDescription:
+        """Load `keys` beside what is held while serving; see `actors.holdings`.
+
+        Success is told by the description: `held.holdings` has them, `held.failure` is empty.
+        """
+        assert self._holdings is not None
+        self._holdings.prepare(order, keys, most_bytes, bytes_per_s)
+        return self.describe()
+
+    def retire(self, order: Order, keys: frozenset[Key]) -> ShardDescription:
+        """Drop `keys`; calls that still ask for them are sent to other shards by who asks."""
+        assert self._holdings is not None
+        self._holdings.retire(order, keys)
+        return self.describe()
+
+    def cancel(self, order: Order) -> ShardDescription:
+        """Stop loading; commands older than `order` are refused from here on."""
+        assert self._holdings is not None
+        self._holdings.cancel(order)
+        return self.describe()
+
+    def describe(self) -> ShardDescription:
+        """Who this is, where it listens, what it holds. Changes nothing."""
+        server, kernel, holdings = self._server, self._kernel, self._holdings
+        assert server is not None
+        assert kernel is not None
+        assert holdings is not None
+        return ShardDescription(
+            incarnation=server.incarnation,
+            pid=os.getpid(),
+            node=node_id(),
+            addresses=tuple(map(str, server.addresses)),
+            fingerprint=self._fingerprint,
+            bytes_per_expert=kernel.bytes_per_expert,
+            held=holdings.now,
+        )
+
+    def _holdings_changed(self) -> None:
+        assert self._kernel is not None
+        assert self._spec is not None
         return_free_memory()
         if self._server is not None:
             room_bytes = scratch_bytes(self._config.device)
             self._server.most_assignments = most_assignments(self._spec, room_bytes)
-        self._slots, self._state, self._detail = len(slots), "ready", self._kernel.describe()
-        return self._kernel.resident_bytes()
+        self._state, self._detail = "ready", self._kernel.describe()
 
     def measure(self) -> DeviceCost:
         """What calls cost this device, at the model's real shapes and the emulated speed."""
@@ -159,7 +216,7 @@ class ExpertShard:
             "state": self._state,
             "detail": self._detail,
             "memory_bytes": kernel.resident_bytes() if kernel else 0,
-            "slots": self._slots,
+            "slots": len(self._holdings.now.holdings) if self._holdings else 0,
             "calls": server.calls if server else 0,
             "failed_calls": server.failed_calls if server else 0,
             "busy_s": server.busy_s if server else 0.0,
