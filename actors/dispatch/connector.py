@@ -24,13 +24,13 @@ LONGEST_PAUSE_S = 5.0
 VIEW_LOOK_S = 1.0
 """How often the thread that follows the views looks whether it has to end."""
 
-PeerKey = tuple[str, int, Address]
-"""Id, incarnation and address from here: what makes a link that one's."""
+PeerKey = tuple[str, int, tuple[Address, ...]]
+"""Id, incarnation and addresses from here, best first: what makes a link that one's."""
 
 
 def key_of(peer: Peer) -> PeerKey:
     """Raises LookupError: the peer cannot be reached from this node."""
-    return peer.id, peer.incarnation, peer.address_from(node_id())
+    return peer.id, peer.incarnation, peer.addresses_from(node_id())
 
 
 def same_links(before: Sequence[Peer], after: Sequence[Peer]) -> bool:
@@ -149,16 +149,29 @@ class Connector:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _try(self, key: PeerKey) -> tuple[ClientLink | None, str]:
-        """A link to exactly this incarnation, or why there is none."""
-        _, incarnation, address = key
-        try:
-            link = self._open(address)
-        except (OSError, HandshakeError) as error:
-            return None, str(error)
-        if incarnation not in (0, link.incarnation):
+        """A link to exactly this incarnation, or why there is none.
+
+        Addresses are tried until one leads to it. A peer that is there and does not answer in time
+        is busy, and is not looked for elsewhere.
+        """
+        peer, incarnation, addresses = key
+        reasons: list[str] = []
+        for address in addresses:
+            try:
+                link = self._open(address)
+            except (TimeoutError, BlockingIOError) as error:
+                reasons.append(f"{address}: {error}")
+                break
+            except (OSError, HandshakeError) as error:
+                reasons.append(f"{address}: {error}")
+                continue
+            if incarnation in (0, link.incarnation):
+                if reasons:
+                    log.info("%s is reached at %s: %s", peer, address, "; ".join(reasons))
+                return link, ""
             link.close()
-            return None, "another process answers there"
-        return link, ""
+            reasons.append(f"{address}: another process answers there")
+        return None, "; ".join(reasons)
 
     def _hand_over(self, key: PeerKey, link: ClientLink) -> None:
         with self._changed:

@@ -33,18 +33,19 @@ class Peer:
     cost: DeviceCost = TYPICAL_COST
     weight: float = 1.0
 
-    def address_from(self, node: str) -> Address:
-        """Where a client on `node` connects: the Unix socket at home, TCP from elsewhere.
+    def addresses_from(self, node: str) -> tuple[Address, ...]:
+        """Where a client on `node` connects, best first: at home the Unix socket, then TCP, for
+        containers of one host that share no folder; from elsewhere TCP.
 
         Raises:
             LookupError: the peer has no address for other nodes.
         """
-        for address in self.addresses:
-            if address.is_unix == (node == self.node):
-                return address
-        if node == self.node and self.addresses:
-            return self.addresses[0]
-        raise LookupError(f"{self.id} on node {self.node} has no address for node {node}")
+        tcp = tuple(address for address in self.addresses if not address.is_unix)
+        unix = tuple(address for address in self.addresses if address.is_unix)
+        found = unix + tcp if node == self.node else tcp
+        if not found:
+            raise LookupError(f"{self.id} on node {self.node} has no address for node {node}")
+        return found
 
 
 @dataclass(frozen=True, slots=True, order=True)

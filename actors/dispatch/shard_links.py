@@ -12,7 +12,6 @@ from actors.dispatch.peer_links import PeerLinks
 from actors.dispatch.view_source import ViewSource
 from actors.wire.frame import RowCoding
 from actors.wire.link import ClientLink
-from actors.wire.node import node_id
 from actors.wire.segment import Segment
 
 FIRST_LINKS_S = 0.25
@@ -139,7 +138,7 @@ class ShardLinks(PeerLinks):
             shape = link.segment.shape
             slots[shard] = (
                 link.segment.address, shape.slots, shape.slot_bytes, shape.request_bytes,
-                shape.answer_offset, shape.answer_bytes, self._coding(shard),
+                shape.answer_offset, shape.answer_bytes, self._coding(link),
             )  # fmt: skip
             if self.is_late(link):
                 self._cost[shard] = np.inf
@@ -149,7 +148,6 @@ class ShardLinks(PeerLinks):
         )
         self._tabulated = self.changes
 
-    def _coding(self, shard: int) -> RowCoding:
-        """How rows travel to a shard."""
-        on_this_node = self.view.shards[shard].node == node_id()
-        return RowCoding.BF16 if on_this_node else self.view.rows_between_nodes
+    def _coding(self, link: ClientLink) -> RowCoding:
+        """How rows travel over a link."""
+        return RowCoding.BF16 if link.address.is_unix else self.view.rows_between_nodes

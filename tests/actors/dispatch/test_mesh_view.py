@@ -19,11 +19,11 @@ def test_versions_are_ordered_by_term_first() -> None:
 
 def test_a_peer_is_reached_by_its_socket_at_home_and_over_tcp_from_elsewhere() -> None:
     peer = Peer("s", 1, "here", (HOME, AWAY))
-    assert peer.address_from("here") == HOME
-    assert peer.address_from("there") == AWAY
-    assert Peer("s", 1, "here", (AWAY,)).address_from("here") == AWAY
+    assert peer.addresses_from("here") == (HOME, AWAY)
+    assert peer.addresses_from("there") == (AWAY,)
+    assert Peer("s", 1, "here", (AWAY, HOME)).addresses_from("here") == (HOME, AWAY)
     with pytest.raises(LookupError, match="s on node here has no address for node there"):
-        Peer("s", 1, "here", (HOME,)).address_from("there")
+        Peer("s", 1, "here", (HOME,)).addresses_from("there")
 
 
 def test_cost_counts_the_weight_in() -> None:
