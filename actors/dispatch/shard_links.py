@@ -26,6 +26,10 @@ SLOT_COLUMNS = 7
 # Columns of LinkTable.service: the shard's cost, the average of measured over predicted time, and
 # when it was last heard of (`time.monotonic()`).
 CALL_S, READ_S, ROW_S, SCALE, HEARD_S = range(5)
+UNKNOWN = (1.0, 0.0)
+"""Scale and time of a shard that has not answered yet."""
+NO_SLOTS = (0,) * SLOT_COLUMNS
+"""Of a shard without a link."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,10 +90,7 @@ class ShardLinks(PeerLinks):
             if old is not new:
                 cost = new.cost
                 self._table.service[shard, :SCALE] = cost.call_s, cost.read_s, cost.row_s
-        self._cost = view.cost.copy()
-        for shard, link in enumerate(self._table.links):
-            if link is not None and self.is_late(link):
-                self._cost[shard] = np.inf
+        self._set_cost()
 
     @property
     def table(self) -> LinkTable:
@@ -119,34 +120,38 @@ class ShardLinks(PeerLinks):
 
     def _tabulate(self) -> None:
         view, before = self.view, self._table
-        scale = {
-            link: row[SCALE:]
-            for link, row in zip(before.links, before.service, strict=True)
-            if link
-        }
         links = [self.get(peer) for peer in view.shards]
-        slots = np.zeros((len(links), SLOT_COLUMNS), np.int64)
-        service = np.zeros((len(links), 5))
-        self._cost = view.cost.copy()
-        for shard, (peer, link) in enumerate(zip(view.shards, links, strict=True)):
-            cost = peer.cost
-            service[shard] = cost.call_s, cost.read_s, cost.row_s, 1.0, 0.0
-            if link is None:
-                continue
-            if link in scale:
-                service[shard, SCALE:] = scale[link]
-            shape = link.segment.shape
-            slots[shard] = (
-                link.segment.address, shape.slots, shape.slot_bytes, shape.request_bytes,
-                shape.answer_offset, shape.answer_bytes, self._coding(link),
-            )  # fmt: skip
-            if self.is_late(link):
-                self._cost[shard] = np.inf
-        self._linked = np.array([link is not None for link in links], np.bool_)
+        learned = dict(zip(before.links, before.service[:, SCALE:].tolist(), strict=True))
+        learned[None] = UNKNOWN
+        service = [
+            (peer.cost.call_s, peer.cost.read_s, peer.cost.row_s, *learned.get(link, UNKNOWN))
+            for peer, link in zip(view.shards, links, strict=True)
+        ]
         self._table = LinkTable(
-            slots, service, links, [link.segment if link else None for link in links]
+            np.array([self._slots(link) for link in links], np.int64),
+            np.array(service, np.float64),
+            links,
+            [link.segment if link else None for link in links],
         )
+        self._linked = np.array([link is not None for link in links], np.bool_)
+        self._set_cost()
         self._tabulated = self.changes
+
+    def _slots(self, link: ClientLink | None) -> tuple[int, ...]:
+        """Columns of `LinkTable.slots`."""
+        if link is None:
+            return NO_SLOTS
+        shape = link.segment.shape
+        return (
+            link.segment.address, shape.slots, shape.slot_bytes, shape.request_bytes,
+            shape.answer_offset, shape.answer_bytes, self._coding(link),
+        )  # fmt: skip
+
+    def _set_cost(self) -> None:
+        self._cost = self.view.cost.copy()
+        for shard, link in enumerate(self._table.links):
+            if link is not None and self.is_late(link):
+                self._cost[shard] = np.inf
 
     def _coding(self, link: ClientLink) -> RowCoding:
         """How rows travel over a link."""
