@@ -1,5 +1,6 @@
 """Following a new view: links stay where their shards do, costs and coding are the view's."""
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -17,6 +18,7 @@ from placement.cost_model import DeviceCost
 from tests.actors.fakes import StaticViews, epoch, running, view
 
 SECRET = b"a test's secret"
+WAIT_S = 20.0
 FULL = {0: [0, 1, 2, 3, 4, 5, 6, 7], 1: [0, 1, 2, 3, 4, 5, 6, 7]}
 
 
@@ -30,6 +32,15 @@ def first() -> Iterator[MeshView]:
         yield view(epoch([FULL, FULL]), [server.addresses[0] for server in servers])
 
 
+def wait_linked(links: ShardLinks) -> None:
+    end_s = time.monotonic() + WAIT_S
+    links.follow()
+    while not links.usable(set()).all():
+        assert time.monotonic() < end_s, "no links to the shards"
+        time.sleep(0.01)
+        links.follow()
+
+
 def newer(before: MeshView, **changes: object) -> MeshView:
     version = ViewVersion(before.version.term, before.version.number + 1)
     return replace(before, version=version, **changes)  # type: ignore[arg-type]
@@ -38,9 +49,8 @@ def newer(before: MeshView, **changes: object) -> MeshView:
 def test_new_costs_and_weights_are_taken_over_and_links_stay(first: MeshView) -> None:
     views = StaticViews(first)
     with closing(ShardLinks(views, SECRET)) as links:
-        links.follow()
+        wait_linked(links)
         table = links.table
-        assert links.usable(set()).all()
         slower = replace(first.shards[1], cost=DeviceCost(1.0, 2.0, 3.0), weight=0.5)
         second = newer(first, shards=(first.shards[0], slower))
         views.publish(second)
@@ -56,7 +66,7 @@ def test_new_costs_and_weights_are_taken_over_and_links_stay(first: MeshView) ->
 def test_a_late_shard_stays_the_last_choice_under_a_new_view(first: MeshView) -> None:
     views = StaticViews(first)
     with closing(ShardLinks(views, SECRET)) as links:
-        links.follow()
+        wait_linked(links)
         late = links.table.links[0]
         assert late is not None
         links.mark_late(late)
@@ -70,7 +80,7 @@ def test_a_late_shard_stays_the_last_choice_under_a_new_view(first: MeshView) ->
 def test_another_coding_of_rows_is_taken_over(first: MeshView) -> None:
     views = StaticViews(first)
     with closing(ShardLinks(views, SECRET)) as links:
-        links.follow()
+        wait_linked(links)
         assert links.table.slots[:, CODING].tolist() == [RowCoding.BF16] * 2
         views.publish(newer(first, rows_between_nodes=RowCoding.FP8))
         links.follow()
