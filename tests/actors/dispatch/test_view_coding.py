@@ -180,6 +180,7 @@ def test_a_malformed_whole_view_is_refused(path: str, value: Any, complaint: str
         ("epoch.layers", [1, 2], "no base with its layers"),
         ("epoch.num_experts", 5, "no base with its layers"),
         ("epoch.shape", [4, *BASE.epoch.experts.shape[1:]], ", not "),
+        ("epoch.shape", [*BASE.epoch.experts.shape[:2], 2**40], "of shape"),
         ("epoch.whole", True, "other arrays"),
         ("epoch", None, "no base with these shards"),
     ],
