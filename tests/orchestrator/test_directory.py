@@ -16,6 +16,7 @@ from actors.dispatch.view_coding import decode_view, encode_view
 from actors.dispatch.view_messages import AdoptedHead, HelloHead
 from actors.dispatch.view_source import NO_VERSION
 from actors.wire.address import Address, connect
+from actors.wire.frame import RowCoding
 from actors.wire.handshake import OPENING_BYTES, HandshakeError, greet_server
 from actors.wire.messages import PREFIX, Head, pack, receive_message
 from orchestrator.directory import MAX_HEAD_BYTES, Directory
@@ -88,6 +89,20 @@ def test_a_subscriber_gets_the_newest_view_and_every_later_one(tmp_path: Path) -
         await directory.publish(view(3, "third"))
         assert await asyncio.to_thread(client.wait_change, seen, WAIT_S)
         assert content(client.current()) == content(view(3, "third"))
+        client.stop()
+
+    run(test, tmp_path)
+
+
+@pytest.mark.parametrize("coding", list(RowCoding))
+def test_the_coding_of_rows_goes_through_the_directory(tmp_path: Path, coding: RowCoding) -> None:
+    async def test(directory: Directory, local: Address, _: Address) -> None:
+        await directory.publish(replace(view(1), rows_between_nodes=RowCoding(1 - coding)))
+        client = subscribe(local)
+        seen = await asyncio.to_thread(client.start, WAIT_S)
+        await directory.publish(replace(view(2), rows_between_nodes=coding))
+        assert await asyncio.to_thread(client.wait_change, seen, WAIT_S)
+        assert client.current().rows_between_nodes is coding
         client.stop()
 
     run(test, tmp_path)

@@ -5,6 +5,8 @@ import contextlib
 import secrets
 import select
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -321,3 +323,10 @@ def test_the_true_directory_is_believed_over_tcp() -> None:
         assert isinstance(read_head(FROM_SUBSCRIBER, receive_message(sock)[0]), HelloHead)
         assert adopted(sock) == ViewVersion(1, 1)
         assert content(client.current()) == content(view(1))
+
+
+def test_following_a_mesh_imports_no_numba() -> None:
+    """vLLM's kernel overrides look into every module that is loaded before they apply, and stumble
+    over llvmlite's; views are followed earlier than that."""
+    check = "import sys, actors.vllm_plugin.connection; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
