@@ -11,6 +11,7 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_matrix, hstack
 
 from benchmarks.planner_baselines import evenly_split, plan_greedy, plan_vllm, without_twins
+from benchmarks.planner_served import served_balance, unloaded
 from benchmarks.planner_workloads import Case
 from placement.bounds import balance_of, layer_bounds
 from placement.moves import schedule_moves
@@ -42,34 +43,39 @@ def ceiling(load: np.ndarray, case: Case) -> float:
 
 def plan_quality(case: Case, counts: np.ndarray, repeats: int) -> dict[str, float]:
     """Full plans of every window but the last, seen in the next one; and how long they take."""
-    planned, following, batches = [], [], []
+    found: dict[str, list[float]] = {}
+
+    def note(figure: str, value: float) -> None:
+        found.setdefault(figure, []).append(value)
+
+    blind = unloaded(case)
     for window in range(case.windows - 1):
         load = counts[window].sum(axis=0).astype(float)
         plan = plan_placement(load, case.speed, case.slots)
-        planned.append(plan.balance / plan.bound)
-        following.append(balance(plan.experts, counts[window + 1].sum(axis=0), case.speed))
-        batches += [balance(plan.experts, b, case.speed) for b in counts[window + 1, :4]]
+        note("planned / bound", plan.balance / plan.bound)
+        note("ceiling", ceiling(load, case))
+        note("next window", balance(plan.experts, counts[window + 1].sum(axis=0), case.speed))
+        for batch in counts[window + 1, :4]:
+            note("2k batch", balance(plan.experts, batch, case.speed))
+            note("2k batch, served", served_balance(case, plan.experts, batch))
+            note("2k batch, served, first plan", served_balance(case, blind, batch))
     full_ms = least_ms(lambda: plan_placement(load, case.speed, case.slots), repeats)
-    return {
-        "planned / bound": float(np.mean(planned)),
-        "ceiling": ceiling(load, case),
-        "next window": float(np.mean(following)),
-        "2k batch": float(np.mean(batches)),
-        "full plan ms": full_ms,
+    return {figure: float(np.mean(values)) for figure, values in found.items()} | {
+        "full plan ms": full_ms
     }
 
 
-def baseline_quality(case: Case, counts: np.ndarray) -> dict[str, dict[str, float]]:
-    """The same for the others: their placement with equal parts, and with our split."""
+def baseline_quality(case: Case, counts: np.ndarray, repeats: int) -> dict[str, dict[str, float]]:
+    """The same for the others: their placement with equal parts, and with our split.
+
+    They get the same windows, batches and repetitions.
+    """
     rows: dict[str, dict[str, float]] = {}
     for name, planner in (("vLLM EPLB", plan_vllm), ("greedy EPLB", plan_greedy)):
         found: dict[str, list[float]] = {"equal": [], "next": [], "batch": [], "ours": []}
-        took = 0.0
-        for window in range(min(case.windows - 1, 3)):
+        for window in range(case.windows - 1):
             load = counts[window].sum(axis=0).astype(float)
-            start = time.process_time()
             experts = planner(load, case.slots)
-            took = (time.process_time() - start) * 1e3
             if experts is None:
                 break
 
@@ -82,6 +88,10 @@ def baseline_quality(case: Case, counts: np.ndarray) -> dict[str, dict[str, floa
             found["batch"] += [even(b) for b in after[:4]]
             found["ours"].append(balance(without_twins(experts), after.sum(axis=0), case.speed))
         if found["equal"]:
+            took = least_ms(
+                lambda load=load, planner=planner: planner(load, case.slots),  # type: ignore[misc]
+                repeats,
+            )
             rows[name] = {
                 "planned / bound": float(np.mean(found["equal"])),
                 "next window": float(np.mean(found["next"])),
