@@ -15,6 +15,7 @@ import logging
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from actors.dispatch.mesh_view import MeshView, ViewVersion
 from actors.dispatch.view_coding import encode_view
@@ -24,6 +25,7 @@ from actors.wire.address import Address
 from actors.wire.arrival import TcpHost
 from actors.wire.frame import FrameError
 from actors.wire.messages import PREFIX, lengths, read_head
+from actors.wire.private_folder import require_private
 from actors.wire.records import RecordError
 from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from actors.wire.tcp_options import set_tcp_options
@@ -71,11 +73,13 @@ class Directory:
         """Open the sockets; `self.addresses` then holds real ports.
 
         Raises:
-            OSError: an address is taken. ValueError: the certificate for TLS cannot be used.
+            OSError: an address is taken, or others can reach a Unix socket's folder.
+            ValueError: the certificate for TLS cannot be used.
         """
         self._host = TcpHost(self._secret, self._security)
         for address in addresses:
             if address.is_unix:
+                require_private(Path(address.host).parent)
                 server = await asyncio.start_unix_server(self._welcome_local, address.host)
                 self.addresses.append(address)
             else:

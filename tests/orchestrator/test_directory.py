@@ -409,3 +409,10 @@ def test_nothing_is_left_after_close(tmp_path: Path) -> None:
         assert await asyncio.to_thread(closed_by_peer, greeting)
 
     run(test, tmp_path)
+
+
+def test_a_folder_that_others_can_look_into_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with pytest.raises(PermissionError, match="chmod 700"):
+        asyncio.run(Directory(SECRET, term=1).listen([Address(str(tmp_path / "d"))]))
+    tmp_path.chmod(0o700)

@@ -4,12 +4,15 @@ import logging
 import socket
 import ssl
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from actors.wire.address import connect, listen, parse_address
+from actors.wire.address import Address, connect, listen, parse_address
 from actors.wire.body import sums_of
 from actors.wire.frame import HEADER_BYTES
 from actors.wire.handshake import (
@@ -366,3 +369,25 @@ def test_a_wrong_header_inside_good_records_ends_the_connection(caplog) -> None:
         stream.send(memoryview(bytes(HEADER_BYTES)))
         assert stream.recv_into(memoryview(bytearray(1))) == 0
     assert "not an ExpertMesh frame" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def protected() -> Iterator[Address]:
+    """One server for all examples: it has to survive them together."""
+    server = shard_server(TCP, AUTHENTICATED)
+    with running(server):
+        yield server.addresses[0]
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.binary(min_size=1, max_size=300))
+def test_random_bytes_instead_of_records(protected: Address, data: bytes) -> None:
+    sock = connect(protected, WAIT_S)
+    receive_welcome(greet_server(sock, SECRET))
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+    assert is_closed_by_peer(sock)
+    sock.close()
+    client = Client(protected)
+    assert_served(client)
+    client.close()
