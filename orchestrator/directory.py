@@ -118,10 +118,10 @@ class Directory:
             return
         if view.version.term != self._version.term or view.version <= self._version:
             raise ValueError(f"view {view.version} does not follow view {self._version}")
-        whole = encode_view(view)
+        # All at once: while this waits for the lock, somebody else may publish the next view.
+        self._messages = {NO_VERSION: encode_view(view)}
+        self._view, self._version = view, view.version
         async with self._published:
-            self._view, self._version = view, view.version
-            self._messages = {NO_VERSION: whole}
             self._published.notify_all()
 
     def _message(self, base: MeshView | None) -> bytes:

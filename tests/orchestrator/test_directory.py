@@ -416,3 +416,23 @@ def test_a_folder_that_others_can_look_into_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PermissionError, match="chmod 700"):
         asyncio.run(Directory(SECRET, term=1).listen([Address(str(tmp_path / "d"))]))
     tmp_path.chmod(0o700)
+
+
+def test_views_published_at_once_stay_in_order(tmp_path: Path) -> None:
+    async def test(directory: Directory, local: Address, _: Address) -> None:
+        client = subscribe(local)
+        starting = asyncio.create_task(asyncio.to_thread(client.start, WAIT_S))
+        await until(lambda: len(directory.subscribers) == 1)
+        # A subscriber that looks for news holds the lock while these are called.
+        async with directory._published:
+            publishing = [
+                asyncio.create_task(directory.publish(view(number))) for number in (1, 2, 3)
+            ]
+            await asyncio.sleep(0)
+            assert directory.next_version == ViewVersion(1, 4)
+        await asyncio.gather(*publishing)
+        await starting
+        await until(lambda: client.current().version == ViewVersion(1, 3))
+        client.stop()
+
+    run(test, tmp_path)
