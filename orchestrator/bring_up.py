@@ -251,7 +251,7 @@ class BringUp:
                 self._run_dir,
             )
             handle = cluster.start_engine(
-                config, settings.threads, ENGINE_CONCURRENCY, self._config.router.spin_us
+                config, settings, ENGINE_CONCURRENCY, self._config.router.spin_us
             )
             self._parts.engines.append(Component(config.engine_id, ComponentKind.ENGINE, handle))
         timeout_s = self._config.controller.engine_start_timeout_s

@@ -15,6 +15,7 @@ from actors.process import thread_environment
 from actors.wire.patience import SPIN_VARIABLE
 from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import MeshConfig
+from orchestrator.config.serving import EnginesConfig
 from orchestrator.logging_setup import log_environment
 from orchestrator.run_dir import RunDir
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from actors.shard import ShardConfig
 
 CONTROLLER = "controller"
+ON_THE_HEAD = {"node:__internal_head__": 0.001}
+"""A resource that Ray gives the head node: Ray ends with that node, so what must not be lost with
+any other belongs there."""
 CONTROL_CONCURRENCY = 4
 """Control calls a component answers at once: its status while it loads, for example."""
 CONTROL_GROUP = "control"
@@ -44,6 +48,7 @@ def start_controller(config: MeshConfig, run_dir: RunDir, secret: bytes) -> Acto
             name=CONTROLLER,
             lifetime="detached",
             num_cpus=0,
+            resources=ON_THE_HEAD,
             max_concurrency=64,
             # Ray hands these on to the actors that the controller starts.
             runtime_env={"env_vars": log_environment(config.logging, CONTROLLER)},
@@ -119,9 +124,10 @@ def start_router(config: "RouterConfig", secret: bytes, spin_us: float) -> Actor
 
 
 def start_engine(
-    config: EngineConfig, threads: int, max_concurrency: int, spin_us: float
+    config: EngineConfig, settings: EnginesConfig, max_concurrency: int, spin_us: float
 ) -> ActorHandle:
-    """One vLLM engine; max_concurrency bounds the requests it is handed at once."""
+    """One vLLM engine, on a node that has what `settings` ask for; max_concurrency bounds the
+    requests it is handed at once."""
     from actors.engine.engine import CONTROL_CALLS, Engine
 
     for name in CONTROL_CALLS:
@@ -130,12 +136,13 @@ def start_engine(
         Engine,
         (config,),
         name=engine_actor_name(config.engine_id),
-        num_cpus=threads,
+        num_cpus=settings.threads,
         # The rest of its environment holds the mesh's secret, and Ray writes what it is given here
         # into its logs: the engine sets that itself, before it imports vLLM.
-        environment=_environment(threads, spin_us),
+        environment=_environment(settings.threads, spin_us),
         max_concurrency=max_concurrency,
         concurrency_groups={CONTROL_GROUP: CONTROL_CONCURRENCY},
+        resources=dict(settings.resources),
     )
 
 

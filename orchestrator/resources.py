@@ -31,7 +31,8 @@ def shard_demand(config: MeshConfig, pool_name: str) -> Demand:
 
 def engine_demand(config: MeshConfig) -> Demand:
     """What the engines ask for."""
-    return Demand("engines", config.engines.replicas, {"CPU": config.engines.threads})
+    engines = config.engines
+    return Demand("engines", engines.replicas, {"CPU": engines.threads, **engines.resources})
 
 
 def demands_of(config: MeshConfig) -> list[Demand]:

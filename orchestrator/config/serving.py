@@ -7,7 +7,7 @@ from pydantic import Field, JsonValue, StringConstraints, field_validator, model
 
 from actors.wire.patience import DEFAULT_SPIN_US
 from actors.wire.security import Protection
-from orchestrator.config.fields import ByteSize, ConfigPath, Count, Seconds, Section
+from orchestrator.config.fields import ByteSize, ConfigPath, Count, PositiveFloat, Seconds, Section
 
 OWNED_VLLM_FLAGS = {
     "model": "model.path",
@@ -50,6 +50,9 @@ class EnginesConfig(Section):
     kv_cache_gib: Count = 1
     """KV cache of one engine on a CPU, in whole GiB (vLLM takes no fractions); on GPUs set vLLM's
     `gpu_memory_utilization` below."""
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Ray resources each engine asks for besides CPUs, which also choose its node: `GPU: 1`, or a
+    custom one."""
     vllm: dict[str, JsonValue] = Field(default_factory=dict)
     """More engine flags, under vLLM's own names: `max_num_seqs: 16`."""
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
+from orchestrator.cluster import ON_THE_HEAD
 from orchestrator.config.schema import LogFormat
 from orchestrator.errors import UserError
 from orchestrator.gateway.app import GATEWAY_ID, build_app
@@ -64,7 +65,8 @@ def deploy_gateway(
         num_replicas=1,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=config.drain_timeout_s,
-        ray_actor_options={"num_cpus": 0},
+        # Beside its proxy: a node of its own would be one more that can be lost.
+        ray_actor_options={"num_cpus": 0, "resources": ON_THE_HEAD},
         logging_config=quiet,
     )(serve.ingress()(GatewayDeployment))
     url = f"http://{config.host}:{config.port}"
