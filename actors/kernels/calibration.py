@@ -8,6 +8,7 @@ weights come from memory and not from a cache.
 """
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -54,10 +55,14 @@ def measure_cost(
 
 
 def measure_kernel(
-    kernel: ExpertKernel, hidden_size: int, layers: tuple[int, ...], experts: list[int]
+    kernel: ExpertKernel,
+    hidden_size: int,
+    layers: tuple[int, ...],
+    experts: list[int],
+    clock_s: Callable[[], float] = time.perf_counter,
 ) -> DeviceCost:
     """Cost of a kernel that holds `experts`, two or more, in each of `layers`."""
-    started = time.perf_counter()
+    started = clock_s()
     timed: list[tuple[int, int, float]] = []
     calls = 0
     for all_of_them, rows_of_each in ROWS_OF_EACH:
@@ -68,16 +73,16 @@ def measure_kernel(
         ids = torch.tensor(used, dtype=torch.int32)[index % len(used)]
         weights = torch.ones(size)
         # The first call sets up scratch memory and, in Triton, compiles: that is not on the clock.
-        before = time.perf_counter()
+        before = clock_s()
         kernel.compute(layers[0], rows, index, ids, weights)
-        started += time.perf_counter() - before
+        started += clock_s() - before
         fastest = float("inf")
         for _ in range(REPEATS):
             calls += 1
-            before = time.perf_counter()
+            before = clock_s()
             kernel.compute(layers[calls % len(layers)], rows, index, ids, weights)
-            fastest = min(fastest, time.perf_counter() - before)
-            spent = time.perf_counter() - started
+            fastest = min(fastest, clock_s() - before)
+            spent = clock_s() - started
             if spent > BUDGET_S:
                 break
         timed.append((len(used), size, fastest))
