@@ -1,10 +1,13 @@
 """Where an actor listens: addresses as config text, made ready to bind."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from actors.wire.address import Address, parse_address
 
+RUN_FOLDER_PREFIX = "xmesh-"
+"""How the name of a mesh's run folder begins; sockets lie in a folder of it."""
 THIS_NODE = "node"
 """Host part of `tcp:node:0`: the address other nodes of the Ray cluster reach this one at."""
 
@@ -16,6 +19,20 @@ def ready_to_listen(texts: Sequence[str]) -> list[Address]:
         ValueError: a text that is no address.
     """
     return [_ready(parse_address(text)) for text in texts]
+
+
+def remove_sockets(texts: Sequence[str]) -> None:
+    """Remove what `ready_to_listen` made on this node: sockets, then their folders if the last one
+    is gone. Idempotent."""
+    for address in map(parse_address, texts):
+        if not address.is_unix:
+            continue
+        path = Path(address.host)
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others listen there still
+            path.parent.rmdir()
+            if path.parent.parent.name.startswith(RUN_FOLDER_PREFIX):
+                path.parent.parent.rmdir()
 
 
 def _ready(address: Address) -> Address:

@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.dispatch.dispatcher import Dispatcher
 from actors.dispatch.subscription import Subscription
-from actors.listening import ready_to_listen
+from actors.listening import ready_to_listen, remove_sockets
 from actors.logs import start_logging
 from actors.process import limit_threads
 from actors.router_server import RouterServer
@@ -103,3 +103,4 @@ class ExpertRouter:
         if self._server is not None and self._thread is not None:
             self._server.stop()
             self._thread.join(timeout=5.0)
+        remove_sockets(self._config.listen)

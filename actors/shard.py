@@ -22,7 +22,7 @@ from actors.holdings import Held, Holdings, Key, Order
 from actors.kernels.choose import choose_kernel
 from actors.kernels.scratch import most_assignments
 from actors.kernels.slot_kernel import SlotKernel
-from actors.listening import ready_to_listen
+from actors.listening import ready_to_listen, remove_sockets
 from actors.logs import start_logging
 from actors.process import limit_threads, return_free_memory
 from actors.shard_server import ShardServer
@@ -228,3 +228,4 @@ class ExpertShard:
         if self._server is not None and self._thread is not None:
             self._server.stop()
             self._thread.join(timeout=5.0)
+        remove_sockets(self._config.listen)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError
 
-from actors.listening import ready_to_listen
+from actors.listening import ready_to_listen, remove_sockets
 from actors.wire.address import Address
 from actors.wire.node import node_id
 from orchestrator import cluster
@@ -102,6 +102,7 @@ class Controller:
         for component in self._parts.all:
             cluster.kill(component.handle)
         await self._directory.close()
+        remove_sockets([self._run_dir.socket("directory")])
 
     # -- questions
 

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.listening import RUN_FOLDER_PREFIX
 from orchestrator.errors import UserError
 
 MAX_PARENT_BYTES = 24
@@ -38,7 +39,7 @@ class RunDir:
                 f"choose a path of at most {MAX_PARENT_BYTES} bytes, or leave the key out",
             )
         try:
-            return cls(Path(tempfile.mkdtemp(prefix="xmesh-", dir=parent)))
+            return cls(Path(tempfile.mkdtemp(prefix=RUN_FOLDER_PREFIX, dir=parent)))
         except OSError as error:
             raise UserError(
                 f"no folder can be made in {parent} ({error.strerror})",
