@@ -6,8 +6,9 @@ it. As long as the command lives nothing comes; a command that ends in order say
 without that word means that it was killed. Then the guard ends every process of the session,
 removes the shared memory they had, and the run folder.
 
-A process belongs to the session if it inherited its mark in the environment. Whoever its parent is
-by now, nothing else is touched.
+A process belongs to the session if it inherited its mark in the environment, whoever its parent is
+by now. Ray's agents write their title over their environment; one of those belongs to the session
+if it has a file open in the run folder. Nothing else is touched.
 """
 
 import os
@@ -24,6 +25,8 @@ from orchestrator import process_tree
 MARK_VARIABLE = "EXPERTMESH_SESSION"
 """Run folder of the private session a process belongs to."""
 
+RAY_TITLE = "ray::"
+"""How the titles of Ray's Python processes begin."""
 FAREWELL = b"done"
 END_TIMEOUT_S = 20.0
 POLL_S = 0.1
@@ -61,15 +64,24 @@ class SessionGuard:
 
 
 def members(mark: str) -> list[psutil.Process]:
-    """Living processes of this user, but this one, that inherited `mark`."""
+    """Living processes of this user, but this one, of the session with that run folder."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and process.environ().get(MARK_VARIABLE) == mark:
+            if process.pid != os.getpid() and _belongs(process, mark):
                 found.append(process)
-        except psutil.Error:  # ended just now, a zombie, or somebody else's
+        except (psutil.Error, OSError):  # ended just now, a zombie, or somebody else's
             continue
     return found
+
+
+def _belongs(process: psutil.Process, mark: str) -> bool:
+    if process.environ().get(MARK_VARIABLE) == mark:
+        return True
+    if not process.cmdline()[:1] or not process.cmdline()[0].startswith(RAY_TITLE):
+        return False
+    opened = (os.readlink(fd.path) for fd in os.scandir(f"/proc/{process.pid}/fd"))
+    return any(Path(path).is_relative_to(mark) for path in opened)
 
 
 def end_session(mark: str, timeout_s: float = END_TIMEOUT_S) -> None:

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from orchestrator.run_dir import RunDir
+from orchestrator.session_guard import members
 from tests.processes import living, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +62,43 @@ def test_a_killed_command_leaves_nothing(folder: Path) -> None:
     assert not alive(child)
     assert not segment.exists()
     assert not folder.exists()
+
+
+AGENT = """
+import os, sys, time
+import setproctitle
+log = open(os.path.join(sys.argv[1], "agent.log"), "w")
+setproctitle.setproctitle(sys.argv[2])
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+def start_agent(folder: Path, title: str) -> psutil.Process:
+    """A process with that title, a file open in `folder`, and no mark."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", AGENT, str(folder), title], stdout=subprocess.PIPE, text=True
+    )
+    assert started.stdout is not None
+    assert started.stdout.readline() == "up\n"
+    started.stdout.close()
+    return psutil.Process(started.pid)
+
+
+def test_rays_agents_are_known_by_their_open_files(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    agents = [
+        start_agent(folder, "ray::DashboardAgent"),
+        start_agent(other, "ray::DashboardAgent"),
+        start_agent(folder, "tail"),
+    ]
+    try:
+        assert members(str(folder)) == agents[:1]
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
 
 
 def test_a_command_that_ends_in_order_has_cleaned_up_itself(folder: Path) -> None:
