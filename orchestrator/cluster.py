@@ -4,6 +4,7 @@ Everything else holds handles. Actors do not restart by themselves: what to do a
 component is the controller's decision.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -78,11 +79,23 @@ def _living_nodes() -> dict[str, dict[str, Any]]:
     }
 
 
-def waits_for_room(handle: ActorHandle) -> bool:
-    """Whether an actor is not on any node yet: none has what it asks for. Asks Ray's head node."""
+def waits_for_room(handle: ActorHandle, each: Mapping[str, float]) -> bool:
+    """Whether an actor that asks for `each` is on no node yet because none has room for it.
+
+    An actor whose process is just being started is on no node either; Ray lists what it cannot
+    satisfy apart. Asks Ray's head node.
+    """
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+
     actor = ray._private.state.actors(handle._actor_id.hex())
     # Before a node has taken it an actor has no address.
-    return actor.get("State") == "PENDING_CREATION" and not actor["Address"]["IPAddress"]
+    if actor.get("State") != "PENDING_CREATION" or actor["Address"]["IPAddress"]:
+        return False
+    client = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]
+    state = get_cluster_resource_state(client)
+    wanted = {name: float(amount) for name, amount in each.items() if amount > 0}
+    pending = state.pending_resource_requests
+    return any(dict(entry.request.resources_bundle) == wanted for entry in pending)
 
 
 def find_controller() -> ActorHandle | None:

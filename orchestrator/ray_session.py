@@ -51,7 +51,12 @@ def start_ray(config: MeshConfig, run_dir: RunDir) -> None:
     namespace = namespace_of(config.mesh.name)
     if config.cluster.ray_address is not None:
         try:
-            ray.init(config.cluster.ray_address, namespace=namespace, log_to_driver=False)
+            ray.init(
+                config.cluster.ray_address,
+                namespace=namespace,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         except AuthenticationError as error:
             address = config.cluster.ray_address
             message = f"the Ray cluster at cluster.ray_address {address} asks for a token"
@@ -61,6 +66,7 @@ def start_ray(config: MeshConfig, run_dir: RunDir) -> None:
                 f"no Ray cluster answers at cluster.ray_address {config.cluster.ray_address}",
                 f"start it, or leave the key out for a private session ({error})",
             ) from error
+        _hush()
         return
     process_tree.adopt_orphans()
     # Temporary files of every process of the session go into the run folder, and with it.

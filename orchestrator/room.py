@@ -13,13 +13,13 @@ Result = TypeVar("Result")
 
 
 async def no_room_for(handle: ActorHandle, demand: Demand, timeout_s: float) -> None:
-    """Returns after `timeout_s` if the actor is on a node by then.
+    """Returns after `timeout_s` if a node has taken the actor by then.
 
     Raises:
-        UserError: it is not. Names what it asks for and what the nodes have free.
+        UserError: none has room. Names what it asks for and what the nodes have free.
     """
     await asyncio.sleep(timeout_s)
-    if await asyncio.to_thread(cluster.waits_for_room, handle):
+    if await asyncio.to_thread(cluster.waits_for_room, handle, demand.each):
         raise no_room(demand, await asyncio.to_thread(cluster.free_resources), "have free")
 
 

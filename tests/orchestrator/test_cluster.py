@@ -1,5 +1,6 @@
 """What Ray says of nodes and of actors that wait for one."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,8 +37,8 @@ def test_an_actor_without_a_node_waits_and_one_with_a_node_does_not() -> None:
 
     waiting, running = start(num_cpus=0, resources={"NPU": 1}), start(num_cpus=1)
     ray.get(running.ping.remote(), timeout=TIMEOUT_S)
-    assert not cluster.waits_for_room(running)
-    assert cluster.waits_for_room(waiting)
+    assert not cluster.waits_for_room(running, {"CPU": 1})
+    wait_until(lambda: cluster.waits_for_room(waiting, {"NPU": 1}))
     (offered,) = cluster.node_resources().values()
     assert offered["CPU"] == 2.0
     # Ray tells its head node from time to time.
@@ -45,3 +46,26 @@ def test_an_actor_without_a_node_waits_and_one_with_a_node_does_not() -> None:
     ray.kill(running)
     wait_until(lambda: next(iter(cluster.free_resources().values())).get("CPU") == 2.0)
     ray.kill(waiting)
+
+
+class SlowToStart:
+    def __init__(self) -> None:
+        time.sleep(2)
+
+    def ping(self) -> bool:
+        return True
+
+
+def test_an_actor_whose_process_is_just_being_started_does_not_wait_for_room() -> None:
+    import ray
+
+    # An environment of its own: Ray starts a process for it.
+    options = {"num_cpus": 2, "runtime_env": {"env_vars": {"ITS_OWN": "1"}}}
+    actor = ray.remote(SlowToStart).options(**options).remote()
+    answer = actor.ping.remote()
+    looks = 0
+    while not ray.wait([answer], timeout=0.05)[0]:
+        assert not cluster.waits_for_room(actor, {"CPU": 2})
+        looks += 1
+    assert looks > 1
+    ray.kill(actor)

@@ -15,7 +15,7 @@ DEMAND = Demand("pools.h20", 1, {"CPU": 2, "GPU": 1.0})
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_an_actor_that_waits_too_long_is_told(monkeypatch: pytest.MonkeyPatch, waits: bool) -> None:
-    monkeypatch.setattr(cluster, "waits_for_room", lambda _: waits)
+    monkeypatch.setattr(cluster, "waits_for_room", lambda *_: waits)
     monkeypatch.setattr(cluster, "free_resources", lambda: {"box": {"CPU": 1.0}})
     if not waits:
         asyncio.run(no_room_for(NO_HANDLE, DEMAND, 0.0))
