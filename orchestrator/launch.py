@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from actors.dispatch.subscription import SECRET_VARIABLE
 from orchestrator import cluster
@@ -198,7 +198,8 @@ class _Session:
             log.debug("expert kernels: %s", ray.get(started))
         except RayError as error:
             self._check_ray()
-            raise UserError(cause_of(error)) from error
+            who = "the controller ended: " if isinstance(error, RayActorError) else ""
+            raise UserError(who + cause_of(error)) from error
         progress.done()
 
     def _open_gateway(self) -> None:

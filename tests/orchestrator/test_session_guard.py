@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -124,3 +125,36 @@ def test_only_logs_are_kept() -> None:
     files = [path for path in run_dir.path.rglob("*") if not path.is_dir()]
     assert files == [logs / "raylet.err"]
     run_dir.remove()
+
+
+SESSION = """
+import os, signal, sys
+from pathlib import Path
+import psutil
+from orchestrator.config.schema import MeshConfig
+from orchestrator.ray_session import start_ray
+from orchestrator.run_dir import RunDir
+from orchestrator.session_guard import SessionGuard
+
+pool = {"vendor": "cpu", "memory": "1MiB"}
+config = MeshConfig.model_validate({"model": {"path": "/m"}, "pools": {"host": pool}})
+run_dir = RunDir.create(Path(sys.argv[1]))
+guard = SessionGuard(run_dir.path)
+start_ray(config, run_dir)
+family = psutil.Process().children(recursive=True)
+print(run_dir.path, *(process.pid for process in family), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.ray
+def test_a_killed_command_takes_its_ray_session_along() -> None:
+    with TemporaryDirectory(prefix="g") as parent:
+        command = [sys.executable, "-c", SESSION, parent]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        run_folder, *pids = done.stdout.split()
+        assert len(pids) > 3  # guard, head process, raylet, agents
+        # Ray's own agents would stay for a minute.
+        wait_until(lambda: not any(alive(int(pid)) for pid in pids), 30)
+        wait_until(lambda: not Path(run_folder).exists())
+        assert members(run_folder) == []
