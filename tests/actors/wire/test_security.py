@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from actors.wire.address import Address, connect, listen, parse_address
 from actors.wire.body import sums_of
-from actors.wire.frame import HEADER_BYTES
+from actors.wire.frame import HEADER_BYTES, FrameKind, Header, body_bytes
 from actors.wire.handshake import (
     ANSWER_BYTES,
     GREETING,
@@ -64,6 +64,26 @@ def test_calls_of_all_sizes_and_several_at_once(protection: Protection) -> None:
             assert np.array_equal(sums_of(body, header.rows, HIDDEN), wanted)
         for call_id, rows in enumerate((100_000, 3, 120_000), start=10):
             assert_served(client, call_id, rows)
+        client.close()
+
+
+@pytest.mark.parametrize("protection", LEVELS)
+def test_frames_larger_than_the_sockets_buffers(protection: Protection) -> None:
+    """Sent in parts while the server takes them in, and another one behind it."""
+    server = shard_server(TCP, TcpSecurity(protection))
+    rows, assignments = 100, 2_000_000
+    length = body_bytes(FrameKind.CALL, rows, HIDDEN, assignments)
+    header = Header(FrameKind.CALL, 1, length, rows=rows, hidden=HIDDEN, assignments=assignments)
+    with running(server):
+        client = Client(server.addresses[0])
+        with client.sending(header) as body:
+            body.rows[:] = 0x3F80
+            body.row_index[:] = np.arange(assignments) % rows
+            body.experts[:], body.weights[:] = 2, rows / assignments
+        client.post(2)
+        answer, sums = client.wait(1, 4 * WAIT_S)
+        assert np.allclose(sums_of(sums, answer.rows, HIDDEN), 3.0, rtol=1e-3)
+        assert (sums_of(client.wait(2)[1], 4, HIDDEN) == 3.0).all()
         client.close()
 
 
