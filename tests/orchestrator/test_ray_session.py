@@ -1,0 +1,49 @@
+"""A private Ray session that loses one of its own processes is noticed, and ended all the same."""
+
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 120.0
+SESSION = """
+import os, signal, sys, time
+from pathlib import Path
+from orchestrator import process_tree
+from orchestrator.config.schema import MeshConfig
+from orchestrator.ray_session import lost_process, start_ray, stop_ray
+from orchestrator.run_dir import RunDir
+
+pool = {"vendor": "cpu", "memory": "1MiB"}
+config = MeshConfig.model_validate({"model": {"path": "/m"}, "pools": {"host": pool}})
+run_dir = RunDir.create(Path(sys.argv[1]))
+start_ray(config, run_dir)
+assert lost_process() == ""
+(victim,) = [p for p in process_tree.descendants() if sys.argv[2] in p.cmdline()[0]]
+victim.kill()
+while not lost_process():
+    time.sleep(0.05)
+print(lost_process())
+stop_ray(private=True)
+print(len(process_tree.descendants()))
+run_dir.remove()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("victim", "program"), [("raylet", "/raylet/raylet"), ("gcs_server", "/gcs_server")]
+)
+def test_a_session_without_one_of_its_processes_ends(victim: str, program: str) -> None:
+    with TemporaryDirectory(prefix="s") as parent:
+        command = [sys.executable, "-c", SESSION, parent, program]
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=True
+        )
+        assert done.stdout.split() == [victim, "0"]
+        assert list(Path(parent).iterdir()) == []
