@@ -24,7 +24,7 @@ from actors.dispatch.view_source import ViewSource
 from actors.wire.exchange import read_answer
 from actors.wire.frame import Fault
 from actors.wire.link import ClientLink, LinkClosed, LinkTimeout, RemoteError
-from actors.wire.slots import AWAY, GOOD, LOST, ODD
+from actors.wire.slots import AWAY, GOOD, LOST, ODD, unanswered
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ LOOK_AGAIN_S = 0.02
 """How often a call whose rows nobody can take looks for new links and views."""
 REFUSED_S = 0.25
 """How long a shard that refused a call is not asked for the same call again."""
+
+NOBODY: set[ClientLink] = set()
 
 Piece = tuple[Flight, int]
 """What one shard owes: its part of a flight."""
@@ -92,7 +94,8 @@ class Dispatcher:
         assert call.result is not None
         (flight,) = call.flights
         try:
-            self._links.waiting.answered(flight.parts, flight.due_s())
+            if unanswered(flight.parts):
+                self._links.waiting.answered(flight.parts, flight.due_s())
             call.compute_us = flight.collect(call.result)
             if call.compute_us == NOT_ALL:
                 call.compute_us = self._finish(call)
@@ -120,8 +123,10 @@ class Dispatcher:
     def _plan(self, call: Call, ids: AnyInts, weights: Floats, late: bool = True) -> Flight:
         """A flight that is not posted. late: whether late shards may get rows that no other can
         take. Raises ExpertsUnplaced."""
-        links, now_s = self._links, time.monotonic()
-        refused = {link for link, until_s in call.refused.items() if until_s > now_s}
+        links, refused = self._links, NOBODY
+        if call.refused:
+            now_s = time.monotonic()
+            refused = {link for link, until_s in call.refused.items() if until_s > now_s}
         flight = self._idle.pop() if self._idle else Flight()
         flight.split.plan(
             links.view.table, call.layer, links.usable(refused, late), links.cost, ids, weights

@@ -124,9 +124,10 @@ class Flight:
             at = stop
 
     def _tell(self, links: ShardLinks, begin: int, end: int) -> None:
-        for shard in np.flatnonzero(self.parts[begin:end, part.TOLD]).tolist():
-            link = self.links[begin + shard]
-            assert link is not None
+        for shard, told in enumerate(self.parts[begin:end, part.TOLD].tolist(), begin):
+            link = self.links[shard]
+            if not told or link is None:
+                continue
             try:
                 link.notify()
             except LinkClosed as error:
@@ -190,11 +191,11 @@ class Flight:
         NOT_ALL, and then everything is as it was.
         """
         split = self.split
-        compute_us = add_up(
-            self.parts, split.first_row, split.rows, result.data_ptr(), *result.shape
-        )
-        if compute_us != NOT_ALL:
-            self.free()
+        compute_us = collect(
+            self.parts, split.first_row, split.rows, result.data_ptr(), *result.shape,
+            split.first, self.service, time.monotonic(),
+        )  # fmt: skip
+        self.is_over = compute_us != NOT_ALL
         return int(compute_us)
 
     def free(self) -> None:
@@ -332,6 +333,18 @@ def fill_call(  # type: ignore[no-untyped-def]
         row = source[rows[begin + i]]
         for h in range(hidden):
             target[i * hidden + h] = row[h]
+
+
+@compiled()
+def collect(  # type: ignore[no-untyped-def]
+    parts, first_row, rows, result, tokens, hidden, first, service, now_s
+):
+    """`add_up`, and then `learn` and give all slots back."""
+    compute_us = add_up(parts, first_row, rows, result, tokens, hidden)
+    if compute_us != NOT_ALL:
+        learn(parts, first, service, now_s)
+        part.free_answered(parts)
+    return compute_us
 
 
 @compiled()

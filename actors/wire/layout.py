@@ -19,11 +19,27 @@ HEADER = struct.Struct("<" + "".join(_FIELDS.values()))
 assert HEADER.size == HEADER_BYTES
 
 
+_LONG = struct.Struct("<Q")
+
+
 def offset_of(field: str) -> int:
     """Byte of the header at which a field begins."""
     names = list(_FIELDS)
     before = [_FIELDS[name] for name in names[: names.index(field)]]
     return struct.calcsize("<" + "".join(before))
+
+
+_CALL_ID_AT, _BODY_BYTES_AT = offset_of("call_id"), offset_of("body_bytes")
+
+
+def call_id_of(header: bytes | bytearray | memoryview) -> int:
+    """Of a header that this process wrote, so that nothing has to be checked."""
+    return int(_LONG.unpack_from(header, _CALL_ID_AT)[0])
+
+
+def body_bytes_of(header: bytes | bytearray | memoryview) -> int:
+    """As `call_id_of`."""
+    return int(_LONG.unpack_from(header, _BODY_BYTES_AT)[0])
 
 
 # Bodies. Of a CALL, the arrays that have one value for each assignment come first, then the rows;

@@ -11,6 +11,7 @@ from collections import deque
 from actors.wire.address import Address, connect
 from actors.wire.frame import HEADER_BYTES, FrameError, Header, unpack_header
 from actors.wire.handshake import greet_server, receive_welcome
+from actors.wire.layout import body_bytes_of, call_id_of
 from actors.wire.link import CONNECT_TIMEOUT_S, FIRST_SHAPE, LinkClosed
 from actors.wire.segment import ANSWERED, POSTED, TAKEN, Segment, SegmentShape, private_segment
 from actors.wire.streams import ByteStream
@@ -69,9 +70,8 @@ class StreamLink:
         while (slot := segment.find(POSTED)) >= 0:
             segment.set(slot, TAKEN)
             request = segment.request(slot)
-            header = unpack_header(request[:HEADER_BYTES])
-            self._calls[header.call_id] = (segment, slot)
-            self._unsent.append(request[: HEADER_BYTES + header.body_bytes])
+            self._calls[call_id_of(request)] = (segment, slot)
+            self._unsent.append(request[: HEADER_BYTES + body_bytes_of(request)])
         self._send()
 
     def _send(self) -> None:

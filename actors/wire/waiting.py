@@ -68,9 +68,10 @@ class Waiting:
 
     def send_rest(self) -> None:
         """Go on sending what sockets did not take at once, as long as they take some."""
-        while not self.lost and any(link.wants_write for link in self._polled):
-            if not self._look(SEND_PAUSE_MS):
-                return
+        for link in self._polled:
+            while link.wants_write and not link.closed and not self.lost:
+                if not self._look(SEND_PAUSE_MS):
+                    return
 
     def look(self) -> None:
         """Let links go on whose sockets are ready now."""
