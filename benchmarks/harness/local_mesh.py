@@ -62,12 +62,17 @@ def _serve_router(directory: str, listen: str, orders: Connection) -> None:
 class LocalMesh:
     """Use as a context manager; `address` is what EXPERTMESH_ADDRESS is set to."""
 
-    def __init__(self, model_path: Path, folder: Path) -> None:
-        """folder: short path for the sockets (they may have 107 bytes)."""
+    def __init__(self, model_path: Path, folder: Path, weights: Path | None = None) -> None:
+        """folder: short path for the sockets (they may have 107 bytes).
+
+        weights: another checkpoint for shards to load, which the mesh takes for `model_path`.
+        """
+        self._weights = weights or model_path
         self._spec = read_expert_spec(model_path)
         self._model_path, self._folder = model_path, folder
         self._spawn = mp.get_context("spawn")
         self._processes: list[tuple[Any, Connection]] = []
+        self._empty: list[tuple[Any, Connection]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._directory = Directory(SECRET, term=1)
@@ -153,10 +158,20 @@ class LocalMesh:
         if not self._do(self._directory.wait_acknowledged(version, START_TIMEOUT_S)):
             raise TimeoutError("a subscriber does not follow the new view")
 
+    def start_empty_shard(self) -> int:
+        """Start one more shard, which holds nothing and nobody calls; returns its process id."""
+        self._start_shard(len(self._processes), ShardShape(), tcp=False)
+        empty = self._processes.pop()
+        self._empty.append(empty)
+        _, orders = empty
+        orders.send([])
+        _answer(orders)
+        return int(empty[0].pid)
+
     def _start_shard(self, number: int, shape: ShardShape, tcp: bool) -> dict[str, Any]:
         where = "tcp:127.0.0.1:0" if tcp else f"unix:{self._folder}/s{self._epoch}-{number}"
         config = ShardConfig(
-            f"s{number}", "local", str(self._model_path), "cpu", shape.threads, (where,),
+            f"s{number}", "local", str(self._weights), "cpu", shape.threads, (where,),
             log_level="WARNING",
         )  # fmt: skip
         return self._start(_serve_shard, (config,), shape.threads)
@@ -182,8 +197,8 @@ class LocalMesh:
 
     def stop_processes(self) -> None:
         """End shards and router; the directory stays."""
-        self._end(self._processes)
-        self._processes = []
+        self._end(self._processes + self._empty)
+        self._processes, self._empty = [], []
 
     @staticmethod
     def _end(processes: list[tuple[Any, Connection]]) -> None:
