@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Comparison:
 
     prompts: compared; equal: with all tokens equal; worst_gap: largest top-2 gap at a first
     divergence (0.0 without one); mean_, median_, max_delta: |difference of logprob| under teacher
-    forcing.
+    forcing; own, whole: the logprobs themselves, of the mesh and of monolithic vLLM.
     """
 
     name: str
@@ -43,6 +43,8 @@ class Comparison:
     mean_delta: float
     median_delta: float
     max_delta: float
+    own: np.ndarray = field(repr=False, compare=False)
+    whole: np.ndarray = field(repr=False, compare=False)
 
     @property
     def only_near_ties(self) -> bool:
@@ -100,16 +102,35 @@ def run_engine(
         return result
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """sizes: parameter bytes of monolithic vLLM and of the mesh's engine; sequences: token ids that
+    all were forced to, prompts with monolithic vLLM's answers."""
+
+    meshes: list[Comparison]
+    sizes: dict[str, int]
+    sequences: list[list[int]]
+
+
 def compare(
     request: dict[str, Any], meshes: Sequence[MeshShape]
 ) -> tuple[list[Comparison], dict[str, int]]:
-    """Monolithic vLLM once, and each mesh. Returns comparisons and parameter bytes of both.
+    """Monolithic vLLM once, and each mesh. Returns comparisons and parameter bytes of both."""
+    compared = compare_weights(request, meshes)
+    return compared.meshes, compared.sizes
+
+
+def compare_weights(
+    request: dict[str, Any], meshes: Sequence[MeshShape], weights: Path | None = None
+) -> Compared:
+    """Monolithic vLLM once, and each mesh.
 
     request: model, prompts, max_tokens, threads and flags of `benchmarks.harness.generate`.
+    weights: a checkpoint that shards load in the model's place.
     """
     with (
         tempfile.TemporaryDirectory(prefix="xm") as folder,
-        LocalMesh(Path(request["model"]), Path(folder)) as mesh,
+        LocalMesh(Path(request["model"]), Path(folder), weights) as mesh,
         ThreadPoolExecutor(1) as beside,
     ):
         forced_file = Path(folder) / "forced.json"
@@ -121,10 +142,11 @@ def compare(
             {m.name: partial(mesh.serve, m.shards, m.mode, m.tcp, m.rows) for m in meshes},
         )
         whole = running.result()
+        sequences = json.loads(forced_file.read_text())
     reference = whole["runs"]["monolithic"]
     comparisons = [compare_runs(name, reference, run) for name, run in remote["runs"].items()]
     sizes = {"monolithic": whole["parameter_bytes"], "mesh": remote["parameter_bytes"]}
-    return comparisons, sizes
+    return Compared(comparisons, sizes, sequences)
 
 
 def run_whole(request: dict[str, Any], forced_file: Path) -> dict[str, Any]:
@@ -150,7 +172,8 @@ def compare_runs(name: str, reference: dict[str, Any], run: dict[str, Any]) -> C
         differ = np.flatnonzero(np.array(tokens) != np.array(own))
         if differ.size:
             gaps.append(gap[int(differ[0])])
-    delta = np.abs(np.concatenate(reference["forced"]) - np.concatenate(run["forced"]))
+    whole, forced = np.concatenate(reference["forced"]), np.concatenate(run["forced"])
+    delta = np.abs(whole - forced)
     return Comparison(
         name,
         len(reference["tokens"]),
@@ -159,4 +182,6 @@ def compare_runs(name: str, reference: dict[str, Any], run: dict[str, Any]) -> C
         float(delta.mean()),
         float(np.median(delta)),
         float(delta.max()),
+        forced,
+        whole,
     )
