@@ -4,6 +4,9 @@ A plain class; `orchestrator.cluster` turns it into a Ray actor. Ray carries con
 (load, status, stop); the tokens arrive at the sockets of `ShardServer`.
 """
 
+from actors.lean_imports import import_shape_functions  # before torch and numba are imported
+
+# isort: split
 import logging
 import os
 import threading
@@ -99,6 +102,8 @@ class ExpertShard:
             ModelRefused: the checkpoint has no routed experts this shard can compute.
         """
         self._spec = read_expert_spec(Path(self._config.model_path))
+        if self._config.device != "cpu":
+            import_shape_functions()
         self._kernel = choose_kernel(self._spec, torch.device(self._config.device))
         self._fingerprint = fingerprint(Path(self._config.model_path))
         self._holdings = Holdings(self._kernel, self._holdings_changed)

@@ -2,11 +2,16 @@
 
 Proportional set sizes (pages shared by processes counted once) after a run, which has touched what
 serving touches. A shard is a Python process with torch, so every one adds a constant: it is
-measured on a shard without experts that runs beside the others. What the other shards take beyond
-it should be their weights, once. Where the constant comes from, for one shard: its memory by kind,
-and how a process grows import by import (anonymous memory is what it shares with nobody).
+measured on a shard without experts that runs beside the others. Of the two that serve, one holds
+three quarters of the experts and one a quarter: what the first takes more should be their weights,
+once, and nothing else that grows with them. Where the constant comes from, for one shard: its
+memory by kind, and how a process grows import by import (anonymous memory is what it shares with
+nobody).
 """
 
+from actors.lean_imports import LEAN_IMPORTS  # before torch, also in the shards started from here
+
+# isort: split
 import argparse
 import os
 import subprocess
@@ -31,8 +36,9 @@ MB = 1e6
 PLAIN_GOAL = 1.2
 CONSTANT_GOAL_MB = 230.0
 WEIGHTS_GOAL = 1.03
+SERVING_GOAL_MB = 40.0
+"""Scratch of kernels and links, machine code: no copy of any weights of the model measured here."""
 LEAST_SHRINK = 0.95
-SHARDS = 2
 WORKLOAD = Workload(16, 32, 16)
 
 # Kinds of mappings by what their path contains; the first that fits counts.
@@ -50,7 +56,7 @@ KINDS = (
 )
 
 SIZES = {"VmHWM": "peak", "VmRSS": "resident", "RssAnon": "anonymous"}  # as in /proc/PID/status
-IMPORTS = ("sys", "numpy", "torch", "numba", "actors.shard")
+IMPORTS = ("sys", "numpy", "actors.lean_imports", "actors.shard")
 IMPORT_ALL = """
 import importlib, sys
 from pathlib import Path
@@ -63,28 +69,39 @@ for name in sys.argv[1:]:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Megabytes. whole: monolithic vLLM; engine: without experts; shards: all that hold experts;
-    empty: one that holds none; experts: the weights of all routed experts."""
+    """Megabytes. whole: monolithic vLLM; engine: without experts; large, small, empty: shards with
+    three quarters of the experts, with a quarter and without any; experts: weights of all."""
 
     whole: float
     engine: float
-    shards: float
+    large: float
+    small: float
     empty: float
     experts: float
 
+    @property
+    def mesh(self) -> float:
+        """Engine and the shards that serve."""
+        return self.engine + self.large + self.small
 
-def targets_of(sizes: Sizes, shards: int) -> list[Target]:
+    @property
+    def serving(self) -> float:
+        """What a shard that serves takes beside its weights and what an empty one takes."""
+        return (self.large + self.small - self.experts) / 2 - self.empty
+
+
+def targets_of(sizes: Sizes) -> list[Target]:
     """What each part of the memory should come to."""
-    held = sizes.shards - shards * sizes.empty
     return [
         Target("a shard without experts", sizes.empty, CONSTANT_GOAL_MB, "max", "MB"),
         Target(
-            "what shards with experts take more / the experts' size",
-            held / sizes.experts, WEIGHTS_GOAL, "max", "x",
+            "what further experts take in a shard / their size",
+            (sizes.large - sizes.small) / (sizes.experts / 2), WEIGHTS_GOAL, "max", "x",
         ),
+        Target("serving calls, in a shard", sizes.serving, SERVING_GOAL_MB, "max", "MB"),
         Target(
-            f"engine and {shards} shards / monolithic vLLM",
-            (sizes.engine + sizes.shards) / sizes.whole, PLAIN_GOAL, "max", "x",
+            "engine and 2 shards / monolithic vLLM",
+            sizes.mesh / sizes.whole, PLAIN_GOAL, "max", "x",
         ),
         Target(
             "what the engine shrinks by / the experts' size",
@@ -98,34 +115,35 @@ def measure(arguments: argparse.Namespace) -> Report:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xm")))
         model = arguments.model or make_model(folder / "model")
         spec = read_expert_spec(model)
-        experts = spec.bytes_per_expert * spec.num_experts * len(spec.layers) / MB
+        experts_bytes = spec.bytes_per_expert * spec.num_experts * len(spec.layers)
         with closing(TimedEngine(model, 1, None, spinning=False)) as engine:
             engine.wait_ready().run(WORKLOAD)
             whole = proportional_bytes([engine.pid]) / MB
         mesh = stack.enter_context(LocalMesh(model, folder / "mesh"))
-        # Room for its half of the experts only: replicas would be counted as constant.
-        room = -(-spec.num_experts // SHARDS) * len(spec.layers) * spec.bytes_per_expert
-        mesh.serve([ShardShape(memory_bytes=room)] * SHARDS)
+        # Room for their own experts only, without replicas.
+        quarter = spec.num_experts // 4 * len(spec.layers) * spec.bytes_per_expert
+        rooms = (experts_bytes - quarter, quarter)
+        mesh.serve([ShardShape(memory_bytes=room) for room in rooms])
         empty = mesh.start_empty_shard()
         engine = stack.enter_context(closing(TimedEngine(model, 1, mesh.address, spinning=False)))
         engine.wait_ready().run(WORKLOAD)
         sizes = Sizes(
             whole,
             proportional_bytes([engine.pid]) / MB,
-            proportional_bytes(mesh.pids) / MB,
-            proportional_bytes([empty]) / MB,
-            experts,
+            *(proportional_bytes([pid]) / MB for pid in (*mesh.pids, empty)),
+            experts_bytes / MB,
         )
         one = shard_by_kind(empty) + growth(mesh.pids[0])
     runs = [
         {"processes": "monolithic vLLM", "megabytes": sizes.whole},
         {"processes": "engine without experts", "megabytes": sizes.engine},
-        {"processes": f"{SHARDS} shards", "megabytes": sizes.shards},
+        {"processes": "a shard with 3/4 of the experts", "megabytes": sizes.large},
+        {"processes": "a shard with 1/4 of the experts", "megabytes": sizes.small},
         {"processes": "the experts' weights", "megabytes": sizes.experts},
         {"processes": "a shard without experts", "megabytes": sizes.empty},
-        {"processes": "engine and shards", "megabytes": sizes.engine + sizes.shards},
+        {"processes": "engine and 2 shards", "megabytes": sizes.mesh},
     ]
-    return Report("memory", runs + one, targets_of(sizes, SHARDS))
+    return Report("memory", runs + one, targets_of(sizes))
 
 
 def memory_by_kind(pid: int) -> Counter[str]:
@@ -163,7 +181,7 @@ def growth(pid: int) -> list[dict[str, Any]]:
         check=True,
         capture_output=True,
         text=True,
-        env=os.environ | thread_environment(1),
+        env=os.environ | thread_environment(1) | LEAN_IMPORTS,
     ).stdout
     steps = dict(text.split("\n", 1) for text in said.split("after ")[1:])
     sizes = {step: _sizes(status) for step, status in steps.items()}

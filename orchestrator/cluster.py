@@ -11,6 +11,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.engine.config import EngineConfig
+from actors.lean_imports import LEAN_IMPORTS
 from actors.logs import COMPONENT_VARIABLE
 from actors.process import thread_environment
 from actors.wire.patience import SPIN_VARIABLE
@@ -117,7 +118,7 @@ def start_shard(
         (config, secret),
         name=f"shard/{config.id}",
         num_cpus=pool.threads,
-        environment=_environment(pool.threads, spin_us),
+        environment=_environment(pool.threads, spin_us) | LEAN_IMPORTS,
         max_concurrency=CONTROL_CONCURRENCY,
         resources=dict(pool.resources),
     )

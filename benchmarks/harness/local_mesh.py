@@ -18,6 +18,7 @@ from typing import Any, Self
 from actors.dispatch.mesh_view import MeshView, Peer
 from actors.experts.families import read_expert_spec
 from actors.experts.fingerprint import fingerprint
+from actors.lean_imports import LEAN_IMPORTS
 from actors.process import thread_environment
 from actors.shard import ShardConfig
 from actors.wire.address import parse_address
@@ -183,7 +184,7 @@ class LocalMesh:
     def _start(self, target: Any, arguments: tuple[Any, ...], threads: int) -> dict[str, Any]:
         here, there = self._spawn.Pipe()
         process = self._spawn.Process(target=target, args=(*arguments, there), daemon=True)
-        with environment(thread_environment(threads)):
+        with environment(thread_environment(threads) | LEAN_IMPORTS):
             process.start()
         there.close()
         self._processes.append((process, here))
