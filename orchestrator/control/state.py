@@ -106,7 +106,8 @@ class Stray(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What dispatchers follow. incarnations: of the shards that hold what `copies` names; weights:
+    """What dispatchers follow. incarnations: of the shards that hold what `copies` names and of the
+    routers; weights:
     scale of each shard's speed, 0 for a suspect, 1 where not named."""
 
     id: EpochId

@@ -20,7 +20,7 @@ from orchestrator.control.keys import (
     number_of,
     plus,
 )
-from orchestrator.control.lifecycle import Life, Phase, TransactionKind, check_phase
+from orchestrator.control.lifecycle import SERVING, Kind, Life, Phase, TransactionKind, check_phase
 from orchestrator.control.state import (
     NEVER,
     Batch,
@@ -53,6 +53,7 @@ def begin(
     """Start a transaction; none may be under way."""
     assert turn.intent.transaction is None, "one transaction at a time"
     number = turn.intent.transactions + 1
+    batches = batches or (Batch({}, {}, 0.0),)  # nothing to load: only names change
     size = sum(
         turn.facts.components[shard].said.bytes_of(keys)
         for batch in batches
@@ -263,10 +264,22 @@ def _commit(turn: Turn, transaction: Transaction) -> None:
     if transaction.kind in REPLACING:
         turn.change_intent(planned=transaction.target, planned_for=transaction.shards)
         if last:  # also rids the epoch of shards that are gone
-            copies = plus(transaction.target, {id: k & alone for id, k in before.items()})
+            copies = _as_held(turn, transaction.target)
+            alone = turn.intent.keys - all_keys(copies)
+            copies = plus(copies, {id: keys & alone for id, keys in before.items()})
     if turn.intent.epoch is not None or last:  # the first epoch has to name every key
         turn.change_intent(epoch=_next_epoch(turn, copies))
     _to_phase(turn, Phase.COMMITTING, f"{number_of(batch.add)} copies loaded, epoch published")
+
+
+def _as_held(turn: Turn, copies: Copies) -> dict[str, Keys]:
+    """Of copies on shards that answer, those that are there; the others are restored later."""
+    held = {}
+    for id, keys in copies.items():
+        component = turn.facts.components.get(id)
+        ready = component is not None and component.life is Life.READY
+        held[id] = keys & turn.holdings_or_none(id) if ready else keys
+    return {id: keys for id, keys in held.items() if keys}
 
 
 def _committing(turn: Turn, transaction: Transaction) -> None:
@@ -451,7 +464,22 @@ def _next_epoch(turn: Turn, copies: Copies) -> Epoch:
         if component is not None and keys <= component.said.holdings:
             known = component.said.incarnation
         incarnations[id] = known
+    incarnations |= _routers(turn)
     return Epoch(EpochId(turn.intent.term, number), copies, incarnations, weights_of(turn, copies))
+
+
+def _routers(turn: Turn) -> dict[str, int]:
+    """Incarnations of the routers: of those that serve now, or else of those that did last."""
+    named = turn.intent.epoch.incarnations if turn.intent.epoch else {}
+    routers = {}
+    for id, place in turn.intent.places.items():
+        component = turn.facts.components.get(id)
+        if place.kind is Kind.ROUTER:
+            serves = component is not None and component.life in SERVING
+            known = component.said.incarnation if component and serves else named.get(id, 0)
+            if known:
+                routers[id] = known
+    return routers
 
 
 def _correct_names(turn: Turn) -> None:
@@ -469,11 +497,13 @@ def _correct_names(turn: Turn) -> None:
             known = epoch.incarnations.get(id)
             moved |= bool(copies[id]) and component.said.incarnation != known
     copies = {id: keys for id, keys in copies.items() if keys}
+    routers = {id: n for id, n in epoch.incarnations.items() if id not in epoch.copies}
+    moved |= routers != _routers(turn)
     if (copies == epoch.copies and not moved) or turn.intent.keys - all_keys(copies):
         return
     new = _next_epoch(turn, copies)
     turn.change_intent(epoch=new)
-    turn.note("epoch", "names", f"epoch {new.id}: shards hold other copies than it named")
+    turn.note("epoch", "names", f"epoch {new.id}: shards or routers are others than it named")
 
 
 def _weights_moved(turn: Turn, epoch: Epoch) -> bool:

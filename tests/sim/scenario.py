@@ -23,6 +23,7 @@ def simulate(
     seed: int,
     shape: Shape,
     *,
+    calm_s: float = 25.0,
     faults_s: float = 150.0,
     heal_s: float = 240.0,
     pause_s: float = 4.0,
@@ -30,13 +31,18 @@ def simulate(
     plan: Callable[[PlanRequest], Proposal] = make_plan,
     inspect: Callable[[SimMesh], None] = lambda _: None,
 ) -> SimMesh:
-    """Run it. Raises SimulationFailed with seed and trace."""
+    """Run it. calm_s: time to start in before the faults begin.
+
+    Raises:
+        SimulationFailed: with the trace, and the call that replays it.
+    """
     mesh = SimMesh(seed, shape, settings, plan)
     try:
         mesh.start_controller()
+        mesh.clock.run(calm_s)
         faults = Faults(mesh, pause_s)
         faults.begin()
-        mesh.clock.run(faults_s)
+        mesh.clock.run(calm_s + faults_s)
         faults.stop()
         mesh.clock.run(mesh.clock.now_s + heal_s)
         check_healed(mesh)
@@ -82,7 +88,14 @@ def _check_service(mesh: SimMesh, state: State) -> None:
         if unserved:
             raise Breach(f"healed: dispatcher {dispatcher.id} cannot get {unserved} keys")
     assert state.intent.epoch is not None
+    whole = state.intent.planned.keys() <= {
+        id for id, component in state.facts.components.items() if component.life is Life.READY
+    }
     for process in mesh.all_processes():
+        cordoned = state.intent.places[process.place].cordoned
+        planned = NO_KEYS if cordoned else state.intent.planned.get(process.place, NO_KEYS)
+        if whole and not state.facts.problems and planned - process.holdings:
+            raise Breach(f"healed: {process.place} does not hold all that is planned for it")
         named = state.intent.epoch.copies.get(process.place, NO_KEYS)
         if process.holdings - named:
             raise Breach(f"healed: {process.place} holds copies that no epoch names")

@@ -20,12 +20,12 @@ TWO_COPIES = Shape(shards=6, capacity=9, experts=8, load_fails=0.02, crash=0.01)
 SHORT = Settings(suspect_limit_s=8.0, stable_s=60.0)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(14))
 def test_everything_heals_after_random_faults(seed: int) -> None:
-    simulate(seed, SMALL)
+    simulate(seed, SMALL, calm_s=25.0 if seed % 4 else 0.0, faults_s=100.0, heal_s=150.0)
 
 
-@pytest.mark.parametrize("seed", range(100, 108))
+@pytest.mark.parametrize("seed", range(100, 105))
 def test_two_copies_of_everything(seed: int) -> None:
     simulate(seed, TWO_COPIES, settings=replace(SHORT, min_copies=2))
 
