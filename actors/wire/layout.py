@@ -33,7 +33,7 @@ _CALL_ID_AT, _BODY_BYTES_AT = offset_of("call_id"), offset_of("body_bytes")
 
 
 def call_id_of(header: bytes | bytearray | memoryview) -> int:
-    """Of a header that this process wrote, so that nothing has to be checked."""
+    """As the header says; nothing is checked."""
     return int(_LONG.unpack_from(header, _CALL_ID_AT)[0])
 
 

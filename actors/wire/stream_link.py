@@ -9,7 +9,7 @@ import socket
 from collections import deque
 
 from actors.wire.address import Address, connect
-from actors.wire.frame import HEADER_BYTES, FrameError, Header, unpack_header
+from actors.wire.frame import HEADER_BYTES
 from actors.wire.handshake import greet_server, receive_welcome
 from actors.wire.layout import body_bytes_of, call_id_of
 from actors.wire.link import CONNECT_TIMEOUT_S, FIRST_SHAPE, LinkClosed
@@ -51,10 +51,12 @@ class StreamLink:
         self._calls: dict[int, tuple[Segment, int]] = {}
         """Slots of the calls that were sent, by call id."""
         self._head = memoryview(bytearray(HEADER_BYTES))
-        self._room: memoryview | None = None
+        self._room = self._head
         """Where the answer that is coming goes: the slot's, or `_head` while it is not known."""
-        self._header: Header | None = None
         self._filled = 0
+        self._length = 0
+        """Of this answer, 0 while its header has not come; then `_call_id` says whose it is."""
+        self._call_id = 0
 
     def fileno(self) -> int:
         return self._stream.fileno()
@@ -108,52 +110,45 @@ class StreamLink:
         if count == 0:
             raise LinkClosed(f"{self.address} closed the connection")
         self._filled += count
-        if self._header is None and self._filled >= HEADER_BYTES:
+        if not self._length and self._filled >= HEADER_BYTES:
             self._take_header()
-        if self._header is not None:
-            self._finish(self._header)
+        if self._length and self._filled == self._length:
+            self._finish()
         return True
 
     def _next_room(self) -> memoryview:
         """Where the next bytes go, with those that are there already."""
-        if self._header is not None:
-            assert self._room is not None
-            return self._room[: HEADER_BYTES + self._header.body_bytes]
+        if self._length:
+            return self._room[: self._length]
         if len(self._calls) == 1:
             # There is only one frame that can come, so all of it is read at once.
             segment, slot = next(iter(self._calls.values()))
             room = segment.answer(slot)
-            if self._filled and self._room is not None:
+            if self._filled:
                 room[: self._filled] = self._room[: self._filled]
             self._room = room
             return room
-        if self._room is None:
-            self._room = self._head
         return self._room[:HEADER_BYTES]
 
     def _take_header(self) -> None:
-        assert self._room is not None
-        try:
-            header = unpack_header(self._room[:HEADER_BYTES])
-        except FrameError as error:
-            raise LinkClosed(f"{self.address}: {error}") from error
-        if header.call_id not in self._calls:
-            raise LinkClosed(f"{self.address} answered {header}, which was not asked")
-        segment, slot = self._calls[header.call_id]
+        """Learn whose answer is coming. What else the header says is for those who read it."""
+        call_id = call_id_of(self._room)
+        length = HEADER_BYTES + body_bytes_of(self._room)
+        if call_id not in self._calls:
+            raise LinkClosed(f"{self.address} answered call {call_id}, which was not asked")
+        segment, slot = self._calls[call_id]
         room = segment.answer(slot)
-        if HEADER_BYTES + header.body_bytes > len(room):
-            raise LinkClosed(f"{self.address} answered {header}, which is too long")
-        if self._filled > HEADER_BYTES + header.body_bytes:
+        if length > len(room):
+            raise LinkClosed(f"{self.address} answered with {length} bytes, {len(room)} fit")
+        if self._filled > length:
             raise LinkClosed(f"{self.address} sent more than one answer")
         room[: self._filled] = self._room[: self._filled]
-        self._header, self._room = header, room
+        self._room, self._length, self._call_id = room, length, call_id
 
-    def _finish(self, header: Header) -> None:
-        if self._filled < HEADER_BYTES + header.body_bytes:
-            return
-        segment, slot = self._calls.pop(header.call_id)
+    def _finish(self) -> None:
+        segment, slot = self._calls.pop(self._call_id)
         segment.set(slot, ANSWERED)
-        self._header, self._room, self._filled = None, None, 0
+        self._room, self._length, self._filled = self._head, 0, 0
 
     # -- the rest
 
