@@ -20,6 +20,7 @@ from orchestrator.components import Component, MeshParts
 from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import MeshConfig
 from orchestrator.config.serving import RouterMode
+from orchestrator.core_shares import core_shares
 from orchestrator.directory import Directory
 from orchestrator.engine_settings import engine_config, loads_beside_shards
 from orchestrator.resources import Demand, engine_demand, shard_demand
@@ -57,6 +58,7 @@ class BringUp:
         self._watch = watch
         self._directory = directory
         self._private = config.cluster.ray_address is None
+        self._shares = core_shares(config)
 
     async def run(self) -> None:
         """Return when everything serves.
@@ -123,7 +125,7 @@ class BringUp:
             log_level=self._config.logging.level,
             security=tcp_security(self._config),
         )
-        handle = cluster.start_shard(config, pool, self._secret, self._config.router.spin_us)
+        handle = cluster.start_shard(config, pool, self._secret, self._shares.spin_us)
         return Component(
             shard_id, ComponentKind.SHARD, handle, pool=pool_name, emulated=pool.emulated
         )
@@ -226,7 +228,7 @@ class BringUp:
         router = Component(
             "router-0",
             ComponentKind.ROUTER,
-            cluster.start_router(config, self._secret, self._config.router.spin_us),
+            cluster.start_router(config, self._secret, self._shares.spin_us),
         )
         self._parts.routers.append(router)
         router.info = await self._watch.must(
@@ -251,7 +253,7 @@ class BringUp:
                 self._run_dir,
             )
             handle = cluster.start_engine(
-                config, settings, ENGINE_CONCURRENCY, self._config.router.spin_us
+                config, settings.resources, self._shares, ENGINE_CONCURRENCY
             )
             self._parts.engines.append(Component(config.engine_id, ComponentKind.ENGINE, handle))
         timeout_s = self._config.controller.engine_start_timeout_s

@@ -17,7 +17,7 @@ from actors.process import thread_environment
 from actors.wire.patience import SPIN_VARIABLE
 from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import MeshConfig
-from orchestrator.config.serving import EnginesConfig
+from orchestrator.core_shares import CoreShares
 from orchestrator.logging_setup import log_environment
 from orchestrator.run_dir import RunDir
 
@@ -138,10 +138,10 @@ def start_router(config: "RouterConfig", secret: bytes, spin_us: float) -> Actor
 
 
 def start_engine(
-    config: EngineConfig, settings: EnginesConfig, max_concurrency: int, spin_us: float
+    config: EngineConfig, resources: Mapping[str, float], shares: CoreShares, max_concurrency: int
 ) -> ActorHandle:
-    """One vLLM engine, on a node that has what `settings` ask for; max_concurrency bounds the
-    requests it is handed at once."""
+    """One vLLM engine, on a node that has these Ray resources; max_concurrency bounds the requests
+    it is handed at once."""
     from actors.engine.engine import CONTROL_CALLS, Engine
 
     for name in CONTROL_CALLS:
@@ -150,13 +150,13 @@ def start_engine(
         Engine,
         (config,),
         name=engine_actor_name(config.engine_id),
-        num_cpus=settings.threads,
+        num_cpus=shares.engine_threads,
         # The rest of its environment holds the mesh's secret, and Ray writes what it is given here
         # into its logs: the engine sets that itself, before it imports vLLM.
-        environment=_environment(settings.threads, spin_us),
+        environment=_environment(shares.engine_threads, shares.spin_us),
         max_concurrency=max_concurrency,
         concurrency_groups={CONTROL_GROUP: CONTROL_CONCURRENCY},
-        resources=dict(settings.resources),
+        resources=dict(resources),
     )
 
 

@@ -1,10 +1,5 @@
 """What an engine actor of a mesh is started with."""
 
-import getpass
-import os
-import tempfile
-from pathlib import Path
-
 from actors.dispatch.subscription import ADDRESS_VARIABLE, SECRET_VARIABLE
 from actors.engine.config import EngineConfig
 from actors.experts.spec import ExpertSpec
@@ -59,10 +54,4 @@ def engine_config(
 
 def _private_folders(run_dir: RunDir) -> dict[str, str]:
     """Sockets and temporary files go into the run folder, which goes when the mesh goes."""
-    compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
-    return {
-        "VLLM_RPC_BASE_PATH": str(run_dir.path),
-        "TMPDIR": str(run_dir.scratch),
-        # What torch compiled once, it need not compile again at the next start.
-        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled)),
-    }
+    return {"VLLM_RPC_BASE_PATH": str(run_dir.path), "TMPDIR": str(run_dir.scratch)}

@@ -14,6 +14,7 @@ from ray.exceptions import AuthenticationError
 
 from orchestrator import process_tree
 from orchestrator.config.schema import MeshConfig
+from orchestrator.core_shares import core_shares
 from orchestrator.errors import UserError
 from orchestrator.preflight import ray_access
 from orchestrator.run_dir import RunDir
@@ -71,11 +72,12 @@ def start_ray(config: MeshConfig, run_dir: RunDir) -> None:
     process_tree.adopt_orphans()
     # Temporary files of every process of the session go into the run folder, and with it.
     os.environ["TMPDIR"] = str(run_dir.scratch)
+    engine_threads = core_shares(config).engine_threads
     threads = sum(pool.shards * pool.threads for pool in config.pools.values())
     ray.init(
         "local",
         namespace=namespace,
-        num_cpus=threads + config.engines.replicas * config.engines.threads + SPARE_CPUS,
+        num_cpus=threads + config.engines.replicas * engine_threads + SPARE_CPUS,
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,

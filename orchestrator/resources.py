@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.config.schema import MeshConfig
+from orchestrator.core_shares import core_shares
 from orchestrator.errors import UserError
 
 Amounts = Mapping[str, float]
@@ -31,8 +32,8 @@ def shard_demand(config: MeshConfig, pool_name: str) -> Demand:
 
 def engine_demand(config: MeshConfig) -> Demand:
     """What the engines ask for."""
-    engines = config.engines
-    return Demand("engines", engines.replicas, {"CPU": engines.threads, **engines.resources})
+    engines, threads = config.engines, core_shares(config).engine_threads
+    return Demand("engines", engines.replicas, {"CPU": threads, **engines.resources})
 
 
 def demands_of(config: MeshConfig) -> list[Demand]:

@@ -5,7 +5,6 @@ from typing import Annotated, Self
 
 from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
-from actors.wire.patience import DEFAULT_SPIN_US
 from actors.wire.security import Protection
 from orchestrator.config.fields import ByteSize, ConfigPath, Count, PositiveFloat, Seconds, Section
 
@@ -45,8 +44,9 @@ class EnginesConfig(Section):
 
     replicas: Count = 1
     """Number of engines, each with its own KV cache."""
-    threads: Count = 1
-    """CPU threads of one engine's kernels."""
+    threads: Count | None = None
+    """CPU threads of one engine's kernels; unset: an engine's share of the cores that the shards'
+    threads leave, at least 1 (1 in a shared Ray cluster)."""
     kv_cache_gib: Count = 1
     """KV cache of one engine on a CPU, in whole GiB (vLLM takes no fractions); on GPUs set vLLM's
     `gpu_memory_utilization` below."""
@@ -92,10 +92,10 @@ class RouterConfig(Section):
     """A shard that has not answered an expert call by then owes its rows to other replicas."""
     expert_wait_s: Seconds = 60.0
     """How long a request waits for an expert that no living shard holds, before it fails."""
-    spin_us: Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)] = DEFAULT_SPIN_US
+    spin_us: Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)] | None = None
     """How long engines and shards watch for each other's next message before they sleep, in
-    microseconds. Where each of them has a core to itself, make it longer than a shard computes for
-    (5000): answers are then noticed at once. Waits that took longer than this are not watched."""
+    microseconds; waits that took longer than this are not watched. Unset: 5000, longer than a shard
+    mostly computes for, where all of their threads have a core to themselves, and 50 elsewhere."""
     rows_between_nodes: RowsBetweenNodes = RowsBetweenNodes.BF16
     """`fp8`: rows to shards on other nodes take one byte for each value and answers two, half the
     traffic of `bf16`; answers then differ a little (docs/performance.md)."""
