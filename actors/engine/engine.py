@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -28,13 +29,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 
 from actors.engine import asgi_bridge
+from actors.engine.compile_cache import cache_variables
 from actors.engine.config import DROPPED_ENVIRONMENT, EngineConfig
+from actors.engine.core_process import as_main_module, no_garbage_collection
 from actors.engine.fate_sharing import PARENT_VARIABLE
 from actors.engine.flags import parse_flags
 from actors.engine.lifecycle import EngineState, check_transition
 from actors.engine.messages import EngineReply, HttpRequest, Refusal, ResponseStart
 from actors.engine.scratch import make_scratch
 from actors.engine.unavailable import telling_missing_experts
+from actors.engine.warm_up import warm_up
 from actors.logs import start_logging
 from actors.vllm_plugin.register import ADDRESS_VARIABLE
 
@@ -67,7 +71,7 @@ CONTROL_CALLS = ("status", "check_health", "drain", "stop")
 their own, which in Ray is an event loop of its own. They look at the engine from its main one, so a
 hanging engine does not look well."""
 
-_EXTENSION = "actors.engine.worker_extension.ParameterReport"
+_EXTENSION = "actors.engine.worker_extension.EngineWorker"
 
 
 class Engine:
@@ -195,8 +199,9 @@ class Engine:
         loop = asyncio.get_running_loop()
         args, llm = await loop.run_in_executor(self._loader, self._build_llm)
         self._llm = llm
-        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-        from vllm.entrypoints.launchers.app import build_app
+        with no_garbage_collection():
+            from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+            from vllm.entrypoints.launchers.app import build_app
 
         tasks = await llm.get_supported_tasks()
         app = build_app(args, tasks, llm.model_config)
@@ -206,13 +211,16 @@ class Engine:
         await self._cleanup.enter_async_context(app.router.lifespan_context(app))
         if args.worker_extension_cls == _EXTENSION:
             self._parameter_bytes = sum(await llm.collective_rpc("expertmesh_parameter_bytes"))
+            if ADDRESS_VARIABLE in os.environ:
+                await llm.collective_rpc("expertmesh_warm_shards")
         self._max_running = llm.vllm_config.scheduler_config.max_num_seqs
         self._app = telling_missing_experts(app)
+        await warm_up(partial(asgi_bridge.call, self._app), self._config.served_model_name)
 
     def _set_environment(self) -> None:
         for name in DROPPED_ENVIRONMENT:
             os.environ.pop(name, None)
-        variables = self._config.variables()
+        variables = cache_variables() | self._config.variables()
         if "TMPDIR" not in variables:
             self._scratch = make_scratch()
             variables |= {"TMPDIR": str(self._scratch), "VLLM_RPC_BASE_PATH": str(self._scratch)}
@@ -221,16 +229,17 @@ class Engine:
 
     def _build_llm(self) -> tuple["Namespace", "AsyncLLM"]:
         """Runs in the loader thread: takes as long as the model takes to load."""
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.platforms import current_platform
-        from vllm.usage.usage_lib import UsageContext
+        with no_garbage_collection():
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.platforms import current_platform
+            from vllm.usage.usage_lib import UsageContext
 
-        from actors.engine.mesh_llm import MeshLLM
-        from actors.vllm_plugin.vllm_config import (
-            refuse_unsupported,
-            split_graphs,
-            use_mesh_scheduler,
-        )
+            from actors.engine.mesh_llm import MeshLLM
+            from actors.vllm_plugin.vllm_config import (
+                refuse_unsupported,
+                split_graphs,
+                use_mesh_scheduler,
+            )
 
         flags = {
             "disable_fastapi_docs": True,
@@ -247,13 +256,14 @@ class Engine:
             refuse_unsupported(vllm_config)
             use_mesh_scheduler(vllm_config)
             split_graphs(vllm_config.compilation_config)
-        llm = MeshLLM.from_vllm_config(
-            vllm_config=vllm_config,
-            usage_context=context,
-            enable_log_requests=engine_args.enable_log_requests,
-            aggregate_engine_logging=engine_args.aggregate_engine_logging,
-            disable_log_stats=engine_args.disable_log_stats,
-        )
+        with as_main_module():
+            llm = MeshLLM.from_vllm_config(
+                vllm_config=vllm_config,
+                usage_context=context,
+                enable_log_requests=engine_args.enable_log_requests,
+                aggregate_engine_logging=engine_args.aggregate_engine_logging,
+                disable_log_stats=engine_args.disable_log_stats,
+            )
         return args, llm
 
     async def _release(self) -> None:

@@ -16,16 +16,19 @@ PARENT_VARIABLE = "EXPERTMESH_ENGINE_PARENT"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def share_fate() -> None:
-    """Die when the parent process dies. Does nothing outside an engine's children.
+def share_fate() -> bool:
+    """Die when the parent process dies. Does nothing, and returns False, outside of an engine's
+    children.
 
     The kernel sends the signal when the *thread* that started this process ends, so the engine
     starts vLLM from a thread that it keeps. Linux only; elsewhere a killed engine leaves its
     children to notice by themselves.
     """
     engine_pid = int(os.environ.get(PARENT_VARIABLE, "0"))
-    if engine_pid in {0, os.getpid()} or not sys.platform.startswith("linux"):
-        return
+    if engine_pid in {0, os.getpid()}:
+        return False
+    if not sys.platform.startswith("linux"):
+        return True
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         error = ctypes.get_errno()
@@ -33,6 +36,7 @@ def share_fate() -> None:
     # The parent may have died before the kernel was asked.
     if not descends_from(engine_pid):
         os.kill(os.getpid(), signal.SIGKILL)
+    return True
 
 
 def descends_from(ancestor_pid: int) -> bool:

@@ -3,8 +3,8 @@
 from typing import Any
 
 
-class ParameterReport:
-    """Mixed into vLLM's worker class: tells what the worker's share of the model weighs."""
+class EngineWorker:
+    """Mixed into vLLM's worker class."""
 
     model_runner: Any
 
@@ -13,3 +13,9 @@ class ParameterReport:
         model = self.model_runner.get_model()
         tensors = {t.data_ptr(): t for t in [*model.parameters(), *model.buffers()]}
         return sum(t.numel() * t.element_size() for t in tensors.values())
+
+    def expertmesh_warm_shards(self) -> None:
+        """Send rows through every expert of the mesh."""
+        from actors.vllm_plugin.warm_shards import warm_shards
+
+        warm_shards(self.model_runner.model_config.get_hidden_size())

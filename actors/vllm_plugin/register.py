@@ -7,6 +7,7 @@ Inert unless asked for by environment, so installing ExpertMesh changes nothing 
   EXPERTMESH_ENGINE_PARENT  die with the engine actor that started this process
 """
 
+import gc
 import logging
 import os
 
@@ -28,18 +29,21 @@ def register() -> None:
         return
     _registered = True
     address = os.environ.get(ADDRESS_VARIABLE)
-    share_fate()
+    if share_fate():
+        gc.enable()  # put off by `actors.engine.core_process`
     if address or os.environ.get(V4_ON_CPU_VARIABLE) == "1":
         from actors.vllm_plugin.deepseek_v4_cpu.install import install
 
         for fix in install():
             log.info("DeepSeek-V4 on CPU: %s", fix)
     if address:
+        from actors.engine.compile_cache import cache_variables
         from actors.vllm_plugin.loader import register_loader
         from actors.vllm_plugin.routed_experts import register_routed_experts
         from actors.vllm_plugin.step_marks import create_marks
 
         create_marks()
+        os.environ.update(cache_variables())
         register_routed_experts()
         register_loader()
         log.info("routed experts are served by the mesh at %s", address)

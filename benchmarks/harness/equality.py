@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from actors.dispatch.subscription import ADDRESS_VARIABLE, SECRET_VARIABLE
+from actors.engine.compile_cache import CACHE_VARIABLE
 from actors.wire.frame import RowCoding
 from benchmarks.harness.local_mesh import SECRET, LocalMesh, ShardShape
 
@@ -76,6 +77,9 @@ def run_engine(
         asked, answered, said = folder / "request.json", folder / "answer.json", folder / "log"
         asked.write_text(json.dumps(request | {"address": address, "runs": list(runs)}))
         variables = {"TMPDIR": name}  # vLLM leaves sockets and files there
+        if not request.get("flags", {}).get("enforce_eager", True):
+            # What is compiled for this checkpoint goes with it.
+            variables |= {"VLLM_CACHE_ROOT": name, CACHE_VARIABLE: name}
         if address:
             variables |= {ADDRESS_VARIABLE: address, SECRET_VARIABLE: SECRET.decode()}
         with (

@@ -100,7 +100,7 @@ def load_engine(request: dict[str, Any]) -> "LLM":
         dtype="bfloat16",
         max_model_len=512,
         enable_prefix_caching=False,
-        worker_extension_cls="actors.engine.worker_extension.ParameterReport",
+        worker_extension_cls="actors.engine.worker_extension.EngineWorker",
         **{"enforce_eager": True} | request.get("flags", {}),
     )
 
