@@ -113,7 +113,8 @@ costs = st.builds(
 @settings(deadline=None, max_examples=60)
 @given(layer=layers(), data=st.data())
 def test_small_batches_are_near_the_exact_split(layer, data) -> None:
-    """Few, lumpy experts are the hardest; at real sizes the mean is far closer, see below."""
+    """Few, lumpy experts are the hardest; at real sizes the mean is far closer, see below. A shard
+    may have a row too many: two rows can stay together where a third shard has none."""
     start, shards, D = layer
     E = start.size - 1
     rows = st.sampled_from([0, 1, 2, 3, 8, 30, 200])
@@ -124,7 +125,8 @@ def test_small_batches_are_near_the_exact_split(layer, data) -> None:
     ids = batch_of(counts)
     _, choice = choose(ids, start, shards, cost)
     reached = shard_seconds(shards, quotas(ids, choice, start, shards), cost).max()
-    assert least_seconds(counts, start, shards, cost, whole_rows=True) >= 0.6 * reached
+    least = least_seconds(counts, start, shards, cost, whole_rows=True)
+    assert least + cost[:, 2].max() >= 0.6 * reached
 
 
 SPEEDS = {

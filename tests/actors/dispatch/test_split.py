@@ -129,6 +129,8 @@ def test_expert_beyond_the_plan_is_refused() -> None:
 
 def test_epoch_refuses_what_is_no_plan() -> None:
     with pytest.raises(ValueError, match=r"experts \[1\] have no slot"):
+        epoch([{0: [0]}, {0: [0]}], num_experts=2)
+    with pytest.raises(ValueError, match="1 slots do not hold 2 experts"):
         epoch([{0: [0]}], num_experts=2)
     with pytest.raises(ValueError, match="layer 0: shard 0 holds expert 0 twice"):
         PlanEpoch(1, 1, (0,), np.zeros((1, 1, 2), np.int32), np.ones((1, 1, 2)))
