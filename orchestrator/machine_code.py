@@ -4,9 +4,11 @@
 
 Both are Python that numba compiles when it is first called, 20 s on two cores, and keeps
 (`placement.compiled`). So this plans a small mesh and sends rows through it, over shared memory and
-TCP, in bf16 and FP8: whatever serving calls is compiled afterwards. `make setup` runs it.
+TCP, in bf16 and FP8, also where a shard does not compute them and another one has to: whatever
+serving calls is compiled afterwards. `make setup` runs it.
 """
 
+import logging
 import tempfile
 import threading
 import time
@@ -51,15 +53,15 @@ _SPEC = ExpertSpec(
 )
 
 
-def _kernel() -> SlotKernel:
-    """The product's own kernel for this CPU, over experts of zeros."""
+def _kernel(experts: int) -> SlotKernel:
+    """The product's own kernel for this CPU, over the first experts, of zeros."""
     zeros = ExpertTensors(
         torch.zeros(2 * INTERMEDIATE, HIDDEN, dtype=torch.bfloat16),
         torch.zeros(HIDDEN, INTERMEDIATE, dtype=torch.bfloat16),
     )
     operator = choose_operator(_SPEC, torch.device("cpu"))
     kernel = SlotKernel(_SPEC, operator, lambda _layer, _expert: zeros)
-    kernel.load(0, list(range(EXPERTS)))
+    kernel.load(0, list(range(experts)))
     return kernel
 
 
@@ -73,6 +75,7 @@ class _OneView:
         return self._view
 
     def wait_change(self, seen: MeshView, timeout_s: float) -> bool:
+        time.sleep(timeout_s)
         return False
 
     def join(self) -> Follower:
@@ -89,6 +92,8 @@ def compile_all() -> None:
         for tcp, coding in ((False, RowCoding.BF16), (True, RowCoding.BF16), (True, RowCoding.FP8)):
             with _shards(Path(folder), tcp) as peers:
                 _send(_view(epoch, peers, coding))
+        with _shards(Path(folder), False, first_holds=1) as peers:
+            _send(_view(_everything_twice(), peers, RowCoding.BF16))
 
 
 def _plan() -> PlanEpoch:
@@ -100,13 +105,19 @@ def _plan() -> PlanEpoch:
     return plan_mesh(_SPEC, capacities, "fill", 1).epoch
 
 
+def _everything_twice() -> PlanEpoch:
+    held = np.tile(np.arange(EXPERTS, dtype=np.int32), (1, SHARDS, 1))
+    return PlanEpoch(1, EXPERTS, (0,), held, np.ones(held.shape))
+
+
 @contextmanager
-def _shards(folder: Path, tcp: bool) -> Iterator[list[Peer]]:
-    """Shard servers in threads; over TCP they say that they are on another node."""
+def _shards(folder: Path, tcp: bool, first_holds: int = EXPERTS) -> Iterator[list[Peer]]:
+    """Shard servers in threads; over TCP they say that they are on another node. The first refuses
+    what is beyond `first_holds` experts."""
     servers = [
         ShardServer(
             _SPEC,
-            _kernel(),
+            _kernel(EXPERTS if number else first_holds),
             [parse_address("tcp:127.0.0.1:0" if tcp else f"unix:{folder}/s{number}")],
             b"compile",
         )
@@ -157,6 +168,7 @@ def _send(view: MeshView) -> None:
 
 def main() -> None:
     limit_threads(1)
+    logging.getLogger("actors").setLevel(logging.ERROR)  # refusals are meant to happen here
     began_s = time.monotonic()
     compile_all()
     print(f"compiled in {time.monotonic() - began_s:.0f} s")
