@@ -29,8 +29,9 @@ from tests.actors.fakes import StaticViews, epoch, expected, view
 from tests.actors.wire.bare_server import server_process
 
 FULL = {0: list(range(8)), 1: list(range(8))}
-CALM_S = 1.0
-"""More than a soft deadline, on a machine that does other work too; less than a hard one."""
+CALM_S = 2.5
+"""More than a soft deadline, on a machine that does other work too; less than a hard one, and than
+30 calls that wait for a soft one each."""
 HARD_S = 10.0
 
 
