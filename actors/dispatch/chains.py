@@ -86,7 +86,9 @@ def new_links(experts, replicas, shards):  # type: ignore[no-untyped-def]
 def even_out(links, count, cost):  # type: ignore[no-untyped-def]
     """Shorten the slowest shard's time while chains allow. count: linking experts."""
     list_by_shard(links, count)
-    goal = common_level(links.seconds, cost, links.seconds < np.inf)
+    goal = common_level(links.seconds, cost, links.busy > 0)
+    # Of the idle shards, those that would take longer to start than that are no help.
+    goal = common_level(links.seconds, cost, (links.busy > 0) | (links.seconds < goal))
     scale = 1.0
     for _ in range(MAX_STEPS):
         worst = slowest_shard(links)
@@ -94,7 +96,7 @@ def even_out(links, count, cost):  # type: ignore[no-untyped-def]
             return
         slowest = links.seconds[worst]
         smallest = cost[worst, 2]
-        least = max(CLOSE * slowest, smallest)
+        least = max(CLOSE * slowest, 0.5 * smallest)
         if slowest - goal <= least:
             return
         largest = largest_piece(links, worst, cost)
@@ -171,7 +173,7 @@ def common_level(seconds, cost, chosen):  # type: ignore[no-untyped-def]
     """Time of the chosen shards if they shared their rows out freely."""
     total, rate = 0.0, 0.0
     for shard in range(seconds.shape[0]):
-        if chosen[shard]:
+        if chosen[shard] and seconds[shard] < np.inf:
             total += seconds[shard] / cost[shard, 2]
             rate += 1.0 / cost[shard, 2]
     return total / rate
