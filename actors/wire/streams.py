@@ -45,7 +45,7 @@ class ByteStream(Protocol):
     def close(self) -> None: ...
 
 
-def send_all(stream: ByteStream, data: bytes) -> None:
+def send_all(stream: ByteStream, data: bytes | memoryview) -> None:
     """Send `data` on a blocking stream, or little of it on a fresh one. Raises OSError."""
     rest = memoryview(data)
     while rest:
