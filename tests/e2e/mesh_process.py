@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -77,11 +77,18 @@ class MeshProcess:
     Leaving the `with` block kills what still runs.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        prefix: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """prefix: in front of the command; variables: more environment. The session's folder is
+        one of its own unless the config names a cluster."""
         self._folder = Path(tempfile.mkdtemp(prefix="e2e-"))
         # Short, because Unix sockets lie below it; its own, to see what is left there.
         self._run = Path(tempfile.mkdtemp(prefix="e"))
-        cluster = {**config.get("cluster", {}), "temp_dir": str(self._run)}
+        cluster = {"temp_dir": str(self._run), **config.get("cluster", {})}
         path = write_config(self._folder, {**config, "cluster": cluster})
         self.out: list[str] = []
         self.err: list[str] = []
@@ -89,11 +96,11 @@ class MeshProcess:
         """Every process that was ever seen below it."""
         self._segments: set[Path] = set()
         self._process = subprocess.Popen(
-            [*CLI, "serve", str(path)],
+            [*prefix, *CLI, "serve", str(path)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(),
+            env=environment(**(variables or {})),
             cwd=ROOT,
             start_new_session=True,
         )
