@@ -85,7 +85,7 @@ class LeakCheck:
     def _orphaned_segments(self) -> list[str]:
         new = _names(SHARED_MEMORY) - self._segments
         paths = {f"{SHARED_MEMORY}/{name}" for name in new}
-        return sorted(paths - _in_use(paths)) if paths else []
+        return sorted(paths - in_use(paths)) if paths else []
 
 
 def _names(folder: Path) -> set[str]:
@@ -113,14 +113,40 @@ def _told(process: psutil.Process) -> str:
         return f"process {process.pid}, which ended just now"
 
 
-def _in_use(paths: set[str]) -> set[str]:
-    """Those that a living process has mapped or open, or that are gone by now."""
-    used = {path for path in paths if not os.path.exists(path)}
+def in_use(paths: set[str]) -> set[str]:
+    """Those that a living process has mapped or open, or that are gone by now.
+
+    Told by inode: glibc makes a named semaphore under another name and then links it to its own, so
+    the path that a process has mapped is not the one in the folder.
+    """
+    inodes = {path: _inode(path) for path in paths}
+    used = {path for path, inode in inodes.items() if not inode}
     for process in psutil.process_iter():
-        with contextlib.suppress(OSError):
-            maps = Path(f"/proc/{process.pid}/maps").read_text()
-            used |= {path for path in paths if path in maps}
-            for descriptor in os.scandir(f"/proc/{process.pid}/fd"):
-                with contextlib.suppress(OSError):
-                    used |= paths & {os.readlink(descriptor.path)}
+        held = _held_inodes(process.pid)
+        used |= {path for path, inode in inodes.items() if inode in held}
     return used
+
+
+def _inode(path: str) -> int:
+    """0 for what is gone."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
+def _held_inodes(pid: int) -> set[int]:
+    """Inodes below /dev/shm that a process has mapped or open."""
+    held: set[int] = set()
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            # address, permissions, offset, device, inode, path
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[5].startswith(str(SHARED_MEMORY)):
+                held.add(int(fields[4]))
+    with contextlib.suppress(OSError):
+        for descriptor in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(descriptor.path).startswith(str(SHARED_MEMORY)):
+                    held.add(os.stat(descriptor.path).st_ino)
+    return held

@@ -1,10 +1,13 @@
 """A run that leaves something behind fails and says what; run as a pytest of its own."""
 
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.leaks import in_use
 
 ROOT = Path(__file__).parents[1]
 LEAVES_A_FILE = "import tempfile; open(tempfile.mkdtemp() + '/left', 'w').close()"
@@ -60,6 +63,13 @@ def test_what_is_left_fails_the_run_and_is_named_with_its_test(
 def test_a_run_that_cleans_up_passes(tmp_path: Path) -> None:
     said = run_test(tmp_path, "import tempfile; tempfile.TemporaryDirectory().cleanup()")
     assert said.endswith("exit code 0")
+
+
+def test_a_semaphore_that_somebody_uses_is_no_leak() -> None:
+    semaphore = multiprocessing.get_context("spawn").Semaphore()
+    path = f"/dev/shm/sem.{semaphore._semlock.name.lstrip('/')}"  # type: ignore[attr-defined]
+    assert Path(path).exists()
+    assert in_use({path}) == {path}
 
 
 SAMPLES = """
