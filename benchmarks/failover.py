@@ -1,0 +1,168 @@
+"""What streams notice when a part of the mesh is lost and every expert has replicas elsewhere.
+
+Eight streams of the demo model through the whole mesh: endpoint, engine, three shards that each
+hold every expert. While they run, one shard is stopped (SIGSTOP), later one is killed (SIGKILL); on
+three nodes made of network namespaces (root and iproute2), one node's cable is pulled. Then the
+same streams again while the lost part stays away.
+
+  failed, different  streams that did not end well; whose greedy text is not the undisturbed one
+  gap_ms             longest time between two pieces of any stream, after the loss
+  back_s             from the loss until a second's throughput is again BACK of what it was before
+  away_gap_ms        gap_ms of the streams that start after the loss
+"""
+
+import argparse
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.correctness import DEMO
+from benchmarks.harness.report import Report, Target, run_benchmark
+from tests.e2e.mesh_process import MeshProcess
+from tests.nodes.cluster import Cluster
+from tests.nodes.meshes import EVERY_EXPERT, MODEL, mesh_on
+from tests.nodes.network import Network, Node, why_not
+from tests.nodes.streams import PROMPTS, Stream, streaming
+
+TOKENS, QUICK_TOKENS = 400, 200
+GAP_GOAL_S = 0.5
+BACK_GOAL_S = 2.0
+BACK = 0.8
+"""Share of the throughput before the loss; not all, for one shard in three is gone for good."""
+WINDOW_S = 1.0
+SETTLE_S = 1.0
+"""How long streams run before the loss: what throughput is measured on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Asks for the same streams again and again. node: where it is; None: here."""
+
+    url: str
+    tokens: int
+    node: Node | None = None
+
+    def streams(self, disturb: Callable[[], None] = lambda: None) -> tuple[list[Stream], float]:
+        """The streams, ended, and when `disturb` was called."""
+        with streaming(self.url, PROMPTS, self.tokens, self.node) as streams:
+            time.sleep(SETTLE_S)
+            since_s = time.monotonic()
+            disturb()
+        return streams, since_s
+
+
+def arrivals(streams: Sequence[Stream]) -> np.ndarray:
+    """When pieces came, of all streams together, ascending."""
+    return np.sort(np.concatenate([np.asarray(stream.arrivals_s) for stream in streams]))
+
+
+def back_after_s(times_s: np.ndarray, since_s: float) -> float:
+    """Seconds after `since_s` from which on a window holds BACK of what one held before it; inf if
+    that never comes."""
+    before = np.count_nonzero((times_s > since_s - WINDOW_S) & (times_s <= since_s))
+    last_s = times_s[-1] - WINDOW_S
+    for start_s in np.arange(since_s, max(last_s, since_s), 0.05):
+        inside = np.count_nonzero((times_s > start_s) & (times_s <= start_s + WINDOW_S))
+        if inside >= BACK * before:
+            return float(start_s - since_s)
+    return float("inf")
+
+
+def measured(name: str, client: Client, lose: Callable[[], None]) -> dict[str, Any]:
+    """One row: streams under which `lose` is called, and again while the part stays away."""
+    whole, _ = client.streams()
+    texts = [stream.text for stream in whole]
+    streams, since_s = client.streams(lose)
+    away, away_s = client.streams()
+    both = [*streams, *away]
+    return {
+        "lost": name,
+        "streams": len(streams),
+        "failed": sum(bool(stream.error) for stream in both),
+        "different": sum(
+            stream.text != text for stream, text in zip(both, texts + texts, strict=True)
+        ),
+        "gap_ms": 1e3 * max(stream.gap_s(since_s) for stream in streams),
+        "back_s": back_after_s(arrivals(streams), since_s),
+        "away_gap_ms": 1e3 * max(stream.gap_s(away_s) for stream in away),
+        "undisturbed_gap_ms": 1e3 * max(stream.gap_s() for stream in whole),
+    }
+
+
+@contextmanager
+def local_mesh() -> Iterator[MeshProcess]:
+    """Three shards on this machine, each with every expert, in a private Ray session."""
+    pool = {"vendor": "cpu", "memory": EVERY_EXPERT, "speed": 1.0}
+    config = {
+        "mesh": {"name": "failover"},
+        "model": {"path": str(DEMO / "checkpoint"), "served_name": MODEL},
+        "engines": {"vllm": {"max_num_seqs": 16, "max_num_batched_tokens": 512}},
+        "pools": {"a": pool, "b": pool, "c": pool},
+        "gateway": {"port": 0},
+    }
+    with MeshProcess(config) as mesh:
+        mesh.wait_for("ready at")
+        yield mesh
+
+
+def shard_losses(tokens: int) -> list[dict[str, Any]]:
+    with local_mesh() as mesh:
+        pids = {c["id"]: c["pid"] for c in mesh.quick_status()["components"]}
+        client = Client(mesh.url, tokens)
+        stopped = measured("shard stopped", client, lambda: os.kill(pids["b-0"], signal.SIGSTOP))
+        os.kill(pids["b-0"], signal.SIGCONT)
+        killed = measured("shard killed", client, lambda: os.kill(pids["c-0"], signal.SIGKILL))
+        return [stopped, killed]
+
+
+def cable_pulled(tokens: int) -> list[dict[str, Any]]:
+    with (
+        tempfile.TemporaryDirectory(prefix="n") as folder,
+        tempfile.TemporaryDirectory() as logs,
+        Network(3, Path(folder)) as network,
+    ):
+        cluster = Cluster(network, Path(logs))
+        with mesh_on(cluster, "three", cluster.nodes) as mesh:
+            client = Client(mesh.url, tokens, cluster.head)
+            return [measured("cable pulled", client, cluster.nodes[2].pull)]
+
+
+def measure(arguments: argparse.Namespace) -> Report:
+    tokens = QUICK_TOKENS if arguments.quick else TOKENS
+    runs = shard_losses(tokens)
+    notes = [f"{len(PROMPTS)} streams of {tokens} tokens, demo model, three copies of each expert"]
+    if reason := why_not():
+        notes.append(f"no cable was pulled: {reason}")
+    else:
+        runs += cable_pulled(tokens)
+    return Report("failover", runs, [target for run in runs for target in targets(run)], notes)
+
+
+def targets(run: dict[str, Any]) -> list[Target]:
+    lost = run["lost"]
+    return [
+        Target(f"{lost}: failed streams", run["failed"], 0, "max", ""),
+        Target(f"{lost}: other text", run["different"], 0, "max", ""),
+        Target(f"{lost}: longest gap", run["gap_ms"] / 1e3, GAP_GOAL_S, "max", "s", timed=True),
+        Target(f"{lost}: throughput back", run["back_s"], BACK_GOAL_S, "max", "s", timed=True),
+        Target(
+            f"{lost}: longest gap later",
+            run["away_gap_ms"] / 1e3,
+            GAP_GOAL_S,
+            "max",
+            "s",
+            timed=True,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    run_benchmark(__doc__, measure)
