@@ -1,6 +1,7 @@
 """For all tests: one seed for everything random, and nothing may be left behind at the end."""
 
 import os
+import signal
 from collections.abc import Iterator
 from getpass import getuser
 from tempfile import gettempdir
@@ -41,6 +42,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[LEAKS] = LeakCheck()
+    signal.signal(signal.SIGTERM, _end_in_order)
+
+
+def _end_in_order(number: int, _frame: object) -> None:
+    """A run that is asked to end (by `timeout`, or a CI job's limit) ends what it started first."""
+    pytest.exit(f"ended by signal {number}", returncode=128 + number)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -66,4 +73,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         when="teardown",
     )
     session.config.hook.pytest_runtest_logreport(report=report)
-    session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

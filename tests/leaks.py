@@ -34,6 +34,8 @@ class LeakCheck:
         self._outer = tempfile.gettempdir()
         # Short, because Unix sockets lie below it.
         self.folder = Path(self._outer, f"t{os.getpid()}")
+        # One that is there is of a killed run, whose process id this one has got now.
+        shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(mode=0o700)
         self._segments = _names(SHARED_MEMORY)
         self._first_seen: dict[str, str] = {}

@@ -1,6 +1,7 @@
 """A run that leaves something behind fails and says what; run as a pytest of its own."""
 
 import multiprocessing
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,22 @@ def test_a_semaphore_that_somebody_uses_is_no_leak() -> None:
     path = f"/dev/shm/sem.{semaphore._semlock.name.lstrip('/')}"  # type: ignore[attr-defined]
     assert Path(path).exists()
     assert in_use({path}) == {path}
+
+
+ASKED_TO_END = """
+import os, signal, tempfile, time
+tempfile.mkdtemp()
+print('folder', os.environ['TMPDIR'], flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+"""
+
+
+def test_a_run_that_is_asked_to_end_removes_its_folder(tmp_path: Path) -> None:
+    said = run_test(tmp_path, ASKED_TO_END, "-s")
+    folder = next(line.split()[-1] for line in said.splitlines() if "folder " in line)
+    assert not Path(folder).exists()
+    assert said.endswith(f"exit code {128 + signal.SIGTERM}")
 
 
 SAMPLES = """
