@@ -52,6 +52,17 @@ def test_faults_are_told_from_rounding() -> None:
     assert "mean |Δlogprob| to vLLM" in missed(noise, compared(whole, wrong))
 
 
+def test_a_scale_is_found_beside_routers_that_chose_otherwise() -> None:
+    """A few tokens move by a hundred times as much as the others, in the reference as well."""
+    rng = np.random.default_rng(2)
+    noise, exact, direction = noise_of(rng)
+    noise.direction[::100] += rng.normal(0, 4.0, TOKENS // 100)
+    own = exact + rng.normal(0, 0.01, TOKENS)
+    own[50::100] += rng.normal(0, 4.0, TOKENS // 100)
+    assert noise.scale_percent(own - exact) == pytest.approx(0.0, abs=0.05)
+    assert noise.scale_percent(own + direction - exact) == pytest.approx(1.0, abs=0.05)
+
+
 def test_both_engines_wrong_alike_are_told_by_the_reference() -> None:
     rng = np.random.default_rng(1)
     noise, exact, _ = noise_of(rng)
