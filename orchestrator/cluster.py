@@ -4,7 +4,7 @@ Everything else holds handles. Actors do not restart by themselves: what to do a
 component is the controller's decision.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -144,10 +144,8 @@ def start_engine(
     it is handed at once."""
     from actors.engine.engine import CONTROL_CALLS, Engine
 
-    for name in CONTROL_CALLS:
-        ray.method(concurrency_group=CONTROL_GROUP)(getattr(Engine, name))
     return _start(
-        Engine,
+        _with_control_group(Engine, CONTROL_CALLS),
         (config,),
         name=engine_actor_name(config.engine_id),
         num_cpus=shares.engine_threads,
@@ -157,6 +155,24 @@ def start_engine(
         max_concurrency=max_concurrency,
         concurrency_groups={CONTROL_GROUP: CONTROL_CONCURRENCY},
         resources=dict(resources),
+    )
+
+
+def _with_control_group(actor_class: type, calls: Iterable[str]) -> type:
+    """A subclass whose `calls` are in the control group. Ray marks functions, and those of
+    `actor_class` itself are shared with everybody who makes an actor of it."""
+
+    def in_group(method: Callable[..., Any]) -> Callable[..., Any]:
+        # Not `functools.wraps`: Ray looks at the function that was wrapped.
+        async def call(*arguments: Any, **named: Any) -> Any:
+            return await method(*arguments, **named)
+
+        return ray.method(concurrency_group=CONTROL_GROUP)(call)
+
+    return type(
+        actor_class.__name__,
+        (actor_class,),
+        {name: in_group(getattr(actor_class, name)) for name in calls},
     )
 
 
