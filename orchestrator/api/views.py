@@ -1,0 +1,238 @@
+"""From the control plane's state to what people and programs see of it. Pure.
+
+Facts are shown as the controller has them: what a component said last, not what it would say now.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from orchestrator.api.models import (
+    ClusterView,
+    DispatcherView,
+    EpochView,
+    LossView,
+    NodeView,
+    PlacementView,
+    PlaceView,
+    PlanningView,
+    PoolView,
+    TransactionView,
+)
+from orchestrator.control.keys import NO_KEYS, Copies, Keys, copies_per_key, number_of
+from orchestrator.control.lifecycle import Kind, Life, Wanted
+from orchestrator.control.settings import PoolLimits
+from orchestrator.control.sizes import ENGINE_POOL
+from orchestrator.control.state import Component, EpochId, Place, State
+from orchestrator.control.turn import Turn
+
+NOT_STARTED = "not started yet"
+NAMED = 8
+"""Experts named of those that a loss would take."""
+
+
+def cluster_view(
+    state: State,
+    now_s: float,
+    *,
+    mesh: str = "",
+    model: str = "",
+    refuses: str = "",
+    pids: Mapping[str, int] | None = None,
+) -> ClusterView:
+    """now_s: of the controller's clock. refuses: the runner's `problem`; pids: by place."""
+    intent, facts = state.intent, state.facts
+    pids = pids or {}
+    epoch = intent.epoch
+    followed = epoch is not None and all(
+        d.adopted is not None and d.adopted >= epoch.id for d in facts.dispatchers.values()
+    )
+    return ClusterView(
+        mesh=mesh,
+        model=model,
+        term=intent.term,
+        epoch=_epoch(epoch.id) if epoch else None,
+        followed=followed,
+        recovering=Turn(state, now_s).recovering,
+        refuses=refuses,
+        places=[
+            _place(state, place, facts.components.get(id), pids.get(id))
+            for id, place in sorted(intent.places.items())
+        ],
+        pools=_pools(state),
+        nodes=_nodes(state),
+        transaction=_transaction(state, now_s),
+        transactions=intent.transactions,
+        planning=_planning(state, now_s),
+        rolling=None,
+        rules=[],
+        problems=dict(facts.problems),
+        dispatchers=[
+            DispatcherView(
+                id=id,
+                adopted=_epoch(one.adopted) if one.adopted else None,
+                heard_ago_s=max(0.0, now_s - one.heard_s),
+            )
+            for id, one in sorted(facts.dispatchers.items())
+        ],
+    )
+
+
+def placement_view(state: State) -> PlacementView:
+    """The epoch's copies; before the first one nothing is placed."""
+    intent = state.intent
+    copies: Copies = intent.epoch.copies if intent.epoch else {}
+    counts = copies_per_key(copies)
+    layers = sorted({key.group for key in intent.keys})
+    experts = max((key.number for key in intent.keys), default=-1) + 1
+    rows = {layer: [0] * experts for layer in layers}
+    for key, number in counts.items():
+        rows[key.group][key.number] = number
+    by_shard = {id: _loss(copies, [id]) for id in sorted(copies)}
+    by_node = {node: _loss(copies, ids) for node, ids in _groups(state, copies, "node").items()}
+    by_pool = {pool: _loss(copies, ids) for pool, ids in _groups(state, copies, "pool").items()}
+    placed = bool(copies)
+    return PlacementView(
+        epoch=_epoch(intent.epoch.id) if intent.epoch else None,
+        layers=layers,
+        experts=experts,
+        shards={id: _by_layer(keys) for id, keys in sorted(copies.items())},
+        copies=rows,
+        least_copies=min((counts[key] for key in intent.keys), default=0),
+        loss_of_shard=by_shard,
+        loss_of_node=by_node,
+        loss_of_pool=by_pool,
+        survives_any_shard=placed and not any(loss.experts for loss in by_shard.values()),
+        survives_any_node=placed and not any(loss.experts for loss in by_node.values()),
+    )
+
+
+def _epoch(id: EpochId) -> EpochView:
+    return EpochView(term=id.term, number=id.number)
+
+
+def _place(state: State, place: Place, component: Component | None, pid: int | None) -> PlaceView:
+    said = component.said if component else None
+    held = said.holdings if said else NO_KEYS
+    weights = state.intent.epoch.weights if state.intent.epoch else {}
+    return PlaceView(
+        id=place.id,
+        kind=place.kind,
+        pool=place.pool,
+        node=said.node if said else "",
+        life=component.life if component else Life.STARTING,
+        why=component.why if component else NOT_STARTED,
+        generation=place.generation,
+        restarts=place.restarts,
+        wanted=place.wanted,
+        cordoned=place.cordoned,
+        spare=place.spare,
+        weight=weights.get(place.id, 1.0),
+        incarnation=f"{said.incarnation:016x}" if said and said.incarnation else "",
+        pid=pid,
+        copies=len(held),
+        loading=len(said.loading) if said else 0,
+        held_bytes=said.bytes_of(held) if said and held else 0,
+        capacity_bytes=said.capacity_bytes if said else 0,
+    )
+
+
+def _pools(state: State) -> list[PoolView]:
+    pools: dict[str, list[Place]] = {}
+    for place in state.intent.places.values():
+        pools.setdefault(place.pool or place.kind, []).append(place)
+    views = []
+    for id, places in sorted(pools.items()):
+        limits = _limits(state, id)
+        staying = [place for place in places if place.wanted is not Wanted.STOP]
+        ready = [place for place in staying if _is_ready(state, place.id)]
+        views.append(
+            PoolView(
+                id=id,
+                kind=places[0].kind,
+                size=len(staying),
+                ready=len(ready),
+                least=limits.least,
+                most=limits.most,
+            )
+        )
+    return views
+
+
+def _limits(state: State, pool: str) -> PoolLimits:
+    if pool == ENGINE_POOL:
+        return state.settings.engines
+    return state.settings.shard_pools.get(pool, PoolLimits())
+
+
+def _is_ready(state: State, id: str) -> bool:
+    component = state.facts.components.get(id)
+    return component is not None and component.life is Life.READY
+
+
+def _nodes(state: State) -> list[NodeView]:
+    nodes: dict[str, list[str]] = {}
+    for id in sorted(state.intent.places):
+        component = state.facts.components.get(id)
+        if component is not None and component.said.node:
+            nodes.setdefault(component.said.node, []).append(id)
+    return [
+        NodeView(name=name, components=ids, cordoned=False) for name, ids in sorted(nodes.items())
+    ]
+
+
+def _transaction(state: State, now_s: float) -> TransactionView | None:
+    running = state.intent.transaction
+    if running is None:
+        return None
+    return TransactionView(
+        id=running.id,
+        kind=running.kind,
+        phase=running.phase,
+        batch=running.batch + 1,
+        batches=len(running.batches),
+        copies=sum(number_of(batch.add) for batch in running.batches),
+        bytes=running.bytes,
+        gain=running.gain,
+        reason=running.reason,
+        why_back=running.why_back,
+        phase_s=max(0.0, now_s - state.facts.phase_since_s),
+    )
+
+
+def _planning(state: State, now_s: float) -> PlanningView | None:
+    facts = state.facts
+    if not facts.request:
+        return None
+    return PlanningView(
+        request=facts.request,
+        asked_ago_s=max(0.0, now_s - facts.request_sent_s),
+        by_person=bool(facts.request_verb),
+    )
+
+
+def _by_layer(keys: Keys) -> dict[int, list[int]]:
+    layers: dict[int, list[int]] = {}
+    for key in sorted(keys):
+        layers.setdefault(key.group, []).append(key.number)
+    return layers
+
+
+def _groups(state: State, copies: Copies, by: str) -> dict[str, list[str]]:
+    """Shards with copies, by the node they are on or the pool they belong to."""
+    groups: dict[str, list[str]] = {}
+    for id in sorted(copies):
+        place, component = state.intent.places.get(id), state.facts.components.get(id)
+        if place is None or place.kind is not Kind.SHARD:
+            continue
+        name = place.pool if by == "pool" else component.said.node if component else ""
+        if name:
+            groups.setdefault(name, []).append(id)
+    return groups
+
+
+def _loss(copies: Copies, lost: Iterable[str]) -> LossView:
+    """Keys that have no copy outside of `lost`."""
+    lost = frozenset(lost)
+    there = NO_KEYS.union(*(copies.get(id, NO_KEYS) for id in lost))
+    elsewhere = NO_KEYS.union(*(keys for id, keys in copies.items() if id not in lost))
+    gone = sorted(there - elsewhere)
+    return LossView(experts=len(gone), some=[f"{key.group}/{key.number}" for key in gone[:NAMED]])
