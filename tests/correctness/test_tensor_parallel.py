@@ -61,5 +61,5 @@ def test_two_ranks_with_shared_experts_answer_like_monolithic_vllm_on_two_ranks(
     # also without a mesh.
     model = make_checkpoint("deepseek_v3", tmp_path / "model")
     (comparison,), _ = compare(request_of(model, 2), (MeshShape("2 shards", SHARDS),))
-    # The mean says little: one near-tie of a random router that tips moves it by more than all else.
+    # The mean says little: a near-tie of a random router that tips moves it by more than all else.
     assert comparison.median_delta <= MEDIAN_DELTA, comparison
