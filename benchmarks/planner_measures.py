@@ -13,9 +13,8 @@ from scipy.sparse import coo_matrix, hstack
 from benchmarks.planner_baselines import evenly_split, plan_greedy, plan_vllm, without_twins
 from benchmarks.planner_served import served_balance, unloaded
 from benchmarks.planner_workloads import Case
-from placement.bounds import balance_of, layer_bounds
-from placement.moves import schedule_moves
 from placement.planner import Placement, plan_placement, split_tokens
+from placement.search.bounds import balance_of, layer_bounds
 
 
 def least_ms(action: Callable[[], Any], repeats: int = 5) -> float:
@@ -191,24 +190,3 @@ def full_replan_copies(case: Case, counts: np.ndarray, window: int) -> float:
     old = plan_placement(counts[window - 1].sum(axis=0), case.speed, case.slots)
     new = plan_placement(counts[window].sum(axis=0), case.speed, case.slots, current=old.experts)
     return len(new.moves) / case.layers
-
-
-def schedule_figures(case: Case, counts: np.ndarray) -> dict[str, float]:
-    """Batches and seconds to carry out one full re-plan: 20 MB experts, 10 GB/s links."""
-    old = plan_placement(counts[0].sum(axis=0), case.speed, case.slots).experts[:4]
-    new = plan_placement(counts[1].sum(axis=0), case.speed, case.slots).experts[:4]
-    start = time.process_time()
-    schedule = schedule_moves(
-        old,
-        new,
-        expert_bytes=20_000_000,
-        link_bytes_per_s=10e9,
-        storage_bytes_per_s=2e9,
-        staging_bytes=100_000_000,
-    )
-    return {
-        "batches": len(schedule.batches),
-        "GB": schedule.bytes / 1e9,
-        "predicted s": schedule.duration_s,
-        "ms to schedule": (time.process_time() - start) * 1e3,
-    }

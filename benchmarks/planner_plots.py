@@ -9,9 +9,9 @@ import numpy as np
 
 from benchmarks.planner_baselines import evenly_split, plan_vllm, without_twins
 from benchmarks.planner_workloads import Case, draw
-from placement.bounds import balance_of
 from placement.planner import list_moves
-from placement.simulate import Decided, Fixed, Nudged, Replanned, simulate
+from placement.policy.simulate import Decided, Fixed, Nudged, Replanned, simulate
+from placement.search.bounds import balance_of
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

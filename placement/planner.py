@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from placement.align import align_layers
-from placement.bounds import balance_of, layer_bounds
-from placement.domains import part_layers
-from placement.full_plan import UNLIMITED, Problem, plan_layers
-from placement.hierarchy import plan_by_groups
-from placement.incremental import adapt_layers
-from placement.split import split_layers, split_tokens
+from placement.search.align import align_layers
+from placement.search.bounds import balance_of, layer_bounds
+from placement.search.failure_domains import part_layers
+from placement.search.full_plan import UNLIMITED, Problem, plan_layers
+from placement.search.hierarchy import plan_by_groups
+from placement.search.incremental import adapt_layers
+from placement.search.split import split_layers, split_tokens
 from placement.types import EMPTY, FloatArray, IntArray, Placement
 from placement.validation import (
     check_budget,

@@ -14,7 +14,7 @@ from orchestrator.config.load import load_config
 from orchestrator.errors import UserError
 from orchestrator.load_trace import read_trace
 from orchestrator.mesh_plan import relative_speeds, slots_of_memory
-from placement.simulate import Decided, Fixed, Nudged, Policy, Replanned, simulate
+from placement.policy.simulate import Decided, Fixed, Nudged, Policy, Replanned, simulate
 
 
 def simulate_trace(

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from orchestrator.control.batching import bytes_of
 from orchestrator.control.keys import EXPERT, NO_KEYS, Copies, Keys, PlacedKey, minus
 from orchestrator.control.plan_request import PlanRequest, Proposal, ShardRoom
-from placement.decision import Action, decide
 from placement.planner import plan_placement
+from placement.policy.decision import Action, decide
 from placement.types import EMPTY, IntArray
 
 NUDGE_COPIES = 4

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from orchestrator.control.keys import NO_KEYS, Copies, Keys
 from orchestrator.control.lifecycle import Kind, Life, Phase, TransactionKind, Wanted
 from orchestrator.control.settings import Settings
-from placement.load_model import LoadModel
+from placement.policy.load_model import LoadModel
 
 NEVER = float("-inf")
 

@@ -17,8 +17,8 @@ def test_sources_are_what_a_module_imports_directly_or_not() -> None:
 
 
 def test_a_package_is_no_source_but_its_modules_are() -> None:
-    assert "placement.kernel" in imports("placement.flow")
-    assert "placement" not in imports("placement.flow")
+    assert "placement.search.kernel" in imports("placement.search.flow")
+    assert "placement" not in imports("placement.search.flow")
 
 
 PROGRAM = """

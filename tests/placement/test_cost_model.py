@@ -1,4 +1,4 @@
-"""Measured kernel times become speeds and constant costs; hash tables become load."""
+"""Measured kernel times become speeds and constant costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placement.cost_model import DeviceCost, expected_reads, fit_cost, planner_speed
-from placement.hash_layers import hash_routed_load
 from placement.planner import plan_placement
 
 CALLS = np.array([(1, 1), (1, 32), (4, 4), (8, 8), (8, 64), (4, 512), (8, 4096)], np.float64)
@@ -81,22 +80,3 @@ def test_slow_calls_get_fewer_tokens():
         for cost, tokens in zip(costs, plan.shares[0].sum(axis=1), strict=True)
     ]
     assert seconds[0] == pytest.approx(seconds[1], rel=1e-3)
-
-
-def test_hash_layers_count_their_table():
-    table = np.array([[0, 1], [1, 2], [3, 3]])
-    load = hash_routed_load([10, 1, 2], table, 5)
-    assert load.tolist() == [10, 11, 1, 4, 0]
-
-
-@pytest.mark.parametrize(
-    ("counts", "table", "message"),
-    [
-        ([1, 2], [[0], [1], [2]], "must agree"),
-        ([1, -2], [[0], [1]], ">= 0"),
-        ([1, 2], [[0], [9]], "outside 0 .. 3"),
-    ],
-)
-def test_bad_tables_are_named(counts, table, message):
-    with pytest.raises(ValueError, match=message):
-        hash_routed_load(counts, table, 4)

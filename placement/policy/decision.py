@@ -14,8 +14,8 @@ from enum import Enum
 import numpy as np
 from numpy.typing import ArrayLike
 
-from placement.bounds import layer_bounds
-from placement.flow import layer_times
+from placement.search.bounds import layer_bounds
+from placement.search.flow import layer_times
 from placement.types import FloatArray
 from placement.validation import check_experts, check_load, check_slots, check_speed
 

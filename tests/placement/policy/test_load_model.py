@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from placement.decision import Action, decide
-from placement.load_model import LoadModel
 from placement.planner import plan_placement
+from placement.policy.decision import Action, decide
+from placement.policy.load_model import LoadModel
 
 
 def draws(p: np.ndarray, windows: int, seed: int = 0, tokens: int = 20_000) -> np.ndarray:

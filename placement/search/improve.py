@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.draft import holds
-from placement.flow import DRAINED, shortage, solve
-from placement.kernel import entry, kernel
-from placement.replicas import Flow, new_flow, slot_flow
+from placement.search.draft import holds
+from placement.search.flow import DRAINED, shortage, solve
+from placement.search.kernel import entry, kernel
+from placement.search.replicas import Flow, new_flow, slot_flow
 from placement.types import EMPTY, FloatArray, IntArray
 
 SOURCES = 4

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.draft import holds
-from placement.flow import solve
-from placement.kernel import entry, kernel
-from placement.replicas import Flow, new_flow
+from placement.search.draft import holds
+from placement.search.flow import solve
+from placement.search.kernel import entry, kernel
+from placement.search.replicas import Flow, new_flow
 from placement.types import EMPTY, FloatArray, IntArray
 
 ROUNDS = 4

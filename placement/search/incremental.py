@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.improve import improve_layers
-from placement.repair import carry_layers, house_layers
+from placement.search.carry_over import carry_layers, house_layers
+from placement.search.improve import improve_layers
 from placement.types import EMPTY, FloatArray, IntArray
 
 STAGES = (0.5, 0.2, 0.08, 0.03, 0.01)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.kernel import kernel
+from placement.search.kernel import kernel
 from placement.types import FloatArray, IntArray
 
 

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from placement.kernel import entry, kernel
-from placement.replicas import Flow, list_stubs, new_flow
+from placement.search.kernel import entry, kernel
+from placement.search.replicas import Flow, list_stubs, new_flow
 from placement.types import FloatArray, IntArray
 
 PROOF_TOLERANCE = 2e-5

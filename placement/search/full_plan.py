@@ -19,10 +19,10 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.construct import Task, build_flexible, build_reserved, build_wrapped
-from placement.flow import layer_times
-from placement.improve import improve_layers
-from placement.survive import ensure_copies
+from placement.search.construct import Task, build_flexible, build_reserved, build_wrapped
+from placement.search.flow import layer_times
+from placement.search.improve import improve_layers
+from placement.search.min_copies import ensure_copies
 from placement.types import EMPTY, FloatArray, IntArray
 
 CLOSE = 0.0007

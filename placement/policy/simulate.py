@@ -14,11 +14,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from placement.bounds import balance_of
-from placement.decision import Action, decide
-from placement.load_model import LoadModel
 from placement.planner import list_moves, plan_placement
-from placement.split import split_tokens
+from placement.policy.decision import Action, decide
+from placement.policy.load_model import LoadModel
+from placement.search.bounds import balance_of
+from placement.search.split import split_tokens
 from placement.types import FloatArray, IntArray
 from placement.validation import check_speed
 

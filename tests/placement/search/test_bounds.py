@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from placement.bounds import layer_bounds
 from placement.planner import plan_placement
+from placement.search.bounds import layer_bounds
 
 
 def optimal_time(tokens: np.ndarray, speed: np.ndarray, slots: np.ndarray) -> float:
