@@ -27,7 +27,8 @@ def engine_config(
     config: MeshConfig, engine_id: str, directory: Address, secret: bytes, run_dir: RunDir
 ) -> EngineConfig:
     """directory: where the engine's process finds the mesh."""
-    flags = dict(config.engines.vllm)
+    # Batch jobs come after online requests.
+    flags = {**config.engines.vllm, "scheduling_policy": "priority"}
     if config.model.max_model_len is not None:
         flags["max_model_len"] = config.model.max_model_len
     if all(flags.get(f"{kind}_parallel_size", 1) == 1 for kind in ("tensor", "pipeline")):

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints
 
+from orchestrator.config.batch import BatchConfig
 from orchestrator.config.fields import ConfigPath, Count, DnsName, Seconds, Section
 from orchestrator.config.pools import PlacementConfig, PoolConfig, check_speeds
 from orchestrator.config.serving import EnginesConfig, GatewayConfig, ModelConfig, RouterConfig
@@ -84,6 +85,7 @@ class MeshConfig(Section):
     pools: Annotated[dict[DnsName, PoolConfig], Field(min_length=1), AfterValidator(check_speeds)]
     placement: PlacementConfig = PlacementConfig()
     gateway: GatewayConfig = GatewayConfig()
+    batch: BatchConfig = BatchConfig()
     cluster: ClusterConfig = ClusterConfig()
     controller: ControllerConfig = ControllerConfig()
     logging: LoggingConfig = LoggingConfig()

@@ -19,6 +19,7 @@ OWNED_VLLM_FLAGS = {
     "data_parallel_size": "engines.replicas",
     "enable_expert_parallel": "pools",
     "enable_eplb": "placement.redundant_slots",
+    "scheduling_policy": "nothing: batch jobs come after online requests by vLLM's priorities",
 }
 """vLLM flags the mesh sets itself, and the key that says it here."""
 

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from actors.engine.messages import HttpRequest, ResponseStart
+from orchestrator.batch.routes import BatchRoutes
 from orchestrator.gateway.auth import KeyCheck
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.engine_pool import EnginePool, PooledEngine
@@ -146,6 +147,8 @@ def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) 
         Route("/api/v1/status", gateway.status),
         Route("/api/v1/expert-load", gateway.expert_load),
     ]
+    if config.batch is not None:
+        routes += BatchRoutes(config.batch).routes()
     app = Starlette(
         routes=routes,
         lifespan=lifespan,

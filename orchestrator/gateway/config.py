@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator.batch.settings import BatchSettings
 from orchestrator.config.schema import LoggingConfig
 
 
@@ -39,3 +40,5 @@ class GatewayConfig(BaseModel):
     """Logs of the gateway's process."""
     metrics_timeout_s: float = Field(default=5.0, gt=0)
     """An engine that takes longer to tell its metrics is left out of that scrape."""
+    batch: BatchSettings | None = None
+    """Files and batch jobs; without it there are no routes for them."""

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from starlette.responses import JSONResponse
 
 ERROR_TYPES = {
+    HTTPStatus.BAD_REQUEST: "invalid_request_error",
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.NOT_FOUND: "not_found_error",
     HTTPStatus.METHOD_NOT_ALLOWED: "invalid_request_error",

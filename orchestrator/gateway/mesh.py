@@ -48,6 +48,12 @@ class EngineStatus:
     state: ComponentState
     max_running: int
     """Sequences that it computes at once; more wait inside it."""
+    running: int = 0
+    """Sequences that it computes now, whoever sent them."""
+    waiting: int = 0
+    """Requests that wait inside it."""
+    kv_used: float = 0.0
+    """Part of its KV cache that is in use."""
 
 
 class EngineClient(Protocol):

@@ -109,4 +109,10 @@ class RayEngineClient:
             status = await self._actor.status.remote()
         except RayError as error:
             raise EngineLostError("the engine does not answer") from error
-        return EngineStatus(ComponentState(status["state"]), int(status["max_running"]))
+        return EngineStatus(
+            ComponentState(status["state"]),
+            int(status["max_running"]),
+            int(status.get("running", status.get("in_flight", 0))),
+            int(status.get("waiting", 0)),
+            float(status.get("kv_used", 0.0)),
+        )

@@ -1,0 +1,12 @@
+"""Who asks: the name that belongs to a request's API key."""
+
+from starlette.requests import Request
+
+from orchestrator.batch.settings import DEFAULT_NAME, BatchSettings
+from orchestrator.gateway.auth import digest
+
+
+def owner_of(request: Request, settings: BatchSettings) -> str:
+    """Whether the key is valid at all the gateway has asked before (`gateway.auth`)."""
+    _, _, key = request.headers.get("authorization", "").partition(" ")
+    return settings.key_names.get(digest(key.strip()).hex(), DEFAULT_NAME)

@@ -1,0 +1,34 @@
+"""One request to one engine, the answer taken whole."""
+
+import contextlib
+
+from actors.engine.messages import (
+    ERROR_HEADER,
+    EXPERTS_UNAVAILABLE,
+    HttpRequest,
+    Refusal,
+    ResponseStart,
+)
+from orchestrator.batch.answers import Reply
+from orchestrator.gateway.mesh import EngineClient, EngineLostError, EngineRefusedError
+
+_HEADERS = ((b"content-type", b"application/json"), (b"accept", b"application/json"))
+
+
+async def ask(engine: EngineClient, path: str, body: bytes) -> Reply:
+    """Cancelling this aborts the request in the engine.
+
+    Raises:
+        EngineError: there is no whole answer.
+    """
+    request = HttpRequest("POST", path, b"", _HEADERS, body)
+    async with contextlib.aclosing(engine.handle(request)) as replies:
+        first = await anext(replies, None)
+        if isinstance(first, Refusal):
+            raise (EngineLostError if first.died else EngineRefusedError)(first.reason)
+        if not isinstance(first, ResponseStart):
+            raise EngineLostError("it gave no answer")
+        rest = [reply async for reply in replies]
+    if (ERROR_HEADER, EXPERTS_UNAVAILABLE.encode()) in first.headers:
+        return Reply(503, first.body)
+    return Reply(first.status, first.body + b"".join(r for r in rest if isinstance(r, bytes)))

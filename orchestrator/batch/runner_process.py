@@ -1,0 +1,75 @@
+"""The batch runner as a Ray actor: `cluster.start_batch_runner` makes it, detached."""
+
+import asyncio
+import logging
+import os
+import platform
+from typing import Any
+
+from orchestrator.batch.ledger import open_ledger
+from orchestrator.batch.runner import Runner
+from orchestrator.batch.settings import BatchSettings
+from orchestrator.config.schema import LoggingConfig
+from orchestrator.errors import UserError
+from orchestrator.gateway.mesh import Mesh
+from orchestrator.logging_setup import set_up_logging
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+
+
+class BatchRunner:
+    """Runs as soon as it is started. Every method is a coroutine of the actor's one event loop."""
+
+    def __init__(self, settings: BatchSettings, mesh: Mesh, log: LoggingConfig, name: str) -> None:
+        set_up_logging(log, name)
+        self._settings = settings
+        self._mesh = mesh
+        self._detail = "not started"
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Idempotent."""
+        if self._running is None:
+            self._running = asyncio.create_task(self._run())
+
+    async def status(self) -> dict[str, Any]:
+        running = self._running is not None and not self._running.done()
+        return {
+            "node": platform.node(),
+            "pid": os.getpid(),
+            "state": "ready" if running else "dead",
+            "detail": self._detail,
+        }
+
+    async def stop(self) -> None:
+        """End; what was under way is computed again by the next runner."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+
+    async def _run(self) -> None:
+        """A runner, and another one after it failed, until one outside has taken over."""
+        while True:
+            try:
+                await self._run_once()
+                self._detail = "another runner has taken over"
+                return
+            except (UserError, OSError) as error:
+                self._detail = str(error)
+                logger.warning("batch jobs wait: %s", error)
+            except Exception as error:
+                self._detail = f"failed: {type(error).__name__}"
+                logger.exception("the batch runner failed and begins anew")
+            await asyncio.sleep(RETRY_S)
+
+    async def _run_once(self) -> None:
+        store = await asyncio.to_thread(self._settings.open_store)
+        url = self._settings.database_url
+        ledger = await asyncio.to_thread(open_ledger, url, False)
+        self._detail = "computing batch jobs"
+        try:
+            await Runner(self._settings, ledger, store, self._mesh).run()
+        finally:
+            ledger.database.close()

@@ -1,0 +1,39 @@
+"""What gateway and runner have to know about batch jobs."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.batch.content import ContentStore, LocalStore, RemoteStore
+from orchestrator.batch.database import sqlite_url
+from orchestrator.config.batch import BatchConfig
+
+DEFAULT_NAME = "default"
+"""Owner of what is asked for without a named key."""
+
+
+class BatchSettings(BaseModel):
+    """Handed to the processes that need it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: BatchConfig
+    folder: Path
+    """Folder of ledger and files, where the config does not put them elsewhere."""
+    model_name: str
+    """The model that requests may name."""
+    max_line_bytes: int
+    """Of one request, as `gateway.max_request_body` says."""
+    key_names: dict[str, str] = {}
+    """SHA-256 of an API key (hex) -> the name whose jobs it sees; other keys are `default`'s."""
+
+    @property
+    def database_url(self) -> str:
+        return self.config.database or sqlite_url(self.folder / "ledger.sqlite")
+
+    def open_store(self) -> ContentStore:
+        """Raises `UserError`."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self.config.files is None:
+            return LocalStore(self.folder / "files")
+        return RemoteStore(self.config.files, self.folder / "cache")
