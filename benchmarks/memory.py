@@ -56,7 +56,7 @@ KINDS = (
 )
 
 SIZES = {"VmHWM": "peak", "VmRSS": "resident", "RssAnon": "anonymous"}  # as in /proc/PID/status
-IMPORTS = ("sys", "numpy", "actors.lean_imports", "actors.shard")
+IMPORTS = ("sys", "numpy", "actors.lean_imports", "actors.shard.shard")
 IMPORT_ALL = """
 import importlib, sys
 from pathlib import Path

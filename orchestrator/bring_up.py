@@ -84,7 +84,7 @@ class BringUp:
     async def _start_shards(self) -> None:
         self._parts.phase = ("Start expert shards", "")
         # Imports torch: seconds in which the engines' calls should go out.
-        await asyncio.to_thread(importlib.import_module, "actors.shard")
+        await asyncio.to_thread(importlib.import_module, "actors.shard.shard")
         for name, pool in self._config.pools.items():
             for number in range(pool.shards):
                 self._parts.shards.append(self._new_shard(f"{name}-{number}", name, pool))
@@ -111,7 +111,7 @@ class BringUp:
         return await unless(answer, no_room_for(component.handle, demand, room_timeout_s))
 
     def _new_shard(self, shard_id: str, pool_name: str, pool: PoolConfig) -> Component:
-        from actors.shard import ShardConfig
+        from actors.shard.shard import ShardConfig
 
         config = ShardConfig(
             id=shard_id,
@@ -214,7 +214,7 @@ class BringUp:
 
     async def _start_routers(self) -> None:
         """One router on the controller's node; engines elsewhere reach it over TCP."""
-        from actors.router import RouterConfig
+        from actors.router.router import RouterConfig
 
         self._parts.phase = ("Start the router", "")
         assert self._parts.view is not None

@@ -23,8 +23,8 @@ from orchestrator.run_dir import RunDir
 
 if TYPE_CHECKING:
     # Both import torch, which who starts a controller or an engine need not wait for.
-    from actors.router import RouterConfig
-    from actors.shard import ShardConfig
+    from actors.router.router import RouterConfig
+    from actors.shard.shard import ShardConfig
 
 CONTROLLER = "controller"
 ON_THE_HEAD = {"node:__internal_head__": 0.001}
@@ -111,7 +111,7 @@ def start_shard(
     config: "ShardConfig", pool: PoolConfig, secret: bytes, spin_us: float
 ) -> ActorHandle:
     """One expert shard, on a node that has what its pool asks for."""
-    from actors.shard import ExpertShard
+    from actors.shard.shard import ExpertShard
 
     return _start(
         ExpertShard,
@@ -125,7 +125,7 @@ def start_shard(
 
 
 def start_router(config: "RouterConfig", secret: bytes, spin_us: float) -> ActorHandle:
-    from actors.router import ExpertRouter
+    from actors.router.router import ExpertRouter
 
     return _start(
         ExpertRouter,

@@ -3,7 +3,7 @@
   python -m orchestrator.machine_code
 
 Both are Python that numba compiles when it is first called, 20 s on two cores, and keeps
-(`placement.compiled`). So this plans a small mesh and sends rows through it, over shared memory and
+(`native.compiled`). So this plans a small mesh and sends rows through it, over shared memory and
 TCP, in bf16 and FP8, also where a shard does not compute them and another one has to: whatever
 serving calls is compiled afterwards. `make setup` runs it.
 """
@@ -27,7 +27,7 @@ from actors.experts.spec import Activation, ExpertSpec, WeightFormat
 from actors.kernels.choose import choose_operator
 from actors.kernels.slot_kernel import SlotKernel
 from actors.process import limit_threads
-from actors.shard_server import ShardServer
+from actors.shard.server import ShardServer
 from actors.wire.address import parse_address
 from actors.wire.frame import RowCoding
 from actors.wire.node import node_id

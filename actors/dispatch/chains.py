@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from placement.compiled import compiled
+from native.compiled import compiled
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]

@@ -32,7 +32,6 @@ from actors.dispatch.shard_links import (
 )
 from actors.dispatch.split import Split
 from actors.wire import slots as part
-from actors.wire.atomics import find, observe, publish
 from actors.wire.bf16 import round_to_bf16
 from actors.wire.exchange import Posted
 from actors.wire.fp8_rows import encode_row
@@ -47,7 +46,6 @@ from actors.wire.layout import (
     sum_bytes,
 )
 from actors.wire.link import ClientLink, LinkClosed
-from actors.wire.pointers import pointer_to
 from actors.wire.segment import (
     FIRST_STATE,
     FREE,
@@ -57,7 +55,9 @@ from actors.wire.segment import (
     STATE_STRIDE,
     Segment,
 )
-from placement.compiled import compiled
+from native.atomics import find, observe, publish
+from native.compiled import compiled
+from native.pointers import pointer_to
 
 Parts = part.Parts
 

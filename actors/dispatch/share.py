@@ -13,7 +13,7 @@ deterministic: equal batches, shards and costs give equal choices.
 import numpy as np
 
 from actors.dispatch.chains import even_out, new_links, take
-from placement.compiled import compiled
+from native.compiled import compiled
 
 UNPLACED = -2
 """Marks an assignment whose expert has no usable replica."""

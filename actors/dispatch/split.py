@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from actors.dispatch.routing_table import RoutingTable
 from actors.dispatch.share import BEYOND_PLAN, UNPLACED, choose_replicas
-from placement.compiled import compiled
+from native.compiled import compiled
 
 Ints = npt.NDArray[np.int32]
 AnyInts = npt.NDArray[np.integer]

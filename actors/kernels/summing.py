@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from placement.compiled import compiled
+from native.compiled import compiled
 
 
 def sum_outputs(outputs: torch.Tensor, row_index: torch.Tensor, sums: torch.Tensor) -> None:

@@ -32,7 +32,7 @@ def register() -> None:
     if share_fate():
         gc.enable()  # put off by `actors.engine.core_process`
     if address or os.environ.get(V4_ON_CPU_VARIABLE) == "1":
-        from actors.vllm_plugin.deepseek_v4_cpu.install import install
+        from actors.deepseek_v4_cpu.install import install
 
         for fix in install():
             log.info("DeepSeek-V4 on CPU: %s", fix)

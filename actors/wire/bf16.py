@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from placement.compiled import compiled
+from native.compiled import compiled
 
 
 @compiled(inline="always")

@@ -10,7 +10,6 @@ import socket
 from dataclasses import dataclass
 from typing import Protocol
 
-from actors.wire.atomics import observe, publish
 from actors.wire.frame import HEADER_BYTES, FrameError, Header, unpack_header
 from actors.wire.segment import (
     ANSWERED,
@@ -20,6 +19,7 @@ from actors.wire.segment import (
     Segment,
 )
 from actors.wire.streams import ByteStream
+from native.atomics import observe, publish
 
 FIRST_BUFFER_BYTES = 1 << 16
 BELL = b"!"

@@ -10,7 +10,7 @@ it is narrowed again.
 import numpy as np
 
 from actors.wire.bf16 import round_to_bf16
-from placement.compiled import compiled
+from native.compiled import compiled
 
 LARGEST = 448.0
 LARGEST_CODE = np.uint32(0x7E)

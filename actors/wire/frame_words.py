@@ -10,7 +10,7 @@ from numba.extending import register_jitable
 
 from actors.wire import layout
 from actors.wire.layout import HEADER_BYTES, MAGIC, VERSION, offset_of
-from placement.compiled import compiled
+from native.compiled import compiled
 
 assert sys.byteorder == "little", "frames are little-endian"
 

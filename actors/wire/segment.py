@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.wire.atomics import Words, find, observe, publish
 from actors.wire.frame import HEADER_BYTES, MAX_BODY_BYTES, FrameError
+from native.atomics import Words, find, observe, publish
 
 LAYOUT_VERSION = 1
 PAGE_BYTES = 4096

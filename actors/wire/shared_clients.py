@@ -7,9 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import carray
 
-from actors.wire.atomics import publish, take
 from actors.wire.connections import SharedConnection
-from actors.wire.pointers import pointer_to
 from actors.wire.segment import (
     FIRST_STATE,
     MAX_SLOTS,
@@ -19,7 +17,9 @@ from actors.wire.segment import (
     STATE_STRIDE,
     TAKEN,
 )
-from placement.compiled import compiled
+from native.atomics import publish, take
+from native.compiled import compiled
+from native.pointers import pointer_to
 
 NOTHING = -1
 

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from numba import carray
 
-from actors.wire.atomics import observe, publish, sched_yield
 from actors.wire.frame_words import COMPUTE_US as COMPUTE_US_WORD
 from actors.wire.frame_words import LONG_WORDS, WORDS, is_answer
-from actors.wire.pointers import pointer_to
 from actors.wire.segment import ANSWERED, CLIENT_ASLEEP, FREE, PAGE_BYTES, Segment, state_word
-from placement.compiled import compiled
+from native.atomics import observe, publish, sched_yield
+from native.compiled import compiled
+from native.pointers import pointer_to
 
 Parts = npt.NDArray[np.int64]
 

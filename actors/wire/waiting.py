@@ -9,10 +9,10 @@ import select
 import time
 from collections.abc import Sequence
 
-from actors.wire.atomics import spin
 from actors.wire.link import ClientLink, LinkClosed
 from actors.wire.patience import DEFAULT_SPIN_US, Patience
 from actors.wire.slots import Parts, say_asleep, unanswered, yield_until_answered
+from native.atomics import spin
 
 READ, WRITE = select.POLLIN, select.POLLOUT
 SEND_PAUSE_MS = 1.0

@@ -18,7 +18,6 @@ from actors.dispatch.backend import bf16_bits
 from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.split import Split
 from actors.wire.address import Address, connect
-from actors.wire.atomics import observe, publish
 from actors.wire.bell import Bell
 from actors.wire.body import Fp8Rows, call_body
 from actors.wire.fp8_rows import encode_row
@@ -43,6 +42,7 @@ from actors.wire.segment import (
     create_segment,
     state_word,
 )
+from native.atomics import observe, publish
 
 CONNECT_TIMEOUT_S = 10.0
 SLOT = 0

@@ -122,7 +122,7 @@ def _native_kernel(mesh: BareMesh, shard: int) -> Any:
 
 
 def _serve(mesh: BareMesh, shard: int, listen: str, orders: Connection) -> None:
-    from actors.shard_server import ShardServer
+    from actors.shard.server import ShardServer
 
     start_logging("WARNING")
     torch.set_num_threads(1)

@@ -20,7 +20,7 @@ from actors.experts.families import read_expert_spec
 from actors.experts.fingerprint import fingerprint
 from actors.lean_imports import LEAN_IMPORTS
 from actors.process import thread_environment
-from actors.shard import ShardConfig
+from actors.shard.shard import ShardConfig
 from actors.wire.address import parse_address
 from actors.wire.frame import RowCoding
 from orchestrator.directory import Directory
@@ -42,7 +42,7 @@ class ShardShape:
 
 def _serve_shard(config: ShardConfig, orders: Connection) -> None:
     """Main function of a shard's process: load what is ordered until told to stop."""
-    from actors.shard import ExpertShard
+    from actors.shard.shard import ExpertShard
 
     shard = ExpertShard(config, SECRET)
     orders.send(shard.start())
@@ -52,7 +52,7 @@ def _serve_shard(config: ShardConfig, orders: Connection) -> None:
 
 
 def _serve_router(directory: str, listen: str, orders: Connection) -> None:
-    from actors.router import ExpertRouter, RouterConfig
+    from actors.router.router import ExpertRouter, RouterConfig
 
     router = ExpertRouter(RouterConfig("router-0", directory, (listen,)), SECRET)
     orders.send(router.start())

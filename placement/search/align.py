@@ -5,7 +5,7 @@ Loading is decided by device, not by slot; but a slot that keeps its expert need
 
 from __future__ import annotations
 
-from placement.search.kernel import entry
+from native.kernel import entry
 from placement.types import EMPTY, IntArray
 
 

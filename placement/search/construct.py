@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from native.kernel import entry, kernel
 from placement.search.draft import Draft, fill_spare, new_draft, place_copies, place_singles, reset
-from placement.search.kernel import entry, kernel
 from placement.types import FloatArray, IntArray
 
 LOAN = 0.1

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from placement.search.kernel import entry, kernel
+from native.kernel import entry, kernel
 from placement.search.replicas import Flow, list_stubs, new_flow
 from placement.types import FloatArray, IntArray
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from native.kernel import entry, kernel
 from placement.search.draft import fill_spare
-from placement.search.kernel import entry, kernel
 from placement.types import EMPTY, FloatArray, IntArray
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.search.kernel import kernel
+from native.kernel import kernel
 from placement.types import FloatArray, IntArray
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from native.kernel import entry, kernel
 from placement.search.flow import solve
-from placement.search.kernel import entry, kernel
 from placement.search.replicas import Flow, new_flow
 from placement.types import FloatArray, IntArray
 from placement.validation import check_experts, check_load, check_speed

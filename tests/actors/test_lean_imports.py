@@ -8,7 +8,7 @@ from actors.lean_imports import LEAN_IMPORTS, NUMBA_EXTRAS, SHAPE_FUNCTIONS
 
 PROGRAM = f"""
 import sys
-import actors.shard
+import actors.shard.shard
 from actors.lean_imports import import_shape_functions
 left_out = [name for name in {NUMBA_EXTRAS!r} + ({SHAPE_FUNCTIONS!r},) if name in sys.modules]
 assert not left_out, left_out
@@ -27,6 +27,6 @@ def test_what_is_left_out_can_be_imported_later() -> None:
 
 
 def test_other_processes_import_everything() -> None:
-    program = f"import actors.shard, sys; assert {SHAPE_FUNCTIONS!r} in sys.modules"
+    program = f"import actors.shard.shard, sys; assert {SHAPE_FUNCTIONS!r} in sys.modules"
     environment = {name: value for name, value in os.environ.items() if name not in LEAN_IMPORTS}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=300)

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from actors.shard_server import ShardServer
+from actors.shard.server import ShardServer
 from actors.wire.address import parse_address
 from actors.wire.frame import HEADER_BYTES, RowCoding, unpack_header
 from benchmarks.harness.bare_links import BareClient, frames_of

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from actors.dispatch.dispatcher import Dispatcher
-from actors.shard_server import ShardServer
+from actors.shard.server import ShardServer
 from actors.wire.address import parse_address
 from tests.actors.fakes import (
     HIDDEN,

@@ -27,11 +27,11 @@ def _restore_logging() -> Iterator[None]:
 
 def test_text_names_component_and_keeps_libraries_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(LoggingConfig(level=LogLevel.DEBUG), component="shard 50%")
-    logging.getLogger("actors.shard").debug("loaded %d slots", 3)
+    logging.getLogger("actors.shard.shard").debug("loaded %d slots", 3)
     logging.getLogger("library").info("chatter")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert lines[0].endswith("DEBUG   shard 50% actors.shard: loaded 3 slots")
+    assert lines[0].endswith("DEBUG   shard 50% actors.shard.shard: loaded 3 slots")
 
 
 def test_json_carries_extra_fields_and_exceptions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,9 +69,9 @@ def test_a_process_logs_as_its_environment_says(
     for name, value in log_environment(config, "a-0").items():
         monkeypatch.setenv(name, value)
     start_logging()
-    logging.getLogger("actors.shard").debug("loaded")
+    logging.getLogger("actors.shard.shard").debug("loaded")
     start_logging("ERROR")
-    logging.getLogger("actors.shard").warning("not at level error")
+    logging.getLogger("actors.shard.shard").warning("not at level error")
     (line,) = capsys.readouterr().err.splitlines()
     entry = json.loads(line)
     assert (entry["component"], entry["message"]) == ("a-0", "loaded")

@@ -88,7 +88,7 @@ class Process:
             self.receive(message)
 
     def obey(self, command: Prepare | Retire | Cancel) -> None:
-        """As `actors.shard` does: in order, and a repeated command changes nothing."""
+        """As `actors.shard.shard` does: in order, and a repeated command changes nothing."""
         if command.order <= self.order:
             return
         self.order, self.loading, self.failure = command.order, NO_KEYS, ""

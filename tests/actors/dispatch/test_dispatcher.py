@@ -13,8 +13,8 @@ from actors.dispatch.backend import ExpertBackend, ExpertUnavailable
 from actors.dispatch.dispatcher import Dispatcher
 from actors.dispatch.mesh_view import ViewVersion
 from actors.dispatch.router_client import RouterClient
-from actors.router_server import RouterServer
-from actors.shard_server import ShardServer
+from actors.router.server import RouterServer
+from actors.shard.server import ShardServer
 from actors.wire.address import Address, parse_address
 from actors.wire.frame import RowCoding
 from tests.actors.fakes import (

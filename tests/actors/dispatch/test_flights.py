@@ -13,7 +13,7 @@ import torch
 
 from actors.answers import result_header
 from actors.dispatch.dispatcher import Call, Dispatcher
-from actors.shard_server import ShardServer
+from actors.shard.server import ShardServer
 from actors.wire.address import Address, parse_address
 from actors.wire.frame import RowCoding
 from actors.wire.server import FrameServer, Request

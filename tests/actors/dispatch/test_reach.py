@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.shard_server import ShardServer
+from actors.shard.server import ShardServer
 from actors.wire.address import Address, parse_address
 from actors.wire.link import ClientLink
 from tests.actors.dispatch.reaching import reached

@@ -11,7 +11,7 @@ import torch
 from actors.dispatch.backend import ExpertUnavailable
 from actors.dispatch.dispatcher import Dispatcher
 from actors.dispatch.router_client import RouterClient
-from actors.router_server import RouterServer
+from actors.router.server import RouterServer
 from actors.wire.address import Address
 from tests.actors.dispatch.test_dispatcher import HALVES, SECRET, Mesh, batch, run
 from tests.actors.fakes import StaticViews, epoch, running, view

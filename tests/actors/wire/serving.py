@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 
-from actors.shard_server import ShardServer
+from actors.shard.server import ShardServer
 from actors.wire.address import Address, connect, parse_address
 from actors.wire.bell import Bell
 from actors.wire.body import CallBody, call_body

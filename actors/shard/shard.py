@@ -21,14 +21,14 @@ from actors.device import free_memory_bytes, scratch_bytes
 from actors.experts.families import read_expert_spec
 from actors.experts.fingerprint import fingerprint
 from actors.experts.spec import ExpertSpec
-from actors.holdings import Held, Holdings, Key, Order
 from actors.kernels.choose import choose_kernel
 from actors.kernels.scratch import most_assignments
 from actors.kernels.slot_kernel import SlotKernel
 from actors.listening import ready_to_listen, remove_sockets
 from actors.logs import start_logging
 from actors.process import limit_threads, return_free_memory
-from actors.shard_server import ShardServer
+from actors.shard.holdings import Held, Holdings, Key, Order
+from actors.shard.server import ShardServer
 from actors.wire.node import node_id
 from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from placement.cost_model import DeviceCost
@@ -154,7 +154,7 @@ class ExpertShard:
     def prepare(
         self, order: Order, keys: frozenset[Key], most_bytes: int, bytes_per_s: float
     ) -> ShardDescription:
-        """Load `keys` beside what is held while serving; see `actors.holdings`.
+        """Load `keys` beside what is held while serving; see `actors.shard.holdings`.
 
         Success is told by the description: `held.holdings` has them, `held.failure` is empty.
         """

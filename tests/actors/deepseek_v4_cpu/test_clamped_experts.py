@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from actors.experts.spec import Activation
-from actors.kernels.dequantise import dequantise
-from actors.kernels.gated import gated_product
-from actors.kernels.native_ops import detect_cpu_features
-from actors.vllm_plugin.deepseek_v4_cpu.clamped_experts import (
+from actors.deepseek_v4_cpu.clamped_experts import (
     clamps_silu,
     prepare_clamped,
     run_clamped,
 )
+from actors.experts.spec import Activation
+from actors.kernels.dequantise import dequantise
+from actors.kernels.gated import gated_product
+from actors.kernels.native_ops import detect_cpu_features
 
 pytestmark = pytest.mark.skipif(
     not detect_cpu_features().avx512_bf16,

@@ -20,7 +20,7 @@ import numba
 Function = Callable[..., Any]
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("placement", "actors")
+PACKAGES = ("native", "placement", "actors")
 """Packages with compiled code, below `ROOT`; what lies outside of them is no source of it."""
 
 
@@ -50,7 +50,7 @@ def cache_folder(wanted: str, module: str) -> str:
     wanted: `NUMBA_CACHE_DIR`, or "" for a folder beside this package. If that cannot be written to,
     numba falls back to folders of its own.
     """
-    base = Path(wanted) if wanted else ROOT / PACKAGES[0] / "__pycache__"
+    base = Path(wanted) if wanted else Path(__file__).parent / "__pycache__"
     return str(base / f"numba-{digest(module)}")
 
 

@@ -14,7 +14,7 @@ from actors.dispatch.backend import bf16_tensor
 from actors.wire.body import Bits16, CallBody, Floats, Fp8Rows, Ints
 from actors.wire.connections import Request
 from actors.wire.fp8_rows import decode_rows
-from placement.compiled import compiled
+from native.compiled import compiled
 
 BAD_ROW, BAD_EXPERT = 1, 2
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors import safe_open
 
 from actors.process import thread_environment
-from actors.shard import ExpertShard, ShardConfig
+from actors.shard.shard import ExpertShard, ShardConfig
 from benchmarks.harness.local_mesh import environment
 from benchmarks.memory import CHECKPOINT, memory_by_kind, status_sizes
 from tests.actors.experts.tiny import Shape, cases, write

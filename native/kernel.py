@@ -1,7 +1,7 @@
-"""How the hot loops of this package are compiled.
+"""How a package of hot loops that call each other is compiled, as the planner's.
 
 `entry` marks functions called from Python, `kernel` those that only entries and kernels call. An
-entry is cached with all its kernels (`placement.compiled`); kernels get no Python wrapper, which
+entry is cached with all its kernels (`native.compiled`); kernels get no Python wrapper, which
 saves a good part of compile time. Division by zero gives infinity, as in numpy, instead of raising:
 that saves more, and callers guard where it could happen. Entries release the interpreter lock, so
 that a controller may plan in a thread.
@@ -13,7 +13,7 @@ from functools import partial
 
 from numba import njit
 
-from placement.compiled import compiled
+from native.compiled import compiled
 
 entry = compiled(error_model="numpy")
 """Decorator of compiled functions that Python calls."""

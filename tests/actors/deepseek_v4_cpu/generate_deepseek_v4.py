@@ -8,7 +8,7 @@ import json
 import os
 import sys
 
-from actors.vllm_plugin.deepseek_v4_cpu import install as v4_cpu
+from actors.deepseek_v4_cpu import install as v4_cpu
 
 
 def main(model: str, num_tokens: str, prompts: str) -> None:

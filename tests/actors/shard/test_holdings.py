@@ -6,7 +6,7 @@ import time
 import pytest
 
 from actors.experts.refusal import ModelRefused
-from actors.holdings import Holdings, Key
+from actors.shard.holdings import Holdings, Key
 
 MUCH, FAST = 1_000_000, 1e12
 

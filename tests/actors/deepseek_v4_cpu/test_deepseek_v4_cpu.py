@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from actors.vllm_plugin.deepseek_v4_cpu import metadata_kernels as kernels
-from actors.vllm_plugin.deepseek_v4_cpu.install import KERNELS
+from actors.deepseek_v4_cpu import metadata_kernels as kernels
+from actors.deepseek_v4_cpu.install import KERNELS
 from tests.checkpoints.make import make_checkpoint
 
 UNTOUCHED = -7

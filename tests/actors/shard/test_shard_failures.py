@@ -11,7 +11,7 @@ import torch
 
 from actors.kernels.base import ExpertsMissing
 from actors.kernels.scratch import LEAST_ASSIGNMENTS
-from actors.shard_server import DeviceUnusable, ShardServer
+from actors.shard.server import DeviceUnusable, ShardServer
 from actors.wire.address import Address
 from actors.wire.body import sums_of
 from actors.wire.frame import Fault as Kind

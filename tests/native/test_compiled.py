@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from placement.compiled import ROOT, imports, sources
+from native.compiled import ROOT, imports, sources
 
 
 def test_sources_are_what_a_module_imports_directly_or_not() -> None:
     found = sources("actors.dispatch.flight")
-    assert {"actors.dispatch.flight", "actors.wire.bf16", "placement.epoch"} <= found
+    assert {"actors.dispatch.flight", "actors.wire.bf16", "native.atomics"} <= found
     assert not any(name.startswith(("orchestrator", "numpy")) for name in found)
 
 
 def test_a_package_is_no_source_but_its_modules_are() -> None:
-    assert "placement.search.kernel" in imports("placement.search.flow")
+    assert "native.kernel" in imports("placement.search.flow")
     assert "placement" not in imports("placement.search.flow")
 
 
@@ -34,9 +34,9 @@ def project(tmp_path: Path) -> Path:
     package = tmp_path / "placement"
     package.mkdir()
     (package / "__init__.py").touch()
-    shutil.copy(ROOT / "placement" / "compiled.py", package)
+    shutil.copytree(ROOT / "native", tmp_path / "native", ignore=lambda *_: ["__pycache__"])
     (package / "outer.py").write_text(
-        "from placement.compiled import compiled\n"
+        "from native.compiled import compiled\n"
         "from placement import middle\n\n"
         "value = middle.value\n\n"
         "@compiled()\ndef answer():\n    return value()\n"

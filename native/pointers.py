@@ -7,7 +7,7 @@ from numba import types
 from numba.extending import intrinsic
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def pointer_to(_: Any, address: Any) -> Any:  # noqa: ARG001 - numba wants the names
     """An address as what `numba.carray` takes. Nothing is checked: the caller knows the memory."""
 

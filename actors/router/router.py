@@ -14,7 +14,7 @@ from actors.dispatch.subscription import Subscription
 from actors.listening import ready_to_listen, remove_sockets
 from actors.logs import start_logging
 from actors.process import limit_threads
-from actors.router_server import RouterServer
+from actors.router.server import RouterServer
 from actors.wire.address import parse_address
 from actors.wire.node import node_id
 from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity

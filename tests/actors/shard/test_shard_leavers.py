@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from actors.shard_server import ShardServer
+from actors.shard.server import ShardServer
 from actors.wire.address import parse_address
 from tests.actors.fakes import AffineKernel, running, spec
 from tests.actors.wire import serving

@@ -23,7 +23,7 @@ from actors.answers import in_place, result_header, write_sums
 from actors.experts.spec import ExpertSpec
 from actors.kernels.base import ExpertKernel, ExpertsMissing
 from actors.kernels.scratch import LEAST_ASSIGNMENTS, is_out_of_memory
-from actors.merging import MergedCalls, count_experts, fitting, row_pieces
+from actors.shard.merging import MergedCalls, count_experts, fitting, row_pieces
 from actors.wire.address import Address
 from actors.wire.body import Floats, call_body
 from actors.wire.frame import MAX_ASSIGNMENTS, Fault, FrameKind, Header

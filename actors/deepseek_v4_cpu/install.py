@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from actors.vllm_plugin.deepseek_v4_cpu import metadata_kernels
-from actors.vllm_plugin.deepseek_v4_cpu.clamped_experts import clamp_experts
+from actors.deepseek_v4_cpu import metadata_kernels
+from actors.deepseek_v4_cpu.clamped_experts import clamp_experts
 
 _MLA = "vllm.v1.attention.backends.mla"
 

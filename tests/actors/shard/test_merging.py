@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.merging import MergedCalls, fitting, row_pieces
+from actors.shard.merging import MergedCalls, fitting, row_pieces
 from actors.wire.body import CallBody
 from actors.wire.connections import Request
 from actors.wire.frame import FrameKind, Header

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from placement.compiled import compiled
+from native.compiled import compiled
 
 Words = npt.NDArray[np.uint32]
 
@@ -24,7 +24,7 @@ YIELDS_PER_LOOK_AT_THE_CLOCK = 8
 sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _load(_: Any, words: Any, index: Any) -> Any:  # noqa: ARG001 - numba wants the names
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
@@ -34,7 +34,7 @@ def _load(_: Any, words: Any, index: Any) -> Any:  # noqa: ARG001 - numba wants 
     return types.uint32(words, types.intp), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _store(_: Any, words: Any, index: Any, value: Any) -> Any:  # noqa: ARG001
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
