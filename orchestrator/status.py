@@ -45,6 +45,12 @@ class ComponentStatus(BaseModel):
     """(layer, expert) pairs held by a shard."""
     speed: float | None = None
     """Relative speed of a shard the plan counts on."""
+    calls: int | None = None
+    """Kernel calls of a shard, calls of a router."""
+    failed_calls: int | None = None
+    """Calls that a shard's kernel failed on."""
+    busy_s: float | None = None
+    """Time that a shard's kernel ran for."""
 
 
 class MeshStatus(BaseModel):

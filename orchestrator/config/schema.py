@@ -14,6 +14,7 @@ from orchestrator.config.batch import BatchConfig
 from orchestrator.config.fields import ConfigPath, Count, DnsName, Seconds, Section
 from orchestrator.config.pools import PlacementConfig, PoolConfig, check_speeds
 from orchestrator.config.serving import EnginesConfig, GatewayConfig, ModelConfig, RouterConfig
+from orchestrator.config.telemetry import TelemetryConfig
 
 
 class MeshSection(Section):
@@ -89,6 +90,7 @@ class MeshConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     controller: ControllerConfig = ControllerConfig()
     logging: LoggingConfig = LoggingConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
     def num_shards(self) -> int:

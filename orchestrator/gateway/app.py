@@ -5,9 +5,11 @@ import logging
 import os
 import platform
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
+from prometheus_client.core import Metric
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -25,10 +27,16 @@ from orchestrator.gateway.inference import Inference
 from orchestrator.gateway.mesh import EngineError, Mesh, MeshLostError
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.observation import Observation
+from orchestrator.gateway.page import page_routes
 from orchestrator.gateway.retry_after import RetryAfter
 from orchestrator.gateway.route_prefix import WithoutPrefix
 from orchestrator.gateway.routes import INFERENCE_ROUTES
+from orchestrator.gateway.telemetry import Telemetry
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus
+from orchestrator.telemetry.observer import Observer
+
+if TYPE_CHECKING:
+    from orchestrator.telemetry.otlp import OtlpPush
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +71,15 @@ class Gateway:
             return _unhealthy("no engine is ready")
         return JSONResponse({"status": "ok", "reason": mesh.reason})
 
-    async def metrics(self, _: Request) -> Response:
-        """Metrics of the gateway and of all engines."""
+    def families(self) -> list[Metric]:
+        """The gateway's own metrics."""
+        return self._metrics.families(self._pool.in_flight, len(self._pool.ready))
+
+    async def engine_pages(self) -> dict[str, str]:
+        """Metrics page of each engine that answers, by id."""
         engines = self._pool.engines
         pages = await asyncio.gather(*(self._engine_page(engine) for engine in engines))
-        known = {e.info.id: p for e, p in zip(engines, pages, strict=True) if p is not None}
-        page = self._metrics.page(self._pool.in_flight, len(self._pool.ready), known)
-        return Response(page, media_type="text/plain; version=0.0.4")
+        return {e.info.id: p for e, p in zip(engines, pages, strict=True) if p is not None}
 
     async def status(self, _: Request) -> Response:
         """`MeshStatus` of the controller, and with it the gateway that answers."""
@@ -129,23 +139,35 @@ def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) 
     pool = EnginePool(mesh)
     gateway = Gateway(config, mesh, pool, metrics)
     inference = Inference(config, pool, metrics)
+    observer = Observer(config.telemetry, mesh, gateway.engine_pages, lambda: pool.in_flight)
+    telemetry = Telemetry(
+        config.telemetry,
+        observer,
+        gateway.engine_pages,
+        gateway.families,
+        lambda: pool.controller_silence_s,
+    )
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        polling = asyncio.create_task(gateway.poll())
+        loops = [gateway.poll(), observer.run()]
+        if config.telemetry.otlp_endpoint is not None:
+            loops.append(telemetry.export(_otlp(config)))
+        tasks = [asyncio.create_task(loop) for loop in loops]
         yield
-        polling.cancel()
-        with suppress(asyncio.CancelledError):
-            await polling
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     routes = [
         Route(path, inference, methods=list(methods)) for path, methods in INFERENCE_ROUTES.items()
     ]
     routes += [
         Route("/health", gateway.health),
-        Route("/metrics", gateway.metrics),
         Route("/api/v1/status", gateway.status),
         Route("/api/v1/expert-load", gateway.expert_load),
+        *telemetry.routes(),
+        *page_routes(config.route_prefix.rstrip("/")),
     ]
     if config.batch is not None:
         routes += BatchRoutes(config.batch).routes()
@@ -162,6 +184,14 @@ def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) 
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _otlp(config: GatewayConfig) -> "OtlpPush":
+    from orchestrator.telemetry.otlp import OtlpPush, exporter_to
+
+    endpoint = config.telemetry.otlp_endpoint
+    assert endpoint is not None
+    return OtlpPush(exporter_to(endpoint, config.telemetry.otlp_protocol), config.mesh)
 
 
 def _unhealthy(reason: str) -> Response:

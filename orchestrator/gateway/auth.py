@@ -12,9 +12,10 @@ from http import HTTPStatus
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator.gateway.errors import error_response
+from orchestrator.gateway.page import open_paths
 
-OPEN_PATHS = frozenset({"/health"})
-"""Paths that need no key: a load balancer has none."""
+OPEN_PATHS = frozenset({"/health"}) | open_paths()
+"""Paths that need no key: a load balancer has none, and the page's files hold no data."""
 
 
 def digest(key: str) -> bytes:

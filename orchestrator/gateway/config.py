@@ -4,6 +4,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.batch.settings import BatchSettings
 from orchestrator.config.schema import LoggingConfig
+from orchestrator.config.telemetry import TelemetryConfig
 
 
 class GatewayConfig(BaseModel):
@@ -38,6 +39,8 @@ class GatewayConfig(BaseModel):
     """How long a silent controller's last word counts for `/health`; requests are served anyway."""
     logging: LoggingConfig = LoggingConfig()
     """Logs of the gateway's process."""
+    telemetry: TelemetryConfig = TelemetryConfig()
+    """What is observed how often, and where it is sent."""
     metrics_timeout_s: float = Field(default=5.0, gt=0)
     """An engine that takes longer to tell its metrics is left out of that scrape."""
     batch: BatchSettings | None = None

@@ -1,16 +1,20 @@
-"""Metrics of the gateway, and of every engine behind it, as one Prometheus page.
+"""Metrics of the gateway itself, and one page that also has the mesh's and every engine's.
 
-Labels are bounded: paths are those of the allow-list, `model_name` is the mesh's model (never what
-a client wrote), and an engine's own series get the label `engine_id`.
+The gateway's own live in a registry of its own; those of the mesh come from the last snapshot
+(`orchestrator.telemetry`). Each engine's page is parsed and written again with an `engine_id`
+label, so that a metric of several engines is declared once. Text and OpenMetrics are both spoken.
 """
 
 import logging
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
+
+from orchestrator.telemetry.table import BY_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -25,26 +29,13 @@ class GatewayMetrics:
     def __init__(self, model_name: str) -> None:
         self._registry = CollectorRegistry()
         self._model_name = model_name
-        self._requests = Counter(
-            _PREFIX + "requests_total",
-            "Requests answered; code 499 is a client that left early.",
-            ("model_name", "path", "code"),
-            registry=self._registry,
-        )
-        self._duration = self._histogram(
-            "request_duration_seconds", "From the request's arrival to its last byte."
-        )
-        self._first_byte = self._histogram(
-            "time_to_first_byte_seconds", "From the request's arrival to its first byte."
-        )
-        self._in_flight = self._gauge("requests_in_flight", "Requests not answered in full yet.")
-        self._ready = self._gauge("engines_ready", "Engines that take requests.")
-        self._retries = self._counter(
-            "retries_total", "Requests sent to another engine after one was lost."
-        )
-        self._cut = self._counter(
-            "streams_cut_total", "Streams that ended in an error as their engine was lost."
-        )
+        self._requests = Counter(*_declared("requests_total"), registry=self._registry)
+        self._duration = self._histogram("request_duration_seconds")
+        self._first_byte = self._histogram("time_to_first_byte_seconds")
+        self._in_flight = self._gauge("requests_in_flight")
+        self._ready = self._gauge("engines_ready")
+        self._retries = self._counter("retries_total")
+        self._cut = self._counter("streams_cut_total")
 
     def count_answer(
         self, path: str, code: int, duration_s: float, first_byte_s: float | None
@@ -61,29 +52,40 @@ class GatewayMetrics:
     def count_cut_stream(self) -> None:
         self._cut.inc()
 
-    def page(self, in_flight: int, engines_ready: int, engines: Mapping[str, str]) -> bytes:
-        """Prometheus text: the gateway's metrics, then those of `engines` (id -> their page)."""
+    def families(self, in_flight: int, engines_ready: int) -> list[Metric]:
+        """The gateway's own."""
         self._in_flight.set(in_flight)
         self._ready.set(engines_ready)
-        return generate_latest(self._registry) + merge_pages(engines)
+        return list(self._registry.collect())
 
-    def _counter(self, name: str, text: str) -> Counter:
-        counter = Counter(_PREFIX + name, text, ("model_name",), registry=self._registry)
+    def _counter(self, name: str) -> Counter:
+        counter = Counter(*_declared(name), registry=self._registry)
         return counter.labels(self._model_name)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        gauge = Gauge(_PREFIX + name, text, ("model_name",), registry=self._registry)
+    def _gauge(self, name: str) -> Gauge:
+        gauge = Gauge(*_declared(name), registry=self._registry)
         return gauge.labels(self._model_name)
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        labels = ("model_name", "path")
-        return Histogram(
-            _PREFIX + name, text, labels, buckets=LATENCY_BUCKETS_S, registry=self._registry
-        )
+    def _histogram(self, name: str) -> Histogram:
+        return Histogram(*_declared(name), buckets=LATENCY_BUCKETS_S, registry=self._registry)
 
 
-def merge_pages(pages: Mapping[str, str]) -> bytes:
-    """One Prometheus page of several, each sample labelled with its `engine_id`.
+def _declared(name: str) -> tuple[str, str, tuple[str, ...]]:
+    """Name, text and labels as the table has them."""
+    metric = BY_NAME[_PREFIX + name]
+    return metric.name, metric.help, metric.labels
+
+
+def page_of(families: Iterable[Metric], accept: str) -> tuple[bytes, str]:
+    """(page, media type): OpenMetrics if the Accept header asks for it, else Prometheus text."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families(families))
+    encode, media_type = choose_encoder(accept)
+    return encode(registry), media_type
+
+
+def engine_families(pages: Mapping[str, str]) -> list[Metric]:
+    """Metrics of all engines (id -> page), each sample labelled with its `engine_id`.
 
     A page that is not Prometheus text is left out.
     """
@@ -101,9 +103,7 @@ def merge_pages(pages: Mapping[str, str]) -> bytes:
             for sample in metric.samples:
                 labels = {**sample.labels, "engine_id": engine_id}
                 family.add_sample(sample.name, labels, sample.value, sample.timestamp)
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Families(families.values()))
-    return generate_latest(registry)
+    return list(families.values())
 
 
 class _Families(Collector):

@@ -9,7 +9,8 @@ from orchestrator.gateway import app as app_module
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
-from orchestrator.gateway.metrics import merge_pages
+from orchestrator.gateway.metrics import engine_families, page_of
+from orchestrator.gateway.page import open_paths
 from orchestrator.gateway.routes import INFERENCE_ROUTES
 from orchestrator.status import ComponentState
 from tests.orchestrator.gateway.fakes import FakeEngine, FakeMesh, call
@@ -165,9 +166,9 @@ def test_metrics_of_all_engines_are_on_one_page():
 
 
 def test_merged_pages_can_be_merged_again():
-    once = merge_pages({"a": PAGE}).decode()
-    assert 'engine_id="b"' in merge_pages({"b": once}).decode()
-    assert merge_pages({}) == b""
+    once = page_of(engine_families({"a": PAGE}), "")[0].decode()
+    assert 'engine_id="b"' in page_of(engine_families({"b": once}), "")[0].decode()
+    assert page_of(engine_families({}), "")[0] == b""
 
 
 def test_paths_below_a_prefix_are_the_same_paths():
@@ -193,7 +194,7 @@ def test_paths_below_a_prefix_are_the_same_paths():
 
     assert asyncio.run(main("/a/b/v1/models", "/a/b")) == (200, ["/v1/models"])
     assert asyncio.run(main("/a/health", "/a")) == (200, [])
-    assert asyncio.run(main("/a", "/a")) == (404, [])
+    assert asyncio.run(main("/a", "/a")) == (307, [])  # to the page
 
 
 @pytest.mark.parametrize("path", ["/api/v1/status", "/api/v1/expert-load"])
@@ -213,10 +214,10 @@ def test_a_controller_that_hangs_is_told_within_a_time(monkeypatch, path):
     assert "the controller does not answer" in answer.json()["error"]["message"]
 
 
-def test_every_route_but_health_needs_a_key():
+def test_every_route_but_health_and_the_page_needs_a_key():
     app = build_app(CONFIG, FakeMesh({"a": FakeEngine()}), frozenset({digest("key")}))
-    paths = {route.path: next(iter(route.methods)) for route in app.routes}
+    paths = {route.path: min(route.methods) for route in app.routes}
     assert len(paths) > len(INFERENCE_ROUTES)
     for path, method in paths.items():
-        expected = 200 if path == "/health" else 401
+        expected = 307 if path == "/" else 200 if path in {"/health", *open_paths()} else 401
         assert asyncio.run(call(app, method, path)).status == expected, path

@@ -1,0 +1,93 @@
+// The curves, drawn by the library that the installed package ships. It is large, so it is loaded after
+// the page shows its first look.
+
+const COLOURS = ["#4f7cff", "#ff8a3d", "#19a974", "#b25ce0", "#e0477e", "#12a5c4", "#b8860b", "#7a869a"];
+const MOST_SHARDS = 12; // curves of their own; of more shards the extremes and the mean are shown
+
+let loading = null;
+const drawn = new Set();
+
+export function loadCharts() {
+  loading ??= new Promise((done, failed) => {
+    const script = document.createElement("script");
+    script.src = `${document.body.dataset.prefix}/ui/plotly.min.js?${document.body.dataset.charts}`;
+    script.onload = () => done(window.Plotly);
+    script.onerror = failed;
+    document.head.append(script);
+  });
+  return loading;
+}
+
+function layout(more) {
+  const style = getComputedStyle(document.documentElement);
+  const [text, line] = [style.getPropertyValue("--quiet"), style.getPropertyValue("--line")];
+  const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, fixedrange: true };
+  return {
+    margin: { l: 46, r: 12, t: 8, b: 30 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: text, size: 11, family: "system-ui, sans-serif" }, hovermode: "x unified", showlegend: true,
+    hoverlabel: { bgcolor: style.getPropertyValue("--card"), bordercolor: line },
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, ...more,
+    xaxis: { ...axis, tickformat: "%H:%M:%S", nticks: 6, tickangle: 0, ...more.xaxis }, yaxis: { ...axis, rangemode: "tozero", ...more.yaxis },
+  };
+}
+
+async function put(id, traces, more = {}) {
+  const Plotly = await loadCharts();
+  const box = document.getElementById(id);
+  const options = { displayModeBar: false, responsive: true };
+  if (drawn.has(id)) await Plotly.react(box, traces, layout(more), options);
+  else await Plotly.newPlot(box, traces, layout(more), options);
+  drawn.add(id);
+}
+
+const line = (name, x, y, i, more = {}) =>
+  ({ name, x, y, type: "scatter", mode: "lines", line: { width: 2, color: COLOURS[i % COLOURS.length] }, ...more });
+
+/** points: of the report, oldest first. */
+export function drawCurves(points, ids) {
+  const x = points.map((p) => new Date(p.time_s * 1000));
+  const changes = epochChanges(points);
+  put("c-balance", [line("balancedness", x, points.map((p) => p.balancedness), 0, { connectgaps: true })],
+    { yaxis: { range: [0, 1.05] }, showlegend: false, ...changes });
+  const own = ids.map((id, i) => line(id, x, points.map((p) => p.shards[id] ?? null), i));
+  put("c-load", ids.length > MOST_SHARDS ? extremes(x, points) : own, { yaxis: { title: { text: "assignments/s" } }, margin: { l: 58, r: 12, t: 8, b: 30 } });
+  put("c-tokens", [
+    line("tokens/s", x, rates(points), 0, { fill: "tozeroy", fillcolor: "rgba(79,124,255,.15)" }),
+    line("running", x, points.map((p) => p.running), 2, { yaxis: "y2" }),
+    line("waiting", x, points.map((p) => p.waiting), 1, { yaxis: "y2" }),
+  ], { yaxis2: { overlaying: "y", side: "right", rangemode: "tozero", showgrid: false, fixedrange: true, tickmode: "auto", nticks: 5, tickformat: "~s" }, margin: { l: 46, r: 34, t: 8, b: 30 } });
+}
+
+export function drawLayers(layers, balancedness) {
+  put("c-layers", [{ type: "bar", x: layers.map(String), y: balancedness, marker: { color: COLOURS[0] }, hovertemplate: "layer %{x}: %{y:.2f}<extra></extra>" }],
+    { showlegend: false, hovermode: "closest", yaxis: { range: [0, 1.05] }, xaxis: { type: "category", tickformat: "", title: { text: "layer" }, nticks: 16 }, margin: { l: 46, r: 12, t: 8, b: 42 } });
+}
+
+/** Tokens per second between neighbouring points; an engine that started anew makes no dip below zero. */
+export function rates(points) {
+  return points.map((p, i) => {
+    if (i === 0) return null;
+    const before = points[i - 1];
+    if (before.generated === 0) return null; // the engine was not in sight yet
+    return Math.max(0, (p.generated - before.generated) / Math.max(0.001, p.time_s - before.time_s));
+  });
+}
+
+function extremes(x, points) {
+  const of = (reduce) => points.map((p) => (Object.keys(p.shards).length ? reduce(Object.values(p.shards)) : null));
+  const mean = (loads) => loads.reduce((a, b) => a + b, 0) / loads.length;
+  return [line("busiest shard", x, of((l) => Math.max(...l)), 1), line("mean", x, of(mean), 0), line("least busy shard", x, of((l) => Math.min(...l)), 2)];
+}
+
+function epochChanges(points) {
+  const shapes = [];
+  const annotations = [];
+  const colour = getComputedStyle(document.documentElement).getPropertyValue("--accent");
+  points.forEach((p, i) => {
+    if (i === 0 || p.epoch === points[i - 1].epoch) return;
+    const x = new Date(p.time_s * 1000);
+    shapes.push({ type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", line: { color: colour, width: 1, dash: "dot" } });
+    annotations.push({ x, y: 0.05, yref: "paper", text: `epoch ${p.epoch}`, showarrow: false, xanchor: "left", font: { color: colour } });
+  });
+  return { shapes, annotations };
+}

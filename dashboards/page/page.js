@@ -1,0 +1,217 @@
+// Puts every look on the page, and keeps the expert matrix up to date by differences.
+
+import { drawCurves, drawLayers, rates } from "./charts.js";
+import { Heat, ramp } from "./heat.js";
+import { showEngines, showHappenings, showHot, showShards } from "./lists.js";
+import { Unauthorized, follow, get, hasKey, setKey } from "./live.js";
+import { decodeMatrix } from "./matrix.js";
+import { number, seconds } from "./words.js";
+
+const MINUTE_S = 60;
+const STALE_LOOKS = 4; // looks that may be missed before what is shown counts as old
+const $ = (id) => document.getElementById(id);
+
+let look = null;
+let lookAt = 0;
+let points = [];
+let matrix = null; // totals
+let windows = []; // {at, values}: differences of the last minute
+let fetching = false;
+const heat = new Heat($("heat"), $("heat-labels"), onCell);
+
+// -- theme
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  heat.dark = theme === "dark";
+  $("ramp").style.background = ramp(heat.dark);
+  heat.draw();
+  if (look) curves();
+}
+const dark = matchMedia("(prefers-color-scheme: dark)");
+setTheme(localStorage.getItem("expertmesh-theme") ?? (dark.matches ? "dark" : "light"));
+dark.addEventListener("change", () => { if (!localStorage.getItem("expertmesh-theme")) setTheme(dark.matches ? "dark" : "light"); });
+$("theme").addEventListener("click", () => {
+  const theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+  localStorage.setItem("expertmesh-theme", theme);
+  setTheme(theme);
+});
+
+// -- looks
+
+function onLook(report) {
+  performance.mark("look");
+  look = report;
+  lookAt = performance.now();
+  const most = 600;
+  const newest = points.at(-1)?.time_s ?? 0;
+  points = [...points, ...report.points.filter((p) => p.time_s > newest)].slice(-most);
+  if (report.status) {
+    showStatus(report);
+    showTiles(report);
+    showLists(report);
+    curves();
+    updateMatrix();
+  }
+  freshness();
+  performance.measure("update", "look");
+}
+
+function showStatus({ status }) {
+  $("mesh").textContent = status.mesh;
+  document.title = `${status.mesh} · ExpertMesh`;
+  const shards = status.components.filter((c) => c.kind === "shard");
+  const emulated = shards.some((c) => c.emulated) ? ", some of them emulated" : "";
+  $("model").textContent = `${status.model} on ${shards.length} shards${emulated}, router ${status.router_mode}`;
+  pill("ready", status.ready ? "good" : "bad", status.ready ? "ready" : "not ready");
+  $("ready").title = status.reason;
+  $("foot").textContent = status.reason;
+}
+
+function pill(id, kind, text) {
+  $(id).className = `pill ${kind}`;
+  if ($(id).textContent !== text) $(id).textContent = text;
+}
+
+function showTiles(report) {
+  const last = points.at(-1);
+  const balance = report.balancedness;
+  $("t-balance").textContent = balance == null ? "–" : balance.toFixed(2);
+  const spoken = points.slice(-8);
+  const made = rates(spoken).filter((r) => r !== null);
+  $("t-tokens").textContent = made.length ? number(made.reduce((a, b) => a + b, 0) / made.length) : "–";
+  $("t-rate").textContent = last ? number(last.assignments_per_s) : "–";
+  $("t-requests").textContent = last ? String(last.in_flight) : "–";
+  $("t-requests-note").textContent = last ? `in flight; ${last.running} run, ${last.waiting} wait` : "in flight";
+  $("t-kv").textContent = last ? `${Math.round(100 * last.kv_used)} %` : "–";
+  $("t-epoch").textContent = String(report.status.epoch);
+}
+
+function showLists(report) {
+  const components = report.status.components;
+  const shards = components.filter((c) => c.kind === "shard");
+  showShards(shards, points.at(-1)?.shards ?? {});
+  showEngines(components.filter((c) => c.kind === "engine" || c.kind === "router"), report.engines);
+  showHot(report.hot ?? [], homes);
+  showHappenings(report.happenings);
+  const select = $("heat-shard");
+  const ids = ["", ...shards.map((s) => s.id)];
+  if (select.options.length !== ids.length) {
+    const chosen = select.value;
+    select.replaceChildren(...ids.map((id) => new Option(id || "all shards", id)));
+    select.value = ids.includes(chosen) ? chosen : "";
+  }
+}
+
+function curves() {
+  const ids = (look.status?.components ?? []).filter((c) => c.kind === "shard").map((c) => c.id);
+  drawCurves(points, ids);
+  if (look.layer_balancedness) drawLayers(look.layers, look.layer_balancedness);
+}
+
+function freshness() {
+  if (!look) return;
+  const since = (performance.now() - lookAt) / 1000;
+  const age = look.age_s + since;
+  const old = Math.max(5, STALE_LOOKS * look.interval_s);
+  const stale = age > old;
+  pill("live", stale ? "warn" : "good", stale ? `${seconds(age)} old` : "live");
+  $("stale").hidden = !stale;
+  const who = since > old ? "The gateway does not answer" : "The controller does not answer";
+  if (stale) $("stale").textContent = `${who}: what you see is ${seconds(age)} old. Requests may be served all the same.`;
+}
+setInterval(freshness, 1000);
+
+// -- experts
+
+async function updateMatrix() {
+  if (fetching) return;
+  fetching = true;
+  try {
+    const shard = $("heat-shard").value;
+    if (shard) {
+      const own = decodeMatrix(await (await get(`/api/v1/telemetry/matrix?shard=${encodeURIComponent(shard)}`)).arrayBuffer());
+      showMatrix(own.rows, own.columns, own.values);
+      return;
+    }
+    const got = decodeMatrix(await (await get(`/api/v1/telemetry/matrix?since=${matrix?.sequence ?? 0}`)).arrayBuffer());
+    takeIn(got);
+    showMatrix(matrix.rows, matrix.columns, $("heat-what").value === "minute" ? lastMinute() : matrix.values);
+  } catch (error) {
+    if (!(error instanceof Unauthorized)) console.warn(error);
+  } finally {
+    fetching = false;
+  }
+}
+
+function takeIn(got) {
+  if (got.base === 0 || matrix === null) { matrix = got; windows = []; return; }
+  matrix.sequence = got.sequence;
+  for (let i = 0; i < got.values.length; i++) matrix.values[i] += got.values[i];
+  if (got.values.some((v) => v > 0)) windows.push({ at: performance.now(), values: got.values });
+  // The last traffic stays in sight while the mesh is idle.
+  while (windows.length > 1 && performance.now() - windows[0].at > 1000 * MINUTE_S) windows.shift();
+}
+
+/** Totals until something came since the page was opened. */
+function lastMinute() {
+  if (!windows.length) return matrix.values;
+  const sum = new Float64Array(matrix.values.length);
+  for (const { values } of windows) for (let i = 0; i < sum.length; i++) sum[i] += values[i];
+  return sum;
+}
+
+let shown = null;
+function showMatrix(rows, columns, values) {
+  shown = { rows, columns, values };
+  const any = values.some((v) => v > 0);
+  $("heat-empty").hidden = any;
+  $("heat-axis").textContent = `${rows} layers × ${columns} experts`;
+  if (rows && look.layers.length === rows) heat.show(look.layers, columns, values);
+}
+
+function homes() {
+  return "";
+}
+
+function onCell(cell, chosen, event) {
+  $("tip").hidden = !cell || !event;
+  if (!cell || !shown) return;
+  const { row, expert } = cell;
+  const value = shown.values[row * shown.columns + expert];
+  const ratio = heat.ratios[row * shown.columns + expert];
+  const layer = look.layers[row];
+  const text = `Layer ${layer}, expert ${expert}: ${number(value)} assignments, ${ratio.toFixed(2)} × the layer's mean`;
+  const where = homes(layer, expert);
+  $("cell").textContent = where ? `${text}; ${where}` : text;
+  if (event) {
+    const box = $("heat-box").getBoundingClientRect();
+    $("tip").textContent = `Layer ${layer} · expert ${expert}\n${number(value)} assignments\n${ratio.toFixed(2)} × mean${where ? `\n${where}` : ""}`;
+    const left = event.clientX - box.left;
+    $("tip").style.left = left > box.width - 190 ? `${left - 180}px` : `${left + 14}px`;
+    $("tip").style.top = `${event.clientY - box.top + 14}px`;
+  }
+}
+
+for (const id of ["heat-what", "heat-shard"]) $(id).addEventListener("change", updateMatrix);
+$("zoom-out").addEventListener("click", () => heat.reset());
+
+// -- keys
+
+async function begin() {
+  try {
+    await follow(onLook, () => freshness());
+  } catch (error) {
+    if (!(error instanceof Unauthorized)) throw error;
+    $("key-wrong").hidden = !hasKey();
+    $("key-form").hidden = false;
+    $("key").focus();
+  }
+}
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  setKey($("key").value);
+  $("key-form").hidden = true;
+  begin();
+});
+begin();

@@ -1,0 +1,33 @@
+"""The telemetry half of the config: what is measured how often, and where it goes."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from orchestrator.config.fields import Count, Seconds, Section
+
+
+class OtlpProtocol(StrEnum):
+    """How OTLP is spoken."""
+
+    GRPC = "grpc"
+    HTTP = "http"
+
+
+class TelemetryConfig(Section):
+    """Metrics, the built-in page, and their export."""
+
+    interval_s: Seconds = 2.0
+    """Time between two looks of the gateway at shards and engines, for `/metrics` and the page."""
+    hot_experts: Annotated[int, Field(ge=0, le=64)] = 10
+    """How many of the hottest experts have metrics of their own."""
+    history: Count = 300
+    """Looks that the gateway keeps for the page's curves."""
+    otlp_endpoint: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = None
+    """Collector that gets all metrics as OTLP, such as `http://127.0.0.1:4317` (gRPC) or
+    `http://127.0.0.1:4318/v1/metrics` (HTTP); unset: nothing is sent anywhere."""
+    otlp_protocol: OtlpProtocol = OtlpProtocol.GRPC
+    """`grpc` or `http`."""
+    otlp_interval_s: Seconds = 15.0
+    """Time between two exports."""

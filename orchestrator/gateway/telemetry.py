@@ -1,0 +1,111 @@
+"""Routes of what is observed: metrics, the look as JSON and as a stream, the expert matrix."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import Metric
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from orchestrator.config.telemetry import TelemetryConfig
+from orchestrator.gateway.errors import error_response
+from orchestrator.gateway.metrics import engine_families, page_of
+from orchestrator.telemetry.matrix import MEDIA_TYPE
+from orchestrator.telemetry.observer import NoSuchShard, Observer
+from orchestrator.telemetry.report import Point, report
+
+if TYPE_CHECKING:
+    from orchestrator.telemetry.otlp import OtlpPush
+
+Pages = Callable[[], Awaitable[Mapping[str, str]]]
+
+
+class Telemetry:
+    """Handlers around one observer.
+
+    own: the gateway's own families. silence_s: how long the controller has said nothing.
+    """
+
+    def __init__(
+        self,
+        config: TelemetryConfig,
+        observer: Observer,
+        pages: Pages,
+        own: Callable[[], list[Metric]],
+        silence_s: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._observer = observer
+        self._pages = pages
+        self._own = own
+        self._silence_s = silence_s
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/metrics", self.metrics),
+            Route("/api/v1/telemetry", self.telemetry),
+            Route("/api/v1/telemetry/stream", self.stream),
+            Route("/api/v1/telemetry/matrix", self.matrix),
+        ]
+
+    async def metrics(self, request: Request) -> Response:
+        """Metrics of the gateway, of the mesh as last seen, and of all engines."""
+        page, media_type = page_of(await self._families(), request.headers.get("accept", ""))
+        return Response(page, media_type=media_type)
+
+    async def telemetry(self, _: Request) -> Response:
+        """The last look, and the curves that led to it."""
+        return Response(self._report(self._observer.points), media_type="application/json")
+
+    async def stream(self, _: Request) -> Response:
+        """Server-sent events: the look with all of the curves, then each look with one point."""
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(self._events(), media_type="text/event-stream", headers=headers)
+
+    async def matrix(self, request: Request) -> Response:
+        """`?since=NUMBER`: what came after that look; `?shard=ID`: totals of one shard."""
+        since = request.query_params.get("since", "0")
+        if not since.isdecimal():
+            message = f"since must be the sequence number of a matrix, not {since!r}"
+            return error_response(HTTPStatus.BAD_REQUEST, message)
+        shard = request.query_params.get("shard")
+        try:
+            body = await asyncio.to_thread(self._observer.matrix, int(since), shard)
+        except NoSuchShard:
+            message = f"there is no shard {shard!r}: see the components of /api/v1/status"
+            return error_response(HTTPStatus.NOT_FOUND, message)
+        return Response(body, media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
+
+    async def export(self, push: "OtlpPush") -> None:
+        """Push everything to a collector now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(self._config.otlp_interval_s)
+            await asyncio.to_thread(push.push, await self._families())
+
+    async def _families(self) -> list[Metric]:
+        engines = engine_families(await self._pages())
+        return [*self._own(), *self._observer.families(self._silence_s()), *engines]
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        points: Iterable[Point] = list(self._observer.points)
+        async for _ in self._observer.followed():
+            yield b"data: " + self._report(points) + b"\n\n"
+            points = list(self._observer.points)[-1:]
+
+    def _report(self, points: Iterable[Point]) -> bytes:
+        observer = self._observer
+        said = report(
+            observer.snapshot,
+            observer.age_s,
+            self._silence_s(),
+            self._config.interval_s,
+            points,
+            observer.engines,
+            observer.happenings,
+            self._config.hot_experts,
+        )
+        return json.dumps(said, separators=(",", ":")).encode()

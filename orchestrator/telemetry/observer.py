@@ -1,0 +1,172 @@
+"""Looks at the mesh every few seconds and keeps what page, metrics and API show.
+
+Lives in the gateway. While the controller is away the last snapshot stays, and says how old it is.
+Everything kept is bounded: the last snapshot, some totals to take differences from, a ring of
+points and one of happenings. Those who follow have no queues: each is given the newest look when it
+has taken the one before.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from prometheus_client.core import Metric
+
+from orchestrator.config.telemetry import TelemetryConfig
+from orchestrator.gateway.mesh import Mesh, MeshLostError
+from orchestrator.telemetry import matrix
+from orchestrator.telemetry.engines import EngineFigures, engine_figures
+from orchestrator.telemetry.families import families_of
+from orchestrator.telemetry.happenings import Happening, happenings
+from orchestrator.telemetry.report import Point, point_of
+from orchestrator.telemetry.snapshot import Counts, Snapshot, Totals, Window, advance
+
+if TYPE_CHECKING:
+    from orchestrator.expert_load import ExpertLoad
+    from orchestrator.status import MeshStatus
+
+log = logging.getLogger(__name__)
+
+LOOK_TIMEOUT_S = 10.0
+KEPT_TOTALS = 32
+"""Looks that differences can be asked to; who is further behind gets totals."""
+KEPT_HAPPENINGS = 200
+
+Pages = Callable[[], Awaitable[Mapping[str, str]]]
+"""Metrics pages of the engines, by id."""
+
+
+class NoSuchShard(KeyError):
+    """A shard that never told its load."""
+
+
+class Observer:
+    """The last look, and what led to it. `unix`: for what people read; `clock`: for ages."""
+
+    def __init__(
+        self,
+        config: TelemetryConfig,
+        mesh: Mesh,
+        pages: Pages,
+        in_flight: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+        unix: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._mesh = mesh
+        self._pages = pages
+        self._in_flight = in_flight
+        self._clock = clock
+        self._unix = unix
+        self._began_s = clock()
+        # Not from 1: who followed an earlier gateway must not take our totals for its own.
+        self._number = int(unix())
+        self._totals = Totals()
+        self._before: deque[tuple[int, Counts]] = deque(maxlen=KEPT_TOTALS)
+        self._looked_s: float | None = None
+        self._busy: Window | None = None
+        """The last window with traffic: a quiet one says nothing about balance."""
+        self._ticked = asyncio.Event()
+        self.snapshot: Snapshot | None = None
+        self.engines: Mapping[str, EngineFigures] = {}
+        self.points: deque[Point] = deque(maxlen=config.history)
+        self.happenings: deque[Happening] = deque(maxlen=KEPT_HAPPENINGS)
+
+    @property
+    def age_s(self) -> float:
+        """Of what is shown; since this observer began, where there is nothing."""
+        since_s = self.snapshot.taken_s if self.snapshot is not None else self._began_s
+        return self._clock() - since_s
+
+    async def run(self) -> None:
+        """Look until cancelled. Whatever goes wrong with one look ends that look."""
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_TIMEOUT_S):
+                    await self.look()
+            except (MeshLostError, TimeoutError) as error:
+                log.debug("nothing new of the mesh: %r", error)
+            except Exception:
+                log.exception("the mesh could not be looked at; trying again")
+            self._tick()
+            await asyncio.sleep(self._config.interval_s)
+
+    async def look(self) -> None:
+        """Take a snapshot. Raises MeshLostError if the controller does not answer."""
+        self.engines = {id: engine_figures(page) for id, page in (await self._pages()).items()}
+        status, load = await asyncio.gather(self._mesh.status(), self._load())
+        window = self._take(load)
+        before = self.snapshot
+        if window is not None and window.assignments:
+            self._busy = window
+        self._number += 1
+        self.snapshot = Snapshot(
+            self._number,
+            self._clock(),
+            status,
+            self._totals,
+            self._busy,
+        )
+        self._before.append((self._number, self._totals.counts))
+        self.happenings += happenings(before.mesh if before else None, status, self._unix())
+        self.points.append(self._point(status, window))
+
+    async def followed(self) -> AsyncIterator[None]:
+        """Once at once, then after every look, as quickly as the caller comes back for more."""
+        yield
+        while True:
+            ticked = self._ticked
+            await ticked.wait()
+            yield
+
+    def families(self, silence_s: float) -> list[Metric]:
+        """For `/metrics` and OTLP; nothing before the first look."""
+        if self.snapshot is None:
+            return []
+        return families_of(self.snapshot, self.age_s, silence_s, self._config.hot_experts)
+
+    def matrix(self, since: int, shard: str | None) -> bytes:
+        """The expert matrix (`matrix.py`): what came since look `since`, or totals.
+
+        Encodes: call it in a thread. Raises NoSuchShard.
+        """
+        number, totals = self._number, self._totals
+        if shard is not None:
+            if shard not in totals.by_shard:
+                raise NoSuchShard(shard)
+            return matrix.encode(totals.by_shard[shard], number)
+        known = dict(self._before).get(since)
+        if known is None or known.shape != totals.counts.shape:
+            return matrix.encode(totals.counts, number)
+        return matrix.encode(totals.counts - known, number, since)
+
+    async def _load(self) -> "ExpertLoad | None":
+        """None where no mesh is up yet: the rest of the look is worth having."""
+        try:
+            return await self._mesh.expert_load()
+        except MeshLostError as error:
+            log.debug("no expert load: %r", error)
+            return None
+
+    def _take(self, load: "ExpertLoad | None") -> Window | None:
+        now_s = self._clock()
+        if load is None:
+            return None
+        length_s = now_s - (self._looked_s if self._looked_s is not None else self._began_s)
+        first, self._looked_s = self._looked_s is None, now_s
+        self._totals, window = advance(self._totals, load.layers, load.by_shard, length_s)
+        if first:  # all that went before this gateway is no window's load
+            return Window(np.zeros_like(window.counts), (), window.by_shard[:0], length_s)
+        return window
+
+    def _point(self, status: "MeshStatus", window: Window | None) -> Point:
+        speeds = self.snapshot.speeds if self.snapshot is not None else {}
+        return point_of(self._unix(), status.epoch, window, speeds, self.engines, self._in_flight())
+
+    def _tick(self) -> None:
+        ticked, self._ticked = self._ticked, asyncio.Event()
+        ticked.set()

@@ -1,0 +1,202 @@
+"""Every metric of the mesh's own, in one table: `/metrics`, OTLP, dashboards, alerts and the
+documentation follow it, and tests compare them with it.
+
+The number of series is bounded whatever the traffic does. Labels are shards, pools, layers, and
+ranks among the hottest experts; never an expert's number, a request or an address. The matrix of
+layers and experts goes over the API as an array (`matrix.py`).
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """How a metric's values go on."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """name: as Prometheus shows it. unit: of the values, "1" for plain numbers. labels: without
+    those that every sample of the gateway's own metrics has."""
+
+    name: str
+    kind: Kind
+    unit: str
+    labels: tuple[str, ...]
+    help: str
+
+
+_SHARD = ("shard", "pool")
+_C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+
+GATEWAY = (
+    Metric(
+        "expertmesh_gateway_requests_total",
+        _C,
+        "1",
+        ("model_name", "path", "code"),
+        "Requests answered; code 499 is a client that left early.",
+    ),
+    Metric(
+        "expertmesh_gateway_request_duration_seconds",
+        _H,
+        "s",
+        ("model_name", "path"),
+        "From the request's arrival to its last byte.",
+    ),
+    Metric(
+        "expertmesh_gateway_time_to_first_byte_seconds",
+        _H,
+        "s",
+        ("model_name", "path"),
+        "From the request's arrival to its first byte.",
+    ),
+    Metric(
+        "expertmesh_gateway_requests_in_flight",
+        _G,
+        "1",
+        ("model_name",),
+        "Requests not answered in full yet.",
+    ),
+    Metric(
+        "expertmesh_gateway_engines_ready", _G, "1", ("model_name",), "Engines that take requests."
+    ),
+    Metric(
+        "expertmesh_gateway_retries_total",
+        _C,
+        "1",
+        ("model_name",),
+        "Requests sent to another engine after one was lost.",
+    ),
+    Metric(
+        "expertmesh_gateway_streams_cut_total",
+        _C,
+        "1",
+        ("model_name",),
+        "Streams that ended in an error as their engine was lost.",
+    ),
+)
+"""Counted in the gateway itself."""
+
+MESH = (
+    Metric(
+        "expertmesh_snapshot_age_seconds",
+        _G,
+        "s",
+        (),
+        "Age of what is shown of the mesh; grows while the controller is away.",
+    ),
+    Metric(
+        "expertmesh_controller_silence_seconds",
+        _G,
+        "s",
+        (),
+        "Time since the controller last answered the gateway.",
+    ),
+    Metric("expertmesh_ready", _G, "1", (), "1 while a completion would succeed, else 0."),
+    Metric("expertmesh_epoch", _G, "1", (), "Number of the plan epoch being served."),
+    Metric(
+        "expertmesh_components",
+        _G,
+        "1",
+        ("kind", "state"),
+        "Processes of the mesh by what they do and how they are.",
+    ),
+    Metric("expertmesh_shard_up", _G, "1", _SHARD, "1 while the shard is ready, else 0."),
+    Metric(
+        "expertmesh_shard_assignments_total",
+        _C,
+        "1",
+        _SHARD,
+        "Assignments (a row and one of its experts) that the shard computed.",
+    ),
+    Metric(
+        "expertmesh_shard_busy_seconds_total",
+        _C,
+        "s",
+        _SHARD,
+        "Time that the shard's kernel ran for.",
+    ),
+    Metric("expertmesh_shard_calls_total", _C, "1", _SHARD, "Kernel calls, of merged requests."),
+    Metric(
+        "expertmesh_shard_failed_calls_total",
+        _C,
+        "1",
+        _SHARD,
+        "Calls answered with an error because the kernel failed.",
+    ),
+    Metric(
+        "expertmesh_shard_memory_bytes", _G, "By", _SHARD, "Expert weights that the shard holds."
+    ),
+    Metric(
+        "expertmesh_pool_slots", _G, "1", ("pool",), "Copies of experts that a pool's shards hold."
+    ),
+    Metric(
+        "expertmesh_pool_speed",
+        _G,
+        "1",
+        ("pool",),
+        "Relative speed of a pool's shards that plans count on, on average.",
+    ),
+    Metric(
+        "expertmesh_layer_assignments_total",
+        _C,
+        "1",
+        ("layer",),
+        "Assignments of a layer's experts.",
+    ),
+    Metric(
+        "expertmesh_layer_balancedness",
+        _G,
+        "1",
+        ("layer",),
+        "Mean over largest load of the shards in a layer, each divided by its shard's speed, in "
+        "the last window with traffic; 1 is even.",
+    ),
+    Metric(
+        "expertmesh_layer_expert_peak",
+        _G,
+        "1",
+        ("layer",),
+        "Load of a layer's hottest expert over the layer's mean, in the last window with traffic.",
+    ),
+    Metric(
+        "expertmesh_balancedness",
+        _G,
+        "1",
+        (),
+        "Balancedness over all layers, weighed by their load.",
+    ),
+    Metric(
+        "expertmesh_hot_expert_layer", _G, "1", ("rank",), "Layer of the hottest experts, by rank."
+    ),
+    Metric(
+        "expertmesh_hot_expert_number",
+        _G,
+        "1",
+        ("rank",),
+        "Number in its layer of the hottest experts, by rank.",
+    ),
+    Metric(
+        "expertmesh_hot_expert_share",
+        _G,
+        "1",
+        ("rank",),
+        "Part of its layer's load that the hottest experts got, by rank.",
+    ),
+    Metric(
+        "expertmesh_experts_replicas",
+        _G,
+        "1",
+        ("copies",),
+        "Experts of all layers with 0, 1, 2, 3, or 4 and more copies.",
+    ),
+)
+"""From the controller, shards and engines, as the gateway last saw them."""
+
+METRICS = (*GATEWAY, *MESH)
+BY_NAME = {metric.name: metric for metric in METRICS}

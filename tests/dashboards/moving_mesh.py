@@ -1,0 +1,138 @@
+"""A mesh of any size whose load moves, behind the real gateway application on a real socket."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import uvicorn
+
+from orchestrator.config.telemetry import TelemetryConfig
+from orchestrator.expert_load import ExpertLoad, sum_load
+from orchestrator.gateway.app import build_app
+from orchestrator.gateway.auth import digest
+from orchestrator.gateway.config import GatewayConfig
+from orchestrator.gateway.mesh import MeshLostError
+from orchestrator.status import ComponentKind, ComponentState, ComponentStatus, MeshStatus
+from tests.orchestrator.gateway.fakes import FakeEngine, FakeMesh
+from tests.orchestrator.gateway.ray_fakes import free_port
+
+VENDORS = ("nvidia", "ascend", "cambricon", "cpu")
+ENGINE_PAGE = """\
+vllm:num_requests_running{{engine="0",model_name="tiny"}} {running}
+vllm:num_requests_waiting{{engine="0",model_name="tiny"}} 2.0
+vllm:kv_cache_usage_perc{{engine="0",model_name="tiny"}} 0.375
+# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{{engine="0",model_name="tiny"}} {tokens}
+"""
+
+
+@dataclass
+class MovingMesh(FakeMesh):
+    """Experts in turn over the shards; each look adds a window of skewed load."""
+
+    num_layers: int = 8
+    num_experts: int = 32
+    num_shards: int = 4
+    idle: bool = False
+    epoch: int = 1
+    dead: set[str] = field(default_factory=set)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        shape = (self.num_layers, self.num_experts)
+        self.popularity = rng.pareto(1.3, shape) + 0.1
+        self.home = np.tile(np.arange(self.num_experts) % self.num_shards, (self.num_layers, 1))
+        self.counts = np.zeros(shape, np.int64)
+        self.rng = rng
+        self.started_s = time.monotonic()
+
+    def shard_id(self, number: int) -> str:
+        vendor = VENDORS[number % len(VENDORS)]
+        return f"{vendor}-{number // len(VENDORS)}"
+
+    async def status(self) -> MeshStatus:
+        if self.silent:
+            raise MeshLostError("no answer")
+        shards = [self._shard(n) for n in range(self.num_shards)]
+        engine = ComponentStatus(
+            id="engine-0",
+            kind=ComponentKind.ENGINE,
+            node="head",
+            pid=4711,
+            state=ComponentState.READY,
+            memory_bytes=1 << 30,
+        )
+        return MeshStatus(
+            mesh="test",
+            model="tiny",
+            ready=not self.dead,
+            reason="all experts are placed",
+            epoch=self.epoch,
+            router_mode="embedded",
+            components=[*shards, engine],
+        )
+
+    def _shard(self, number: int) -> ComponentStatus:
+        id = self.shard_id(number)
+        dead = id in self.dead
+        return ComponentStatus(
+            id=id,
+            kind=ComponentKind.SHARD,
+            pool=VENDORS[number % len(VENDORS)],
+            emulated=number % len(VENDORS) != 3,
+            node=f"node-{number % 3}",
+            pid=1000 + number,
+            state=ComponentState.DEAD if dead else ComponentState.READY,
+            detail="its process was killed by SIGKILL" if dead else "kernel <b>bf16</b>",
+            memory_bytes=(number + 1) << 26,
+            slots=int((self.home == number).sum()),
+            speed=1.0 + number % 2,
+            calls=100,
+            failed_calls=0,
+            busy_s=12.5,
+        )
+
+    async def expert_load(self) -> ExpertLoad:
+        if self.silent:
+            raise MeshLostError("no answer")
+        if not self.idle:
+            self.counts = self.counts + self.rng.poisson(self.popularity * 30)
+            elapsed_s = time.monotonic() - self.started_s
+            self.fakes["engine-0"].metrics_page = ENGINE_PAGE.format(
+                running=round(6 + 3 * np.sin(elapsed_s)), tokens=1000 + 240 * elapsed_s
+            )
+        by_shard = {
+            self.shard_id(n): np.where(self.home == n, self.counts, 0)
+            for n in range(self.num_shards)
+        }
+        return sum_load("tiny", tuple(range(self.num_layers)), by_shard, self.num_experts)
+
+
+def moving_mesh(**options: object) -> MovingMesh:
+    page = ENGINE_PAGE.format(running=6, tokens=1000)
+    return MovingMesh({"engine-0": FakeEngine(metrics_page=page)}, **options)
+
+
+@contextmanager
+def served(mesh: FakeMesh, keys: tuple[str, ...] = (), interval_s: float = 0.25) -> Iterator[str]:
+    """Address of a gateway in front of `mesh`, for as long as the block runs."""
+    telemetry = TelemetryConfig(interval_s=interval_s)
+    config = GatewayConfig(mesh="test", model_name="tiny", telemetry=telemetry)
+    app = build_app(config, mesh, frozenset(map(digest, keys)))
+    port = free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)

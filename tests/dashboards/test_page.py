@@ -1,0 +1,165 @@
+"""The built-in page in a real browser, in front of the real gateway application."""
+
+import re
+
+import numpy as np
+import pytest
+
+from orchestrator.telemetry.matrix import encode
+from tests.dashboards.moving_mesh import moving_mesh, served
+
+pytestmark = pytest.mark.long
+
+
+def text(page, selector):
+    return page.text_content(selector) or ""
+
+
+def wait_for_load(page):
+    page.wait_for_function("document.querySelector('#heat-empty').hidden")
+    page.wait_for_selector("#c-load .plot-container")
+
+
+def test_it_shows_the_mesh_and_keeps_up(open_page):
+    mesh = moving_mesh()
+    with served(mesh) as url:
+        page = open_page(url)
+        wait_for_load(page)
+        assert page.url.endswith("/ui")
+        assert (text(page, "#ready"), text(page, "#live")) == ("ready", "live")
+        assert page.locator("#shards .item").count() == 4
+        assert page.locator("#shards .tag").count() == 3  # emulated ones say so
+        assert 0 < float(text(page, "#t-balance")) < 1
+        mesh.dead, mesh.epoch = {"cpu-0"}, 2
+        page.wait_for_function("document.querySelector('#t-epoch').textContent === '2'")
+        assert text(page, "#ready") == "not ready"
+        assert "killed by SIGKILL" in text(page, "#events")
+        page.wait_for_selector("#shards .dot.dead")
+
+
+def test_an_expert_is_found_by_pointer_and_by_keys(open_page):
+    with served(moving_mesh()) as url:
+        page = open_page(url)
+        wait_for_load(page)
+        page.hover("#heat", position={"x": 5, "y": 5})
+        page.wait_for_selector("#tip:visible")
+        assert text(page, "#tip").startswith("Layer 0 · expert 0")
+        page.focus("#heat")
+        for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight", "ArrowRight"):
+            page.keyboard.press(key)
+        assert re.match(r"Layer 1, expert 3: [\d.,]+( k)? assignments", text(page, "#cell"))
+
+
+def test_dragging_zooms_and_escape_shows_all(open_page):
+    with served(moving_mesh()) as url:
+        page = open_page(url)
+        wait_for_load(page)
+        box = page.locator("#heat").bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + 20, steps=4)
+        page.mouse.up()
+        page.mouse.move(box["x"] + 2, box["y"] + 20)
+        page.wait_for_function("document.querySelector('#tip').textContent.includes('expert 16')")
+        page.focus("#heat")
+        page.keyboard.press("Escape")
+        page.mouse.move(box["x"] + 3, box["y"] + 20)
+        page.wait_for_function("/expert 0\\n/.test(document.querySelector('#tip').textContent)")
+
+
+def test_keys_are_asked_for_and_sent(open_page):
+    with served(moving_mesh(), keys=("secret",)) as url:
+        page = open_page(url)
+        page.wait_for_selector("#key-form:visible")
+        page.fill("#key", "wrong")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#key-wrong:visible")
+        page.fill("#key", "secret")
+        page.keyboard.press("Enter")
+        wait_for_load(page)
+        assert page.is_hidden("#key-form")
+        # What the browser itself says of a 401 is no fault of the page.
+        open_page.complaints[:] = [c for c in open_page.complaints if "401" not in c]
+
+
+def test_an_idle_mesh_and_a_lost_controller_say_so(open_page):
+    mesh = moving_mesh(idle=True)
+    with served(mesh) as url:
+        page = open_page(url)
+        page.wait_for_function("document.querySelector('#ready').textContent === 'ready'")
+        assert text(page, "#heat-empty") == "Waiting for the first tokens"
+        assert text(page, "#t-balance") == "–"
+        mesh.silent = True
+        page.wait_for_selector("#stale:visible")
+        assert "The controller does not answer" in text(page, "#stale")
+        assert text(page, "#live").endswith("old")
+        assert page.locator("#shards .item").count() == 4
+        mesh.silent = False
+        page.wait_for_selector("#stale", state="hidden")
+
+
+def test_text_from_the_mesh_is_text(open_page):
+    mesh = moving_mesh()
+    mesh.reason = "<img src=x onerror=alert(1)>"
+    with served(mesh) as url:
+        page = open_page(url)
+        wait_for_load(page)
+        assert text(page, "#foot") == mesh.reason
+        assert page.locator("main img").count() == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"color_scheme": "light"},
+        {"color_scheme": "dark"},
+        {"viewport": {"width": 390, "height": 844}},
+    ],
+    ids=["light", "dark", "phone"],
+)
+def test_it_can_be_read_by_everybody(open_page, options):
+    from axe_playwright_python.sync_playwright import Axe
+
+    with served(moving_mesh()) as url:
+        page = open_page(url, bypass_csp=True, **options)
+        wait_for_load(page)
+        found = Axe().run(page).response["violations"]
+        serious = [
+            (v["id"], [n["html"] for n in v["nodes"]][:3])
+            for v in found
+            if v["impact"] in {"serious", "critical"}
+        ]
+        assert serious == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        theme = page.evaluate("document.documentElement.dataset.theme")
+        assert theme == options.get("color_scheme", "light")
+
+
+def test_the_largest_model_on_256_shards_stays_quick(open_page):
+    mesh = moving_mesh(num_layers=61, num_experts=384, num_shards=256)
+    with served(mesh, interval_s=1.5) as url:
+        page = open_page(url)
+        wait_for_load(page)
+        page.wait_for_function("performance.getEntriesByName('update').length >= 5")
+        times = page.evaluate("performance.getEntriesByName('update').map(e => e.duration)")
+        paint_ms = page.evaluate(
+            "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+        )
+        print(f"first paint {paint_ms:.0f} ms, updates {[round(t) for t in times]} ms")
+        assert np.median(times[1:]) < 200  # 50 on an idle machine
+
+
+def test_the_decoder_reads_what_python_wrote(open_page):
+    rng = np.random.default_rng(5)
+    values = np.concatenate([rng.integers(0, top, (3, 5)) for top in (2, 300, 2**40, 2**52)])
+    with served(moving_mesh()) as url:
+        page = open_page(url)
+        got = page.evaluate(
+            """async (bytes) => {
+                const { decodeMatrix } = await import('/ui/matrix.js');
+                const m = decodeMatrix(new Uint8Array(bytes).buffer);
+                return [m.rows, m.columns, m.sequence, m.base, [...m.values]];
+            }""",
+            list(encode(values, 7, 3)),
+        )
+        assert got == [12, 5, 7, 3, values.ravel().tolist()]

@@ -1,0 +1,178 @@
+"""The gateway's looks at a mesh, and what it shows of them."""
+
+import asyncio
+import json
+import re
+import time
+
+import numpy as np
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families as plain_text
+
+from orchestrator.config.telemetry import TelemetryConfig
+from orchestrator.gateway.app import build_app
+from orchestrator.gateway.config import GatewayConfig
+from orchestrator.gateway.mesh import MeshLostError
+from orchestrator.telemetry.matrix import decode
+from orchestrator.telemetry.observer import NoSuchShard, Observer
+from orchestrator.telemetry.table import BY_NAME, METRICS, Kind
+from tests.dashboards.moving_mesh import moving_mesh
+from tests.orchestrator.gateway.fakes import call
+
+CONFIG = TelemetryConfig()
+
+
+def observer_of(mesh, clock=time.monotonic):
+    async def pages():
+        return {id: engine.metrics_page for id, engine in mesh.fakes.items()}
+
+    return Observer(CONFIG, mesh, pages, lambda: 0, clock)
+
+
+def looked(mesh, looks=2):
+    observer = observer_of(mesh)
+
+    async def main():
+        for _ in range(looks):
+            await observer.look()
+
+    asyncio.run(main())
+    return observer
+
+
+def test_every_metric_that_is_shown_is_in_the_table_and_every_other_way_round():
+    async def main():
+        mesh = moving_mesh()
+        app = build_app(GatewayConfig(mesh="test", model_name="tiny"), mesh, frozenset())
+        async with app.router.lifespan_context(app):
+            await call(app, "POST", "/v1/completions")
+            await asyncio.sleep(0.1)
+            return (await call(app, "GET", "/metrics")).body.decode()
+
+    page = asyncio.run(main())
+    shown = {f.name: f for f in plain_text(page) if f.name.startswith("expertmesh_")}
+    created = {name for name in shown if name.endswith("_created")}
+    named = {m.name.removesuffix("_total"): m for m in METRICS}
+    # Nobody told the copies of experts, and one look makes no window.
+    windows = {n for n in named if re.search("balancedness|peak|hot_expert|replicas", n)}
+    assert shown.keys() - created <= named.keys()
+    assert named.keys() - shown.keys() == windows
+    for name, family in shown.items():
+        if name in named:
+            assert (family.type, family.documentation) == (named[name].kind, named[name].help)
+
+
+def test_a_window_of_load_shows_balance_and_hot_experts():
+    observer = looked(moving_mesh())
+    families = {f.name: f for f in observer.families(0.0)}
+    balance = families["expertmesh_layer_balancedness"].samples
+    assert len(balance) == 8
+    assert all(0 < sample.value < 1 for sample in balance)
+    ranks = [s.labels["rank"] for s in families["expertmesh_hot_expert_share"].samples]
+    assert ranks == [str(rank) for rank in range(1, CONFIG.hot_experts + 1)]
+
+
+def test_series_are_bounded_and_a_scrape_is_quick_at_the_largest_size():
+    observer = looked(moving_mesh(num_layers=61, num_experts=384, num_shards=256))
+    began_s = time.perf_counter()
+    families = observer.families(0.0)
+    assert sum(len(f.samples) for f in families) <= 2000
+    assert time.perf_counter() - began_s < 1.0  # the benchmark measures it; this finds a blunder
+
+
+def test_both_formats_can_be_read():
+    async def main(accept):
+        app = build_app(GatewayConfig(mesh="test", model_name="tiny"), moving_mesh(), frozenset())
+        async with app.router.lifespan_context(app):
+            await asyncio.sleep(0.1)
+            return await call(app, "GET", "/metrics", headers={"accept": accept})
+
+    answer = asyncio.run(main("application/openmetrics-text;version=1.0.0"))
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    names = {family.name for family in open_metrics(answer.body.decode())}
+    assert {"expertmesh_shard_assignments", "expertmesh_epoch", "vllm:generation_tokens"} <= names
+    assert asyncio.run(main("")).headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+def test_the_last_look_stays_and_ages_while_the_controller_is_away():
+    now = [100.0]
+    mesh = moving_mesh()
+    observer = observer_of(mesh, lambda: now[0])
+
+    async def main():
+        await observer.look()
+        mesh.silent, now[0] = True, 130.0
+        with pytest.raises(MeshLostError):
+            await observer.look()
+
+    asyncio.run(main())
+    families = {f.name: f for f in observer.families(30.0)}
+    assert families["expertmesh_snapshot_age_seconds"].samples[0].value == 30.0
+    assert families["expertmesh_shard_assignments"].samples
+
+
+def test_matrices_are_totals_then_differences():
+    mesh = moving_mesh()
+    observer = looked(mesh, 1)
+    totals, first, base = decode(observer.matrix(0, None))
+    assert base == 0
+    asyncio.run(observer.look())
+    added, second, base = decode(observer.matrix(first, None))
+    assert (base, second) == (first, first + 1)
+    assert (totals + added == mesh.counts).all()
+    assert decode(observer.matrix(12345, None))[2] == 0  # somebody else's number
+    own, *_ = decode(observer.matrix(0, "cpu-0"))
+    assert (own == np.where(mesh.home == 3, mesh.counts, 0)).all()
+    with pytest.raises(NoSuchShard):
+        observer.matrix(0, "nobody")
+
+
+def test_what_happens_to_components_is_told_once():
+    mesh = moving_mesh()
+    observer = looked(mesh, 2)
+    mesh.dead, mesh.epoch = {"cpu-0"}, 2
+    asyncio.run(observer.look())
+    asyncio.run(observer.look())
+    told = [(h.subject, h.level, h.text) for h in observer.happenings][1:]
+    assert told == [
+        ("mesh", "bad", "not ready: all experts are placed"),
+        ("mesh", "info", "plan epoch 1 → 2"),
+        ("cpu-0", "bad", "shard ready → dead: its process was killed by SIGKILL"),
+    ]
+
+
+def test_before_the_first_look_nothing_is_claimed():
+    app = build_app(GatewayConfig(mesh="test", model_name="tiny"), moving_mesh(), frozenset())
+    before = json.loads(asyncio.run(call(app, "GET", "/api/v1/telemetry")).body)
+    assert "status" not in before
+    assert before["points"] == []
+
+
+def test_kinds_and_names_of_the_table_agree():
+    for metric in BY_NAME.values():
+        assert (metric.kind is Kind.COUNTER) == metric.name.endswith("_total"), metric.name
+        assert metric.help.endswith("."), metric.name
+        assert not {"expert", "request", "request_id"} & set(metric.labels), metric.name
+    assert len(BY_NAME) == len(METRICS)
+
+
+def test_the_stream_gives_a_slow_reader_the_newest_look_and_keeps_no_queue():
+    mesh = moving_mesh()
+    observer = observer_of(mesh)
+
+    async def main():
+        seen = []
+        running = asyncio.create_task(observer.run())
+        async for _ in observer.followed():
+            seen.append(observer.snapshot.number if observer.snapshot else 0)
+            await asyncio.sleep(0.12)  # several looks go by
+            if len(seen) == 4:
+                break
+        running.cancel()
+        return seen
+
+    observer._config = TelemetryConfig(interval_s=0.02)
+    seen = asyncio.run(main())
+    assert seen == sorted(seen)
+    assert seen[3] - seen[1] >= 4
