@@ -138,7 +138,8 @@ async function updateMatrix() {
     takeIn(got);
     showMatrix(matrix.rows, matrix.columns, $("heat-what").value === "minute" ? lastMinute() : matrix.values);
   } catch (error) {
-    if (!(error instanceof Unauthorized)) console.warn(error);
+    // A gateway that is away (fetch's TypeError) is shown by the banner.
+    if (!(error instanceof Unauthorized || error instanceof TypeError)) console.warn(error);
   } finally {
     fetching = false;
   }

@@ -70,7 +70,7 @@ class MovingMesh(FakeMesh):
             mesh="test",
             model="tiny",
             ready=not self.dead,
-            reason="all experts are placed",
+            reason=self.reason,
             epoch=self.epoch,
             router_mode="embedded",
             components=[*shards, engine],
