@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 
-from actors.experts.spec import Activation, ExpertSpec, WeightFormat
+from actors.experts.formats.base import NumberFormat
+from actors.experts.formats.table import FORMATS
+from actors.experts.spec import Activation, ExpertSpec
+from actors.kernels import torch_grouped, vllm_cuda_fused
 from actors.kernels.accelerator import AcceleratorFeatures, detect_accelerator_features
 from actors.kernels.base import ExpertOperator
 from actors.kernels.calibration import random_expert
-from actors.kernels.choose import (
-    AcceleratorKernel,
-    choose_accelerator_kernel,
-    choose_operator,
-)
+from actors.kernels.choose import choose_operator
 from actors.kernels.slot_kernel import SlotKernel
-from actors.kernels.torch_grouped import TorchGrouped, supports_grouped
+from actors.kernels.target import DeviceKind, find_target
+from actors.kernels.torch_grouped import TorchGrouped
 from actors.kernels.torch_portable import TorchPortable
 from benchmarks.harness.report import Report, Target, run_benchmark
 
@@ -46,9 +46,9 @@ def measure(arguments: argparse.Namespace) -> Report:
     features = detect_accelerator_features(accelerator)
     runs, targets = [], []
     for name, size in (QUICK_SIZES if arguments.quick else SIZES).items():
-        for weight_format in WeightFormat:
+        for weight_format in FORMATS:
             spec = spec_of(*size, weight_format)
-            case = f"{name} {weight_format.value}"
+            case = f"{name} {weight_format.name}"
             times = measure_kernels(spec, accelerator, features)
             runs += [{"experts": case} | run for found in times.values() for run in found]
             targets += target_of(case, times, type(choose_operator(spec, accelerator)).__name__)
@@ -82,7 +82,7 @@ def target_of(case: str, times: dict[str, list[dict[str, Any]]], chosen: str) ->
     return [Target(f"{case}: {chosen} / the best other kernel", ratio, GOAL, "max", "x")]
 
 
-def spec_of(held: int, hidden: int, intermediate: int, weight_format: WeightFormat) -> ExpertSpec:
+def spec_of(held: int, hidden: int, intermediate: int, weight_format: NumberFormat) -> ExpertSpec:
     return ExpertSpec(
         architecture="random experts",
         model_path=Path(),
@@ -101,9 +101,12 @@ def operators(
 ) -> Iterator[ExpertOperator]:
     """Every one that computes `spec` on `device`."""
     yield TorchPortable(spec, device)
-    if features.capability is not None and supports_grouped(spec):
+    target = find_target(device, features)
+    if target.kind is not DeviceKind.NVIDIA:
+        return
+    if torch_grouped.supports(spec) and spec.weight_format in torch_grouped.FORMATS:
         yield TorchGrouped(spec, device)
-    if choose_accelerator_kernel(spec, features)[0] is AcceleratorKernel.VLLM_FUSED:
+    if vllm_cuda_fused.why_not(spec, target) is None:
         yield choose_operator(spec, device, features)
 
 

@@ -23,7 +23,8 @@ from actors.dispatch.dispatcher import Dispatcher
 from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
 from actors.dispatch.view_source import Follower
 from actors.experts.checkpoint import ExpertTensors
-from actors.experts.spec import Activation, ExpertSpec, WeightFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.spec import Activation, ExpertSpec
 from actors.kernels.choose import choose_operator
 from actors.kernels.slot_kernel import SlotKernel
 from actors.process import limit_threads
@@ -48,7 +49,7 @@ _SPEC = ExpertSpec(
     top_k=TOP_K,
     hidden_size=HIDDEN,
     intermediate_size=INTERMEDIATE,
-    weight_format=WeightFormat.BF16,
+    weight_format=BF16,
     activation=Activation(),
 )
 

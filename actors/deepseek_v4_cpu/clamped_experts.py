@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from actors.experts.spec import WeightFormat
+from actors.experts.formats.mxfp4 import MXFP4
 from actors.kernels.vllm_cpu_fused import MAX_EXPONENT, METHODS, SCALE_BITS, interleave
 
 SCALE = 2.0**SCALE_BITS
@@ -53,7 +53,7 @@ def ignores_limit(module: Any) -> bool:
     pack, pack_scale = torch.ops._C.convert_weight_packed, torch.ops._C.convert_scale_packed
     held = pack(w13), pack(w2)
     scales = pack_scale(one), pack_scale(one[:, :PROBE].contiguous())
-    method = METHODS[WeightFormat.MXFP4]
+    method = METHODS[MXFP4.name]
     results = []
     for limit in (None, 1.0):
         out = torch.empty_like(rows)
@@ -99,7 +99,7 @@ def run_clamped(run: Callable[..., Any]) -> Callable[..., Any]:
     def clamped(*arguments: Any) -> Any:
         given = list(arguments)
         if (
-            int(given[METHOD]) == METHODS[WeightFormat.MXFP4]
+            int(given[METHOD]) == METHODS[MXFP4.name]
             and given[ALPHA] is None
             and given[LIMIT] is not None
         ):

@@ -17,12 +17,13 @@ import torch
 
 from actors.experts.check import check_source
 from actors.experts.families import find_layout
+from actors.experts.formats.base import Kind
 from actors.experts.headers import read_tensor_index
-from actors.experts.layouts import Kind, Part, Source
+from actors.experts.layouts import Part, Source
 from actors.experts.refusal import ModelRefused
-from actors.experts.spec import ExpertSpec, WeightFormat
+from actors.experts.spec import ExpertSpec
 
-# safetensors' names of the dtypes experts are stored in, see `actors.experts.layouts`.
+# safetensors' names of the dtypes experts are stored in, see `actors.experts.formats`.
 DTYPES = {
     "BF16": torch.bfloat16,
     "F32": torch.float32,
@@ -42,6 +43,7 @@ class ExpertTensors:
            w2 [H, I] e4m3, w2_scale fp32 [ceil(H/128), ceil(I/128)].
     mxfp4: w13 [2I, H/2] uint8, two e2m1 per byte, even column in the low nibble;
            w13_scale [2I, H/32] uint8 (e8m0: 2 ** (byte - 127)); w2 [H, I/2], w2_scale [H, I/32].
+    int8:  w13 [2I, H] int8, w13_scale fp32 [2I, 1]; w2 [H, I], w2_scale [H, 1].
     Biases: w13_bias [2I] bf16, w2_bias [H] bf16, or None.
     """
 
@@ -162,16 +164,11 @@ class ExpertReader:
         return file.read(source.name, info.dtype, info.shape, source.expert)
 
     def _canonical(self, source: Source, tensor: torch.Tensor) -> torch.Tensor:
-        weight_format = self._spec.weight_format
         if source.kind is Kind.WEIGHT and self._layout.transposed:
             tensor = tensor.T
-        if source.kind is not Kind.BIAS and weight_format is WeightFormat.MXFP4:
-            tensor = tensor.view(torch.uint8)
-            if source.kind is Kind.WEIGHT:
-                tensor = tensor.flatten(1)
-        if source.kind is Kind.SCALE and weight_format is WeightFormat.FP8_BLOCK128:
-            tensor = tensor.float()
-        return tensor
+        if source.kind is Kind.BIAS:
+            return tensor
+        return self._spec.weight_format.canonical(source.kind, tensor)
 
     def _gate_up(self, read: dict[tuple[Part, Kind], torch.Tensor], kind: Kind) -> torch.Tensor:
         fused = read.get((Part.GATE_UP, kind))

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.experts.formats.base import NumberFormat
+from actors.experts.formats.table import FormatRefused, choose_format
 from actors.experts.headers import TensorIndex, read_json, read_tensor_index
 from actors.experts.layouts import Layout, Part
 from actors.experts.refusal import ModelRefused
-from actors.experts.spec import Activation, ExpertSpec, GateActivation, WeightFormat
+from actors.experts.spec import Activation, ExpertSpec, GateActivation
 
 Config = Mapping[str, Any]
 
@@ -146,16 +148,6 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 
-FORMAT_OF_DTYPE = {
-    "BF16": WeightFormat.BF16,
-    "F8_E4M3": WeightFormat.FP8_BLOCK128,
-    "I8": WeightFormat.MXFP4,
-    "U8": WeightFormat.MXFP4,
-}
-
-# Ways to quantise that keep the tensors we read; anything else renames or repacks them.
-QUANT_METHODS = (None, "fp8", "mxfp4")
-
 # config.json entries that name a routed expert count in some family, to tell dense from unknown.
 EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -171,7 +163,6 @@ def read_expert_spec(model_path: Path) -> ExpertSpec:
     num_experts = _positive(model_path, config, family.experts_keys)
     if not layers:
         raise ModelRefused(_dense(model_path, architecture))
-    _check_quantization(model_path, config)
     index = read_tensor_index(model_path)
     layout = find_layout(architecture, layers[0], index)
     return ExpertSpec(
@@ -182,7 +173,7 @@ def read_expert_spec(model_path: Path) -> ExpertSpec:
         top_k=_positive(model_path, config, family.top_k_keys),
         hidden_size=_positive(model_path, config, ("hidden_size",)),
         intermediate_size=_positive(model_path, config, family.intermediate_keys),
-        weight_format=_weight_format(index, layout.probe(layers[0])),
+        weight_format=_weight_format(model_path, config, index, layout.probe(layers[0])),
         activation=family.activation(config),
         has_bias=family.has_bias,
     )
@@ -228,27 +219,10 @@ def _positive(model_path: Path, config: Config, keys: tuple[str, ...]) -> int:
     return value
 
 
-def _check_quantization(model_path: Path, config: Config) -> None:
-    quantization = config.get("quantization_config") or {}
-    method = quantization.get("quant_method")
-    if method not in QUANT_METHODS:
-        raise ModelRefused(
-            f"{model_path}: quantization {method} is not supported; "
-            "supported are bf16, fp8 in 128x128 blocks and mxfp4"
-        )
-    block = quantization.get("weight_block_size")
-    if method == "fp8" and block != [128, 128]:
-        raise ModelRefused(
-            f"{model_path}: fp8 with weight_block_size {block} is not supported; "
-            "it must be [128, 128]"
-        )
-
-
-def _weight_format(index: TensorIndex, name: str) -> WeightFormat:
+def _weight_format(model_path: Path, config: Config, index: TensorIndex, name: str) -> NumberFormat:
+    quantisation = config.get("quantization_config") or {}
     found = index.find(name)
-    if found.dtype not in FORMAT_OF_DTYPE:
-        raise ModelRefused(
-            f"{name} in {found.file} has dtype {found.dtype}; "
-            "supported are BF16, F8_E4M3 (fp8) and I8 or U8 (mxfp4)"
-        )
-    return FORMAT_OF_DTYPE[found.dtype]
+    try:
+        return choose_format(quantisation, found.dtype)
+    except FormatRefused as refused:
+        raise ModelRefused(f"{model_path}: {refused} ({name} in {found.file.name})") from None

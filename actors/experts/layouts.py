@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from actors.experts.spec import ExpertSpec, WeightFormat
-
-FP8_BLOCK = 128
-MXFP4_BLOCK = 32
+from actors.experts.formats.base import Kind
+from actors.experts.spec import ExpertSpec
 
 
 class Part(Enum):
@@ -22,14 +20,6 @@ class Part(Enum):
     UP = "up"
     GATE_UP = "gate_up"
     DOWN = "down"
-
-
-class Kind(Enum):
-    """What a tensor is to its projection."""
-
-    WEIGHT = "weight"
-    SCALE = "scale"
-    BIAS = "bias"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +37,6 @@ class Source:
     expert: int | None
     shape: tuple[int, ...]
     dtypes: tuple[str, ...]
-
-
-WEIGHT_DTYPES = {
-    WeightFormat.BF16: ("BF16",),
-    WeightFormat.FP8_BLOCK128: ("F8_E4M3",),
-    WeightFormat.MXFP4: ("I8", "U8"),
-}
-SCALE_DTYPES = {
-    WeightFormat.FP8_BLOCK128: ("F32", "BF16", "F8_E8M0"),
-    WeightFormat.MXFP4: ("F8_E8M0", "U8"),
-}
-
-
-def divide_up(value: int, block: int) -> int:
-    return -(-value // block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +86,14 @@ class Layout:
     ) -> Iterator[tuple[Kind, str, tuple[int, ...], tuple[str, ...]]]:
         """(kind, name suffix, shape of one expert, dtypes) of a [rows, columns] projection."""
         weight_format = spec.weight_format
-        weight_dtypes = WEIGHT_DTYPES[weight_format]
-        match weight_format:
-            case WeightFormat.BF16:
-                shape: tuple[int, ...] = (columns, rows) if self.transposed else (rows, columns)
-                yield Kind.WEIGHT, self.weight_suffix, shape, weight_dtypes
-            case WeightFormat.FP8_BLOCK128:
-                blocks = (divide_up(rows, FP8_BLOCK), divide_up(columns, FP8_BLOCK))
-                yield Kind.WEIGHT, self.weight_suffix, (rows, columns), weight_dtypes
-                yield Kind.SCALE, self.scale_suffix, blocks, SCALE_DTYPES[weight_format]
-            case WeightFormat.MXFP4:
-                groups = divide_up(columns, MXFP4_BLOCK)
-                packed = (
-                    (rows, groups, MXFP4_BLOCK // 2) if self.block_layout else (rows, columns // 2)
-                )
-                yield Kind.WEIGHT, self.weight_suffix, packed, weight_dtypes
-                yield Kind.SCALE, self.scale_suffix, (rows, groups), SCALE_DTYPES[weight_format]
+        suffixes = {
+            Kind.WEIGHT: self.weight_suffix,
+            Kind.SCALE: weight_format.scale_suffix or self.scale_suffix,
+        }
+        for one in weight_format.stored(
+            rows, columns, transposed=self.transposed, block_layout=self.block_layout
+        ):
+            yield one.kind, suffixes[one.kind], one.shape, one.dtypes
         if spec.has_bias:
             yield Kind.BIAS, self.bias_suffix, (rows,), ("BF16",)
 

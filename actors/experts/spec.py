@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-
-class WeightFormat(Enum):
-    """How expert weights are stored, and how a shard keeps them."""
-
-    BF16 = "bf16"
-    FP8_BLOCK128 = "fp8"  # e4m3, one scale per 128x128 block
-    MXFP4 = "mxfp4"  # e2m1 pairs in a byte, one e8m0 scale per 32 columns
+from actors.experts.formats.base import NumberFormat
 
 
 class GateActivation(Enum):
@@ -53,19 +47,15 @@ class ExpertSpec:
     top_k: int
     hidden_size: int
     intermediate_size: int
-    weight_format: WeightFormat
+    weight_format: NumberFormat
     activation: Activation
     has_bias: bool = False
 
     @property
     def bytes_per_expert(self) -> int:
         """Bytes one (layer, expert) takes in a shard, in its native format with scales."""
-        values = 3 * self.hidden_size * self.intermediate_size
-        biases = (2 * self.intermediate_size + self.hidden_size) * 2 if self.has_bias else 0
-        match self.weight_format:
-            case WeightFormat.BF16:
-                return 2 * values + biases
-            case WeightFormat.FP8_BLOCK128:
-                return values + 4 * -(-values // (128 * 128)) + biases
-            case WeightFormat.MXFP4:
-                return values // 2 + values // 32 + biases
+        hidden, intermediate = self.hidden_size, self.intermediate_size
+        gate = self.weight_format.bytes_of(intermediate, hidden)
+        down = self.weight_format.bytes_of(hidden, intermediate)
+        biases = (2 * intermediate + hidden) * 2 if self.has_bias else 0
+        return 2 * gate + down + biases

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from actors.experts.checkpoint import ExpertTensors
-from actors.experts.spec import WeightFormat
+from actors.experts.formats.base import NumberFormat
 
 
 class ExpertsMissing(LookupError):
@@ -69,7 +69,7 @@ class ExpertOperator(Protocol):
         ...
 
     @property
-    def weight_format(self) -> WeightFormat:
+    def weight_format(self) -> NumberFormat:
         """What weights are kept in."""
         ...
 

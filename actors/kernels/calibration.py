@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from actors.experts.checkpoint import ExpertTensors
-from actors.experts.spec import ExpertSpec, WeightFormat
+from actors.experts.spec import ExpertSpec
 from actors.kernels.accelerator import AcceleratorFeatures
 from actors.kernels.base import ExpertKernel
 from actors.kernels.choose import choose_operator
@@ -103,8 +103,8 @@ def cost_of(timed: list[tuple[int, int, float]]) -> DeviceCost:
 def random_expert(spec: ExpertSpec) -> ExpertTensors:
     """Native tensors of no particular values, of the shapes and format of `spec`."""
     hidden, intermediate = spec.hidden_size, spec.intermediate_size
-    w13, w13_scale = _random_matrix(spec.weight_format, intermediate, hidden)
-    w2, w2_scale = _random_matrix(spec.weight_format, hidden, intermediate)
+    w13, w13_scale = spec.weight_format.sample(intermediate, hidden)
+    w2, w2_scale = spec.weight_format.sample(hidden, intermediate)
     return ExpertTensors(
         w13=torch.cat([w13, w13]),
         w2=w2,
@@ -113,17 +113,3 @@ def random_expert(spec: ExpertSpec) -> ExpertTensors:
         w13_bias=torch.zeros(2 * intermediate, dtype=torch.bfloat16) if spec.has_bias else None,
         w2_bias=torch.zeros(hidden, dtype=torch.bfloat16) if spec.has_bias else None,
     )
-
-
-def _random_matrix(
-    weight_format: WeightFormat, rows: int, columns: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    match weight_format:
-        case WeightFormat.BF16:
-            return torch.randn(rows, columns).bfloat16(), None
-        case WeightFormat.FP8_BLOCK128:
-            blocks = torch.full((-(-rows // 128), -(-columns // 128)), 0.01)
-            return torch.randn(rows, columns).to(torch.float8_e4m3fn), blocks
-        case WeightFormat.MXFP4:
-            packed = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8)
-            return packed, torch.full((rows, columns // 32), 120, dtype=torch.uint8)

@@ -1,54 +1,84 @@
 """Which kernel computes a model's experts on a device: decided here and nowhere else.
 
-On a CPU, in this order: vLLM's fused kernel (AVX512-BF16), its FP8 GEMM for clamped FP8, its
-grouped bf16 kernel (from AVX2 on; for bf16 it comes first where there is AMX, as in vLLM), which
-takes quantised experts as bf16. Whatever none of them computes exactly gets plain torch.
+For each kind of device `KERNELS` lists entries, best first. An entry is a module with an
+`ExpertOperator` and two functions: `why_not(spec, target)` says why it does not compute this model
+exactly on this device, or that another one is faster; `build` makes the operator. The first entry
+without a reason is taken. A vendor's kernel is one more module and one line in `KERNELS`.
 
-On an NVIDIA device: vLLM's fused CUDA kernel where a CUDA build of vLLM is installed and computes
-the model, then torch's grouped GEMM where the device has one (compute capability 9 and 10), else
-plain torch.
-
-Every other accelerator (npu, mlu, musa, and those that call themselves cuda) gets plain torch
-today: it asks for nothing but matrix products and copies, which every torch device has, while
-grouped GEMMs differ by vendor in name, layout and rounding, and none has been tried. A vendor's
-kernel is one more `ExpertOperator`, chosen in `choose_accelerator_kernel`.
+Accelerators other than NVIDIA's (npu, mlu, musa, and those that call themselves cuda) get plain
+torch today: it asks for nothing but matrix products and copies, which every torch device has, while
+grouped GEMMs differ by vendor in name, layout and rounding, and none has been tried.
 """
 
-import dataclasses
 import logging
-from enum import Enum
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from actors.experts.checkpoint import ExpertReader
-from actors.experts.spec import ExpertSpec, WeightFormat
-from actors.kernels.accelerator import AcceleratorFeatures, detect_accelerator_features
+from actors.experts.spec import ExpertSpec
+from actors.kernels import (
+    bf16_at_load,
+    torch_grouped,
+    torch_portable,
+    vllm_cpu_bf16,
+    vllm_cpu_fp8_clamped,
+    vllm_cpu_fused,
+    vllm_cuda_fused,
+)
+from actors.kernels.accelerator import AcceleratorFeatures
 from actors.kernels.base import ExpertOperator
-from actors.kernels.bf16_at_load import Bf16AtLoad
-from actors.kernels.native_ops import CpuFeatures, detect_cpu_features, load_cpu_ops
+from actors.kernels.native_ops import CpuFeatures
 from actors.kernels.slot_kernel import SlotKernel
-from actors.kernels.torch_grouped import TorchGrouped, supports_grouped
-from actors.kernels.torch_portable import TorchPortable
-from actors.kernels.vllm_cpu_bf16 import VllmCpuBf16, supports_bf16
-from actors.kernels.vllm_cpu_fp8_clamped import VllmCpuFp8Clamped, supports_clamped_fp8
-from actors.kernels.vllm_cpu_fused import VllmCpuFused, supports_fused
-from actors.kernels.vllm_cuda_fused import VllmCudaFused, supports_cuda_fused
+from actors.kernels.target import DeviceKind, Target, find_target
 
 logger = logging.getLogger(__name__)
 
-# Compute capabilities (major numbers) for which torch 2.13 has a grouped GEMM of one kernel.
-GROUPED_GEMM_MAJORS = (9, 10)
 
-# The least compute capability with bf16 and with FP8 tensor cores.
-LEAST_CAPABILITY = {WeightFormat.BF16: (8, 0), WeightFormat.FP8_BLOCK128: (8, 9)}
+class KernelEntry(Protocol):
+    """One kernel to choose from; a module.
+
+    NAME: for people. IS_FALLBACK: taking it is worth a warning that says why nothing better was.
+    """
+
+    NAME: str
+    IS_FALLBACK: bool
+
+    def why_not(self, spec: ExpertSpec, target: Target, /) -> str | None:
+        """Why this kernel is not to compute `spec` on `target`, in one phrase; None: it may."""
+        ...
+
+    def build(self, spec: ExpertSpec, target: Target, /) -> ExpertOperator:
+        """The operator, where `why_not` is None.
+
+        Raises:
+            ImportError: what the kernel is made of cannot be imported after all.
+        """
+        ...
 
 
-class AcceleratorKernel(Enum):
-    """What computes experts on a device other than the CPU."""
+KERNELS: dict[DeviceKind, tuple[KernelEntry, ...]] = {
+    DeviceKind.CPU: (
+        vllm_cpu_bf16,
+        vllm_cpu_fused,
+        vllm_cpu_fp8_clamped,
+        bf16_at_load,
+        torch_portable,
+    ),
+    DeviceKind.NVIDIA: (vllm_cuda_fused, torch_grouped, torch_portable),
+    DeviceKind.OTHER: (torch_portable,),
+}
+"""Best first; the last of each computes everything."""
 
-    VLLM_FUSED = "vLLM's fused CUDA kernel"
-    TORCH_GROUPED = "torch's grouped GEMM"
-    TORCH_PORTABLE = "plain torch"
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """operator: what computes; entry: where it comes from; reasons: why not those before it."""
+
+    operator: ExpertOperator
+    entry: KernelEntry
+    reasons: tuple[str, ...]
 
 
 def choose_kernel(
@@ -72,85 +102,24 @@ def choose_operator(
     features: CpuFeatures | AcceleratorFeatures | None = None,
 ) -> ExpertOperator:
     """What the kernel of `choose_kernel` computes with."""
-    if device.type == "cpu":
-        assert not isinstance(features, AcceleratorFeatures)
-        return _cpu_operator(spec, features or detect_cpu_features())
-    assert not isinstance(features, CpuFeatures)
-    return _accelerator_operator(spec, device, features or detect_accelerator_features(device))
+    target = find_target(device, features)
+    choice = choose(spec, target)
+    if choice.entry.IS_FALLBACK:
+        why = "; ".join(choice.reasons) or "there is no kernel for this vendor's devices yet"
+        logger.warning("%s: experts on %s: %s", target.name, choice.entry.NAME, why)
+    return choice.operator
 
 
-def choose_accelerator_kernel(
-    spec: ExpertSpec, features: AcceleratorFeatures
-) -> tuple[AcceleratorKernel, str]:
-    """(kernel, why not a faster one; "" where it is the first choice)."""
-    capability = features.capability
-    if capability is None:
-        return AcceleratorKernel.TORCH_PORTABLE, "there is no kernel for this vendor's devices yet"
-    if not features.cuda_vllm:
-        reason = "no CUDA build of vLLM is installed"
-    elif not supports_cuda_fused(spec):
-        reason = "vLLM's kernel does not compute this model's experts exactly"
-    elif capability < LEAST_CAPABILITY[spec.weight_format]:
-        reason = f"the device has no {spec.weight_format.value} tensor cores"
-    else:
-        return AcceleratorKernel.VLLM_FUSED, ""
-    if not supports_grouped(spec):
-        return AcceleratorKernel.TORCH_PORTABLE, f"{reason}, and torch's grouped GEMM cannot either"
-    if capability[0] not in GROUPED_GEMM_MAJORS:
-        return AcceleratorKernel.TORCH_PORTABLE, f"{reason}, and torch has no grouped GEMM for it"
-    return AcceleratorKernel.TORCH_GROUPED, reason
-
-
-def _accelerator_operator(
-    spec: ExpertSpec, device: torch.device, features: AcceleratorFeatures
-) -> ExpertOperator:
-    kernel, reason = choose_accelerator_kernel(spec, features)
-    if reason:
-        logger.warning("%s: experts on %s: %s", features.name, kernel.value, reason)
-    match kernel:
-        case AcceleratorKernel.VLLM_FUSED:
+def choose(spec: ExpertSpec, target: Target) -> Choice:
+    """The first entry of `KERNELS` that computes `spec` on `target`."""
+    reasons: list[str] = []
+    for entry in KERNELS[target.kind]:
+        reason = entry.why_not(spec, target)
+        if reason is None:
             try:
-                return VllmCudaFused(spec, device)
+                return Choice(entry.build(spec, target), entry, tuple(reasons))
             except ImportError as error:
-                logger.warning("the installed vLLM cannot be used: %s", error)
-            without = dataclasses.replace(features, cuda_vllm=False)
-            return _accelerator_operator(spec, device, without)
-        case AcceleratorKernel.TORCH_GROUPED:
-            return TorchGrouped(spec, device)
-        case AcceleratorKernel.TORCH_PORTABLE:
-            return TorchPortable(spec, device)
-
-
-def _cpu_operator(spec: ExpertSpec, features: CpuFeatures) -> ExpertOperator:
-    problem = load_cpu_ops(features)
-    if problem is not None:
-        logger.warning("%s: experts are computed in plain torch, which is slow", problem)
-        return TorchPortable(spec, torch.device("cpu"))
-    if features.avx512_bf16:
-        if _prefers_grouped(spec, features):
-            return VllmCpuBf16(spec, features)
-        if supports_fused(spec):
-            return VllmCpuFused(spec)
-        if supports_clamped_fp8(spec):
-            return VllmCpuFp8Clamped(spec)
-    if supports_bf16(spec):
-        return _grouped(spec, features)
-    logger.warning("no native kernel computes %s: plain torch does, slowly", spec.activation)
-    return TorchPortable(spec, torch.device("cpu"))
-
-
-def _prefers_grouped(spec: ExpertSpec, features: CpuFeatures) -> bool:
-    is_bf16 = spec.weight_format is WeightFormat.BF16
-    return is_bf16 and features.amx_tile and supports_bf16(spec)
-
-
-def _grouped(spec: ExpertSpec, features: CpuFeatures) -> ExpertOperator:
-    if spec.weight_format is WeightFormat.BF16:
-        return VllmCpuBf16(spec, features)
-    as_bf16 = dataclasses.replace(spec, weight_format=WeightFormat.BF16)
-    logger.warning(
-        "no %s kernel for this model on this CPU: experts become bf16, %.1f times the memory",
-        spec.weight_format.value,
-        as_bf16.bytes_per_expert / spec.bytes_per_expert,
-    )
-    return Bf16AtLoad(VllmCpuBf16(as_bf16, features), spec.weight_format)
+                reason = f"the installed vLLM cannot be used: {error}"
+        if reason not in reasons:
+            reasons.append(reason)
+    raise AssertionError(f"nothing computes {spec.architecture}: {reasons}")

@@ -1,12 +1,13 @@
 """Many experts' quantised weights to bf16 at once, into memory that is there already.
 
-Same bits as `dequantise`, in operators that accelerators run at memory speed: for each weight FP8
-moves 7 bytes and MXFP4 about 10. No step waits for the device.
+Same bits as their formats' `decode`, in operators that accelerators run at memory speed: for each
+weight FP8 moves 7 bytes and MXFP4 about 10. No step waits for the device.
 """
 
 import torch
 
-from actors.kernels.dequantise import FP8_BLOCK, MXFP4_BLOCK, e2m1_pairs, power_of_two
+from actors.experts.formats import fp8_block128, mxfp4
+from actors.experts.formats.mxfp4 import e2m1_pairs, power_of_two
 
 
 def dequantise_stack(
@@ -23,17 +24,17 @@ def dequantise_stack(
         return
     pairs = e2m1_pairs(weight.device, torch.bfloat16)
     torch.index_select(pairs, 0, weight.flatten().int(), out=out.view(torch.int32).view(-1))
-    out.view(*scale.shape, MXFP4_BLOCK).mul_(power_of_two(scale).unsqueeze(-1))
+    out.view(*scale.shape, mxfp4.BLOCK).mul_(power_of_two(scale).unsqueeze(-1))
 
 
 def _scale_blocks(matrices: torch.Tensor, scale: torch.Tensor) -> None:
     """matrices [n, rows, columns] bf16 times scale [n, rows / 128, columns / 128] fp32, in place
     and rounded once."""
     count, rows, columns = matrices.shape
-    of_row = scale.repeat_interleave(FP8_BLOCK, 1)[:, :rows]
-    blocks, rest = divmod(columns, FP8_BLOCK)
+    of_row = scale.repeat_interleave(fp8_block128.BLOCK, 1)[:, :rows]
+    blocks, rest = divmod(columns, fp8_block128.BLOCK)
     if blocks:
-        whole = matrices[..., : columns - rest].view(count, rows, blocks, FP8_BLOCK)
+        whole = matrices[..., : columns - rest].view(count, rows, blocks, fp8_block128.BLOCK)
         whole.mul_(of_row[..., :blocks].unsqueeze(-1))
     if rest:
         matrices[..., columns - rest :].mul_(of_row[..., blocks:])

@@ -26,9 +26,14 @@ from dataclasses import dataclass
 import torch
 
 from actors.experts.checkpoint import ExpertTensors
-from actors.experts.spec import ExpertSpec, WeightFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.mxfp4 import MXFP4
+from actors.experts.spec import ExpertSpec
+from actors.kernels.base import ExpertOperator
 from actors.kernels.dequantise_stack import dequantise_stack
 from actors.kernels.gated import gated_product
+from actors.kernels.target import Target
 
 SCRATCH_BYTES = 1 << 30
 ALIGNMENT = 8  # bf16 values in the 16 bytes that rows' and matrices' strides are multiples of
@@ -38,8 +43,31 @@ GroupedGemm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(x [A, K], weights [G, N, K], ends int32 [G]) -> [A, N]: rows up to ends[g] from the end of the
 group before times weights[g].T, all bf16. Rows from ends[-1] on are undefined."""
 
+GROUPED_GEMM_MAJORS = (9, 10)
+"""Compute capabilities (major numbers) for which torch 2.13 has a grouped GEMM of one kernel."""
 
-def supports_grouped(spec: ExpertSpec) -> bool:
+FORMATS = (BF16, FP8_BLOCK128, MXFP4)
+"""What is multiplied as it is or made bf16 by `dequantise_stack`."""
+
+NAME = "torch's grouped GEMM"
+IS_FALLBACK = True
+
+
+def why_not(spec: ExpertSpec, target: Target) -> str | None:
+    if spec.weight_format not in FORMATS:
+        return f"{NAME} is not written for {spec.weight_format.name}"
+    if not supports(spec):
+        return f"{NAME} does not take these sizes"
+    if target.capability[0] not in GROUPED_GEMM_MAJORS:
+        return "torch has no grouped GEMM for this device"
+    return None
+
+
+def build(spec: ExpertSpec, target: Target) -> ExpertOperator:
+    return TorchGrouped(spec, target.device)
+
+
+def supports(spec: ExpertSpec) -> bool:
     """Whether the grouped GEMM takes this model's sizes."""
     aligned = spec.hidden_size % ALIGNMENT == 0 and spec.intermediate_size % ALIGNMENT == 0
     return aligned and spec.num_experts <= MAX_GROUPS
@@ -62,7 +90,7 @@ class Groups:
 
 
 class TorchGrouped:
-    """See `ExpertOperator`. Only for specs that `supports_grouped`."""
+    """See `ExpertOperator`. Only for specs that `supports`."""
 
     def __init__(
         self,
@@ -99,7 +127,7 @@ class TorchGrouped:
         """slots: int32 [A], ascending."""
         every = torch.arange(num_slots, dtype=torch.int32, device=slots.device)
         ends = torch.searchsorted(slots, every, right=True, out_int32=True)
-        if self.weight_format is WeightFormat.BF16 or len(slots) >= num_slots:
+        if self.weight_format == BF16 or len(slots) >= num_slots:
             return Groups(ends, None)
         counts = torch.diff(ends, prepend=ends.new_zeros(1))
         used_first = torch.argsort(counts == 0, stable=True)[: len(slots)]
@@ -170,8 +198,8 @@ class TorchGrouped:
         return torch.where(inside.unsqueeze(1), back, outputs)
 
     def describe(self) -> str:
-        how = f"{self.weight_format.value} experts on torch's grouped GEMM on {self.device}"
-        made = "" if self.weight_format is WeightFormat.BF16 else ", made bf16 in every call"
+        how = f"{self.weight_format.name} experts on torch's grouped GEMM on {self.device}"
+        made = "" if self.weight_format == BF16 else ", made bf16 in every call"
         return how + made
 
 

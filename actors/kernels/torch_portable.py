@@ -13,8 +13,21 @@ import torch
 
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.spec import ExpertSpec
-from actors.kernels.dequantise import dequantise, dequantise_gate_up
+from actors.kernels.base import ExpertOperator
 from actors.kernels.grouped import run_grouped
+from actors.kernels.target import Target
+
+NAME = "plain torch"
+IS_FALLBACK = True
+
+
+def why_not(_spec: ExpertSpec, _target: Target) -> str | None:
+    """It computes everything everywhere."""
+    return None
+
+
+def build(spec: ExpertSpec, target: Target) -> ExpertOperator:
+    return TorchPortable(spec, target.device)
 
 
 class TorchPortable:
@@ -35,13 +48,17 @@ class TorchPortable:
     def run(
         self, held: ExpertTensors, rows: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
+        decode = self.weight_format.decode
+
         def gate_up(slot: int, x: torch.Tensor) -> torch.Tensor:
             expert = held.map(lambda tensor: tensor[slot])
-            return self._linear(x, dequantise_gate_up(expert, self._dtype), expert.w13_bias)
+            return self._linear(
+                x, decode(expert.w13, expert.w13_scale, self._dtype, halves=2), expert.w13_bias
+            )
 
         def down(slot: int, x: torch.Tensor) -> torch.Tensor:
             expert = held.map(lambda tensor: tensor[slot])
-            weight = dequantise(expert.w2, expert.w2_scale, self._dtype)
+            weight = decode(expert.w2, expert.w2_scale, self._dtype)
             return self._linear(x, weight, expert.w2_bias)
 
         rows = rows.to(self._dtype)
@@ -56,4 +73,4 @@ class TorchPortable:
         return torch.nn.functional.linear(x, weight, bias)
 
     def describe(self) -> str:
-        return f"{self.weight_format.value} experts in plain torch on {self.device}"
+        return f"{self.weight_format.name} experts in plain torch on {self.device}"

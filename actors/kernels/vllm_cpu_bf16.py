@@ -11,15 +11,36 @@ is rounded to bf16; each assignment's weighted output is rounded to bf16 before 
 import torch
 
 from actors.experts.checkpoint import ExpertTensors
-from actors.experts.spec import Activation, ExpertSpec, GateActivation, WeightFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.spec import Activation, ExpertSpec, GateActivation
+from actors.kernels import vllm_cpu_fused
+from actors.kernels.base import ExpertOperator
 from actors.kernels.native_ops import CpuFeatures
+from actors.kernels.target import Target
 from actors.kernels.vllm_cpu_fused import ROW_BLOCK, interleave
 
 BUILT_IN_SWIGLU_OAI = Activation(GateActivation.SWIGLU_OAI, limit=7.0, alpha=1.702)
 
+NAME = "vLLM's grouped CPU kernel"
+IS_FALLBACK = False
 
-def supports_bf16(spec: ExpertSpec) -> bool:
-    """Whether this kernel computes `spec` exactly, its weights being bf16 or made so."""
+
+def why_not(spec: ExpertSpec, target: Target) -> str | None:
+    if (problem := target.cpu_problem) is not None:
+        return problem
+    if spec.weight_format != BF16:
+        return f"{NAME} takes bf16 only"
+    if target.cpu.avx512_bf16 and not target.cpu.amx_tile and vllm_cpu_fused.supports(spec):
+        return f"{vllm_cpu_fused.NAME} is faster without AMX"
+    return None if supports(spec) else f"{NAME} does not compute {spec.activation} at these sizes"
+
+
+def build(spec: ExpertSpec, target: Target) -> ExpertOperator:
+    return VllmCpuBf16(spec, target.cpu)
+
+
+def supports(spec: ExpertSpec) -> bool:
+    """Whether this kernel computes `spec` exactly, its weights being bf16."""
     aligned = spec.hidden_size % ROW_BLOCK == 0 and spec.intermediate_size % ROW_BLOCK == 0
     if spec.activation.kind is GateActivation.SWIGLU_OAI:
         return aligned and spec.activation == BUILT_IN_SWIGLU_OAI
@@ -27,10 +48,10 @@ def supports_bf16(spec: ExpertSpec) -> bool:
 
 
 class VllmCpuBf16:
-    """See `ExpertOperator`. Only for specs that `supports_bf16`."""
+    """See `ExpertOperator`. Only for specs that `supports`."""
 
     device = torch.device("cpu")
-    weight_format = WeightFormat.BF16
+    weight_format = BF16
 
     def __init__(self, spec: ExpertSpec, features: CpuFeatures) -> None:
         self._isa = features.isa

@@ -12,16 +12,34 @@ Rounding: as the fused kernel, but the routing weight is applied in fp32.
 import torch
 
 from actors.experts.checkpoint import ExpertTensors
-from actors.experts.spec import ExpertSpec, GateActivation, WeightFormat
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.spec import ExpertSpec, GateActivation
+from actors.kernels.base import ExpertOperator
 from actors.kernels.fp8_blocks import kernel_block_rows, kernel_scales
 from actors.kernels.grouped import run_grouped
+from actors.kernels.target import Target
 from actors.kernels.vllm_cpu_fused import ROW_BLOCK
 
+NAME = "vLLM's FP8 GEMM"
+IS_FALLBACK = False
 
-def supports_clamped_fp8(spec: ExpertSpec) -> bool:
+
+def why_not(spec: ExpertSpec, target: Target) -> str | None:
+    if (problem := target.cpu_problem) is not None:
+        return problem
+    if not target.cpu.avx512_bf16:
+        return f"{NAME} needs AVX512-BF16"
+    return None if supports(spec) else f"{NAME} is for clamped FP8"
+
+
+def build(spec: ExpertSpec, _target: Target) -> ExpertOperator:
+    return VllmCpuFp8Clamped(spec)
+
+
+def supports(spec: ExpertSpec) -> bool:
     """Whether this kernel computes `spec` exactly."""
     return (
-        spec.weight_format is WeightFormat.FP8_BLOCK128
+        spec.weight_format == FP8_BLOCK128
         and spec.activation.kind is GateActivation.SILU
         and not spec.has_bias
         and spec.hidden_size % ROW_BLOCK == 0
@@ -30,10 +48,10 @@ def supports_clamped_fp8(spec: ExpertSpec) -> bool:
 
 
 class VllmCpuFp8Clamped:
-    """See `ExpertOperator`. Only for specs that `supports_clamped_fp8`."""
+    """See `ExpertOperator`. Only for specs that `supports`."""
 
     device = torch.device("cpu")
-    weight_format = WeightFormat.FP8_BLOCK128
+    weight_format = FP8_BLOCK128
 
     def __init__(self, spec: ExpertSpec) -> None:
         self._activation = spec.activation

@@ -32,12 +32,17 @@ and after the routing weight.
 import torch
 
 from actors.experts.checkpoint import ExpertTensors
+from actors.experts.formats.bf16 import BF16
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.mxfp4 import MXFP4
 from actors.experts.refusal import ModelRefused
-from actors.experts.spec import Activation, ExpertSpec, GateActivation, WeightFormat
+from actors.experts.spec import Activation, ExpertSpec, GateActivation
+from actors.kernels.base import ExpertOperator
 from actors.kernels.fp8_blocks import kernel_block_rows, kernel_scales
+from actors.kernels.target import Target
 
 # vLLM's CPUQuantMethod, the kernel's `moe_comp_method`.
-METHODS = {WeightFormat.BF16: 0, WeightFormat.FP8_BLOCK128: 2, WeightFormat.MXFP4: 4}
+METHODS = {BF16.name: 0, FP8_BLOCK128.name: 2, MXFP4.name: 4}
 
 ROW_BLOCK = 32  # the kernel's GEMMs take output and reduction dimensions in multiples of this
 
@@ -45,13 +50,32 @@ SCALE_BITS = 40  # s = 2 ** SCALE_BITS, see above
 MAX_EXPONENT = 254 - SCALE_BITS  # a w13 with a biased exponent above it would overflow
 MAX_LIMIT = 1024.0  # limit ^ 2 * s ^ 2 and a sum over I must stay far below fp32's 2 ^ 128
 
+NAME = "vLLM's fused CPU kernel"
+IS_FALLBACK = False
 
-def supports_fused(spec: ExpertSpec) -> bool:
+
+def why_not(spec: ExpertSpec, target: Target) -> str | None:
+    if (problem := target.cpu_problem) is not None:
+        return problem
+    if not target.cpu.avx512_bf16:
+        return f"{NAME} needs AVX512-BF16"
+    if not supports(spec):
+        return f"{NAME} does not compute {spec.weight_format.name} with {spec.activation} exactly"
+    return None
+
+
+def build(spec: ExpertSpec, _target: Target) -> ExpertOperator:
+    return VllmCpuFused(spec)
+
+
+def supports(spec: ExpertSpec) -> bool:
     """Whether this kernel computes `spec` exactly."""
+    if spec.weight_format.name not in METHODS:
+        return False
     if spec.hidden_size % ROW_BLOCK or spec.intermediate_size % ROW_BLOCK:
         return False
     alternating = spec.activation != Activation()
-    if spec.weight_format is WeightFormat.FP8_BLOCK128 and (alternating or spec.has_bias):
+    if spec.weight_format == FP8_BLOCK128 and (alternating or spec.has_bias):
         return False
     if spec.activation.kind is GateActivation.SWIGLU_OAI:
         return True
@@ -60,7 +84,7 @@ def supports_fused(spec: ExpertSpec) -> bool:
 
 
 class VllmCpuFused:
-    """See `ExpertOperator`. Only for specs that `supports_fused`."""
+    """See `ExpertOperator`. Only for specs that `supports`."""
 
     device = torch.device("cpu")
 
@@ -68,12 +92,12 @@ class VllmCpuFused:
         self.weight_format = spec.weight_format
         self._activation = spec.activation
         self._block_size: list[int] | None = None
-        if self.weight_format is WeightFormat.FP8_BLOCK128:
+        if self.weight_format == FP8_BLOCK128:
             self._block_size = [kernel_block_rows(spec.intermediate_size), 128]
         self._alpha, self._limit, self._weight_factor = _swiglu_arguments(spec.activation)
 
     def pack(self, expert: ExpertTensors) -> ExpertTensors:
-        if self.weight_format is WeightFormat.FP8_BLOCK128:
+        if self.weight_format == FP8_BLOCK128:
             expert = kernel_scales(expert)
         if self._weight_factor != 1.0:
             expert = _scale_gate_up(expert)
@@ -81,7 +105,7 @@ class VllmCpuFused:
             expert = _interleave_gate_up(expert)
         pack_weight = torch.ops._C.convert_weight_packed
         w13_scale, w2_scale = expert.w13_scale, expert.w2_scale
-        if self.weight_format is WeightFormat.MXFP4:
+        if self.weight_format == MXFP4:
             w13_scale, w2_scale = _pack_scale(w13_scale), _pack_scale(w2_scale)
         return ExpertTensors(
             w13=pack_weight(expert.w13.unsqueeze(0).contiguous()).squeeze(0),
@@ -103,7 +127,7 @@ class VllmCpuFused:
             held.w2,
             (weights * self._weight_factor).unsqueeze(1),
             slots.unsqueeze(1),
-            METHODS[self.weight_format],
+            METHODS[self.weight_format.name],
             held.w13_scale,
             held.w2_scale,
             None,  # w1_zero
@@ -121,7 +145,7 @@ class VllmCpuFused:
     def describe(self) -> str:
         limit = self._activation.limit
         clamp = "" if limit is None else f", exact clamp at {limit:g}"
-        return f"{self.weight_format.value} experts on vLLM's fused CPU kernel{clamp}"
+        return f"{self.weight_format.name} experts on vLLM's fused CPU kernel{clamp}"
 
 
 def _swiglu_arguments(activation: Activation) -> tuple[float | None, float | None, float]:

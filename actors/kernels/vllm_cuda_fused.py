@@ -17,22 +17,46 @@ from typing import Any
 import torch
 
 from actors.experts.checkpoint import ExpertTensors
-from actors.experts.spec import Activation, ExpertSpec, GateActivation, WeightFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.spec import Activation, ExpertSpec, GateActivation
+from actors.kernels.base import ExpertOperator
+from actors.kernels.target import Target
 from actors.kernels.vllm_cpu_bf16 import BUILT_IN_SWIGLU_OAI
 from actors.kernels.vllm_cpu_fused import interleave
 
 FP8_BLOCK = 128
 ROW_BLOCK = 16  # the least reduction and output sizes a tensor core instruction takes
 
+LEAST_CAPABILITY = {BF16.name: (8, 0), FP8_BLOCK128.name: (8, 9)}
+"""The least compute capability with bf16 and with FP8 tensor cores."""
 
-def supports_cuda_fused(spec: ExpertSpec) -> bool:
+NAME = "vLLM's fused CUDA kernel"
+IS_FALLBACK = False
+
+
+def why_not(spec: ExpertSpec, target: Target) -> str | None:
+    if not target.nvidia.cuda_vllm:
+        return "no CUDA build of vLLM is installed"
+    if not supports(spec):
+        return "vLLM's kernel does not compute this model's experts exactly"
+    if target.capability < LEAST_CAPABILITY[spec.weight_format.name]:
+        return f"the device has no {spec.weight_format.name} tensor cores"
+    return None
+
+
+def build(spec: ExpertSpec, target: Target) -> ExpertOperator:
+    return VllmCudaFused(spec, target.device)
+
+
+def supports(spec: ExpertSpec) -> bool:
     """Whether this kernel computes `spec` as described above."""
     sizes = (spec.hidden_size, spec.intermediate_size)
-    if spec.weight_format is WeightFormat.FP8_BLOCK128:
+    if spec.weight_format == FP8_BLOCK128:
         # Rows are rounded in groups of 128 columns, and up blocks must not begin inside gate's.
         plain = spec.activation == Activation() and not spec.has_bias
         return plain and all(size % FP8_BLOCK == 0 for size in sizes)
-    if spec.weight_format is not WeightFormat.BF16 or any(size % ROW_BLOCK for size in sizes):
+    if spec.weight_format != BF16 or any(size % ROW_BLOCK for size in sizes):
         return False
     if spec.activation.kind is GateActivation.SWIGLU_OAI:
         return spec.activation == BUILT_IN_SWIGLU_OAI
@@ -41,7 +65,7 @@ def supports_cuda_fused(spec: ExpertSpec) -> bool:
 
 
 class VllmCudaFused:
-    """See `ExpertOperator`. Only for specs that `supports_cuda_fused`.
+    """See `ExpertOperator`. Only for specs that `supports`.
 
     Raises:
         ImportError: the installed vLLM cannot be imported or has no Triton kernels.
@@ -87,7 +111,7 @@ class VllmCudaFused:
         return outputs
 
     def _quant_config(self, held: ExpertTensors) -> Any:
-        if self.weight_format is WeightFormat.BF16:
+        if self.weight_format == BF16:
             return self._config.biased_moe_quant_config(held.w13_bias, held.w2_bias)
         assert held.w13_scale is not None
         assert held.w2_scale is not None
@@ -96,5 +120,5 @@ class VllmCudaFused:
         )
 
     def describe(self) -> str:
-        rounded = ", rows rounded to fp8" if self.weight_format is not WeightFormat.BF16 else ""
-        return f"{self.weight_format.value} experts on vLLM's fused CUDA kernel{rounded}"
+        rounded = ", rows rounded to fp8" if self.weight_format != BF16 else ""
+        return f"{self.weight_format.name} experts on vLLM's fused CUDA kernel{rounded}"

@@ -20,7 +20,8 @@ import torch
 from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
 from actors.dispatch.view_source import Follower
 from actors.experts.checkpoint import ExpertTensors
-from actors.experts.spec import Activation, ExpertSpec, WeightFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.spec import Activation, ExpertSpec
 from actors.logs import start_logging
 from actors.process import thread_environment
 from actors.wire.address import parse_address
@@ -62,7 +63,7 @@ class BareMesh:
     def spec(self) -> ExpertSpec:
         return ExpertSpec(
             "BareMoe", Path("/nowhere"), (0,), self.num_experts, 8, self.hidden,
-            self.intermediate, WeightFormat.BF16, Activation(),
+            self.intermediate, BF16, Activation(),
         )  # fmt: skip
 
     def experts_of(self, shard: int) -> list[int]:

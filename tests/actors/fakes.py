@@ -11,7 +11,8 @@ import torch
 
 from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
 from actors.dispatch.view_source import Follower
-from actors.experts.spec import Activation, ExpertSpec, WeightFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.spec import Activation, ExpertSpec
 from actors.kernels.base import ExpertsMissing
 from actors.wire.address import Address
 from actors.wire.frame import RowCoding
@@ -24,7 +25,7 @@ HIDDEN = 8
 def spec(layers: Sequence[int] = (0, 1), num_experts: int = 8) -> ExpertSpec:
     return ExpertSpec(
         "FakeMoeForCausalLM", Path("/nowhere"), tuple(layers), num_experts, 2, HIDDEN, 4,
-        WeightFormat.BF16, Activation(),
+        BF16, Activation(),
     )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from actors.experts.spec import Activation, ExpertSpec, WeightFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.spec import Activation, ExpertSpec
 from actors.wire.address import Address
 from orchestrator.config.schema import MeshConfig
 from orchestrator.engine_settings import (
@@ -76,7 +77,7 @@ def test_an_engine_of_a_shared_cluster_may_be_on_another_machine(run_dir: RunDir
 
 def test_large_models_load_their_experts_first() -> None:
     spec = ExpertSpec(
-        "Moe", Path("/m"), (0,), 8, 2, 64, 32, WeightFormat.BF16, Activation()
+        "Moe", Path("/m"), (0,), 8, 2, 64, 32, BF16, Activation()
     )  # fmt: skip
     assert loads_beside_shards(spec)
     needed = PATIENT_LOAD_BYTES // (spec.num_experts * spec.bytes_per_expert) + 1

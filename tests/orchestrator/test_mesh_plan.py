@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.experts.spec import Activation, ExpertSpec, WeightFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.spec import Activation, ExpertSpec
 from orchestrator.errors import UserError
 from orchestrator.mesh_plan import ShardCapacity, plan_mesh, relative_speeds, slots_of_memory
 from placement.cost_model import TYPICAL_COST, DeviceCost
 from placement.epoch import EMPTY_SLOT
 
 SPEC = ExpertSpec(
-    "TinyMoe", Path("/m"), (1, 2, 3), 8, 2, 64, 32, WeightFormat.BF16, Activation()
+    "TinyMoe", Path("/m"), (1, 2, 3), 8, 2, 64, 32, BF16, Activation()
 )  # fmt: skip
 EACH = SPEC.bytes_per_expert
 

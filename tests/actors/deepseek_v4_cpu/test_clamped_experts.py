@@ -12,8 +12,8 @@ from actors.deepseek_v4_cpu.clamped_experts import (
     prepare_clamped,
     run_clamped,
 )
+from actors.experts.formats.mxfp4 import MXFP4
 from actors.experts.spec import Activation
-from actors.kernels.dequantise import dequantise
 from actors.kernels.gated import gated_product
 from actors.kernels.native_ops import detect_cpu_features
 
@@ -36,9 +36,9 @@ def reference(
     total = torch.zeros(rows.shape)
     for t, k in torch.cartesian_prod(torch.arange(ids.shape[0]), torch.arange(ids.shape[1])):
         e = int(ids[t, k])
-        gate_up = rows[t].float() @ dequantise(w13[e], s13[e], torch.float32).T
+        gate_up = rows[t].float() @ MXFP4.decode(w13[e], s13[e], torch.float32).T
         inner = gated_product(gate_up[None], Activation(limit=LIMIT))[0]
-        total[t] += weights[t, k] * (inner @ dequantise(w2[e], s2[e], torch.float32).T)
+        total[t] += weights[t, k] * (inner @ MXFP4.decode(w2[e], s2[e], torch.float32).T)
     return total
 
 

@@ -9,8 +9,10 @@ from safetensors.torch import save_file
 
 from actors.experts.check import check_checkpoint
 from actors.experts.families import read_expert_spec
+from actors.experts.formats.base import NumberFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128
 from actors.experts.refusal import ModelRefused
-from actors.experts.spec import WeightFormat
 from tests.actors.experts.tiny import (
     FP8_CONFIG,
     PROJ,
@@ -28,7 +30,7 @@ STEM = "model.layers.{layer}.mlp.experts.{expert}"
 UP = "model.layers.1.mlp.experts.3.up_proj.weight"
 
 
-def tensors(weight_format: WeightFormat = WeightFormat.BF16) -> Tensors:
+def tensors(weight_format: NumberFormat = BF16) -> Tensors:
     truth = experts_of([0, 1], SHAPE, weight_format)
     return one_by_one(truth, STEM, PROJ, ".weight_scale_inv")
 
@@ -158,13 +160,13 @@ def test_wrong_dtype_of_one_tensor(tmp_path):
 def test_unsupported_dtype(tmp_path):
     write(tmp_path, CONFIG, {name: tensor.half() for name, tensor in tensors().items()})
     assert refusal(tmp_path) == (
-        "model.layers.0.mlp.experts.0.down_proj.weight in MODEL/model.safetensors has dtype F16; "
-        "supported are BF16, F8_E4M3 (fp8) and I8 or U8 (mxfp4)"
+        "MODEL: weights of dtype F16 are not supported; supported: BF16 (bf16), F8_E4M3 (fp8), "
+        "I8 or U8 (mxfp4) (model.layers.0.mlp.experts.0.down_proj.weight in model.safetensors)"
     )
 
 
 def test_fp8_without_block_scales(tmp_path):
-    stored = tensors(WeightFormat.FP8_BLOCK128)
+    stored = tensors(FP8_BLOCK128)
     scale = UP.replace(".weight", ".weight_scale_inv")
     write(tmp_path, CONFIG, stored | {scale: torch.ones(1)})
     assert refusal(tmp_path) == (
@@ -174,17 +176,19 @@ def test_fp8_without_block_scales(tmp_path):
 
 def test_fp8_of_another_block_size(tmp_path):
     config = CONFIG | {"quantization_config": FP8_CONFIG | {"weight_block_size": [64, 64]}}
-    write(tmp_path, config, tensors(WeightFormat.FP8_BLOCK128))
+    write(tmp_path, config, tensors(FP8_BLOCK128))
     assert refusal(tmp_path) == (
-        "MODEL: fp8 with weight_block_size [64, 64] is not supported; it must be [128, 128]"
+        "MODEL: fp8 with weight_block_size [64, 64] is not supported; it must be [128, 128] "
+        "(model.layers.0.mlp.experts.0.down_proj.weight in model.safetensors)"
     )
 
 
 def test_unsupported_quantization(tmp_path):
     write(tmp_path, CONFIG | {"quantization_config": {"quant_method": "gptq"}}, tensors())
     assert refusal(tmp_path) == (
-        "MODEL: quantization gptq is not supported; "
-        "supported are bf16, fp8 in 128x128 blocks and mxfp4"
+        "MODEL: quantization gptq is not supported; supported are bf16, fp8 in 128x128 blocks, "
+        "mxfp4, int8 with a scale for each output row (compressed-tensors) "
+        "(model.layers.0.mlp.experts.0.down_proj.weight in model.safetensors)"
     )
 
 

@@ -14,12 +14,42 @@ import torch
 from safetensors.torch import save_file
 
 from actors.experts.checkpoint import ExpertTensors
-from actors.experts.spec import WeightFormat
+from actors.experts.formats.base import NumberFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.int8_channel import INT8_CHANNEL
+from actors.experts.formats.mxfp4 import MXFP4
 
 Tensors = dict[str, torch.Tensor]
 Truth = dict[tuple[int, int], ExpertTensors]
 
 FP8_CONFIG = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+
+# As llm-compressor writes it for W8A8.
+INT8_CONFIG = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {
+                "num_bits": 8,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "channel",
+                "dynamic": False,
+            },
+            "input_activations": {
+                "num_bits": 8,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "token",
+                "dynamic": True,
+            },
+        }
+    },
+    "ignore": ["lm_head"],
+}
 
 
 @dataclass(frozen=True)
@@ -31,23 +61,25 @@ class Shape:
     inter: int = 32
 
 
-def matrix(rows: int, columns: int, weight_format: WeightFormat, rng: torch.Generator) -> tuple:
+def matrix(rows: int, columns: int, weight_format: NumberFormat, rng: torch.Generator) -> tuple:
     """(weight, scale or None) of one projection, in the native format, values around 0.1."""
-    match weight_format:
-        case WeightFormat.BF16:
-            return (torch.randn(rows, columns, generator=rng) * 0.1).bfloat16(), None
-        case WeightFormat.FP8_BLOCK128:
-            weight = (torch.randn(rows, columns, generator=rng) * 100).to(torch.float8_e4m3fn)
-            blocks = (-(-rows // 128), -(-columns // 128))
-            return weight, torch.rand(blocks, generator=rng) * 0.001 + 0.0005
-        case WeightFormat.MXFP4:
-            weight = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8, generator=rng)
-            scale = torch.randint(121, 125, (rows, columns // 32), dtype=torch.uint8, generator=rng)
-            return weight, scale
+    if weight_format == BF16:
+        return (torch.randn(rows, columns, generator=rng) * 0.1).bfloat16(), None
+    if weight_format == FP8_BLOCK128:
+        weight = (torch.randn(rows, columns, generator=rng) * 100).to(torch.float8_e4m3fn)
+        blocks = (-(-rows // 128), -(-columns // 128))
+        return weight, torch.rand(blocks, generator=rng) * 0.001 + 0.0005
+    if weight_format == MXFP4:
+        weight = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8, generator=rng)
+        scale = torch.randint(121, 125, (rows, columns // 32), dtype=torch.uint8, generator=rng)
+        return weight, scale
+    assert weight_format == INT8_CHANNEL
+    weight = torch.randint(-127, 128, (rows, columns), dtype=torch.int8, generator=rng)
+    return weight, torch.rand((rows, 1), generator=rng) * 0.001 + 0.0005
 
 
 def expert(
-    shape: Shape, weight_format: WeightFormat, rng: torch.Generator, bias: bool = False
+    shape: Shape, weight_format: NumberFormat, rng: torch.Generator, bias: bool = False
 ) -> ExpertTensors:
     gate, gate_scale = matrix(shape.inter, shape.hidden, weight_format, rng)
     up, up_scale = matrix(shape.inter, shape.hidden, weight_format, rng)
@@ -63,7 +95,7 @@ def expert(
 
 
 def experts_of(
-    layers: list[int], shape: Shape, weight_format: WeightFormat, bias: bool = False
+    layers: list[int], shape: Shape, weight_format: NumberFormat, bias: bool = False
 ) -> Truth:
     rng = torch.Generator().manual_seed(7)
     return {
@@ -212,7 +244,7 @@ class Case:
     name: str
     config: dict[str, Any]
     layers: list[int]
-    weight_format: WeightFormat
+    weight_format: NumberFormat
     tensors: Callable[[Truth], Tensors]
     bias: bool = False
 
@@ -234,7 +266,7 @@ def int8(tensors: Tensors) -> Tensors:
 
 def cases(shape: Shape) -> list[Case]:
     every = list(range(shape.layers))
-    bf16, fp8, mxfp4 = WeightFormat.BF16, WeightFormat.FP8_BLOCK128, WeightFormat.MXFP4
+    bf16, fp8, mxfp4 = BF16, FP8_BLOCK128, MXFP4
     mlp = "model.layers.{layer}.mlp.experts.{expert}"
     ffn = "layers.{layer}.ffn.experts.{expert}"
     inv = ".weight_scale_inv"
@@ -252,6 +284,13 @@ def cases(shape: Shape) -> list[Case]:
         Case("qwen3-bf16", qwen3, every, bf16, proj),
         Case("qwen3-bf16-fused", qwen3, every, bf16, fused),
         Case("qwen3-fp8", qwen3 | quantized, every, fp8, proj),
+        Case(
+            "qwen3-int8",
+            qwen3 | {"quantization_config": INT8_CONFIG},
+            every,
+            INT8_CHANNEL,
+            lambda truth: one_by_one(truth, mlp, PROJ, ".weight_scale"),
+        ),
         Case(
             "mixtral-bf16",
             mixtral,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from actors.experts.checkpoint import ExpertTensors
-from actors.experts.spec import Activation, ExpertSpec, GateActivation, WeightFormat
+from actors.experts.formats.base import NumberFormat
+from actors.experts.spec import Activation, ExpertSpec, GateActivation
 from actors.kernels.base import ExpertOperator
 from actors.kernels.native_ops import detect_cpu_features, load_cpu_ops
 from actors.kernels.slot_kernel import SlotKernel
@@ -29,7 +30,7 @@ GPT_OSS = Activation(GateActivation.SWIGLU_OAI, limit=7.0, alpha=1.702)
 
 
 def make_spec(
-    weight_format: WeightFormat,
+    weight_format: NumberFormat,
     activation: Activation = SILU,
     hidden: int = 64,
     inter: int = 32,

@@ -25,8 +25,10 @@ from vllm.model_executor.layers.fused_moe import utils as vllm_utils  # noqa: E4
 from vllm.platforms import current_platform  # noqa: E402
 
 from actors.experts.checkpoint import ExpertTensors  # noqa: E402
-from actors.experts.spec import ExpertSpec, WeightFormat  # noqa: E402
-from actors.kernels.vllm_cuda_fused import VllmCudaFused, supports_cuda_fused  # noqa: E402
+from actors.experts.formats.bf16 import BF16  # noqa: E402
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128  # noqa: E402
+from actors.experts.spec import ExpertSpec  # noqa: E402
+from actors.kernels.vllm_cuda_fused import VllmCudaFused, supports  # noqa: E402
 from tests.actors.kernels.building import (  # noqa: E402
     GPT_OSS,
     SILU,
@@ -39,9 +41,9 @@ from tests.actors.kernels.reference import reference  # noqa: E402
 E4M3_MAX = 448.0
 SLOTS = 6
 CASES = {
-    "bf16": make_spec(WeightFormat.BF16, SILU, hidden=64, inter=48),
-    "gpt-oss": make_spec(WeightFormat.BF16, GPT_OSS, hidden=96, inter=64),
-    "fp8": make_spec(WeightFormat.FP8_BLOCK128, SILU, hidden=256, inter=128),
+    "bf16": make_spec(BF16, SILU, hidden=64, inter=48),
+    "gpt-oss": make_spec(BF16, GPT_OSS, hidden=96, inter=64),
+    "fp8": make_spec(FP8_BLOCK128, SILU, hidden=256, inter=128),
 }
 
 
@@ -101,7 +103,7 @@ def as_computed(expert: ExpertTensors) -> ExpertTensors:
 
 
 def errors(spec: ExpertSpec) -> list[tuple[int, float]]:
-    assert supports_cuda_fused(spec)
+    assert supports(spec)
     operator = VllmCudaFused(spec, torch.device("cpu"))
     experts = {number: as_computed(one) for number, one in make_experts(spec).items()}
     packed = [operator.pack(experts[number]).tensors() for number in range(SLOTS)]

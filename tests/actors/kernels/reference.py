@@ -19,6 +19,8 @@ def float_matrix(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tens
         row_block = torch.arange(rows) // 128
         column_block = torch.arange(columns) // 128
         return weight.float() * scale[row_block][:, column_block]
+    if weight.dtype is torch.int8:
+        return weight.float() * scale
     nibbles = torch.stack([weight & 15, weight >> 4], -1).flatten(1)
     values = torch.tensor(E2M1)[nibbles.long()]
     return values * torch.exp2(scale.double() - 127).float().repeat_interleave(32, 1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from actors.experts.spec import WeightFormat
+from actors.experts.formats.table import FORMATS
 from actors.kernels.calibration import (
     BUDGET_S,
     REPEATS,
@@ -85,7 +85,7 @@ def test_calls_go_through_all_layers():
     assert set(layers) == {3, 5, 7}
 
 
-@pytest.mark.parametrize("weight_format", list(WeightFormat))
+@pytest.mark.parametrize("weight_format", FORMATS)
 def test_measures_without_a_checkpoint(weight_format):
     cost = measure_cost(make_spec(weight_format, hidden=128, inter=64), torch.device("cpu"))
     assert cost.call_s >= 0
@@ -93,7 +93,7 @@ def test_measures_without_a_checkpoint(weight_format):
     assert 0 < cost.row_s < 0.1
 
 
-@pytest.mark.parametrize("weight_format", list(WeightFormat))
+@pytest.mark.parametrize("weight_format", FORMATS)
 def test_random_experts_have_the_size_of_real_ones(weight_format):
     spec = make_spec(weight_format, hidden=256, inter=128)
     assert random_expert(spec).nbytes == spec.bytes_per_expert

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from actors.experts.families import read_expert_spec
-from actors.experts.spec import Activation, WeightFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.mxfp4 import MXFP4
+from actors.experts.spec import Activation
+from actors.kernels import torch_grouped, torch_portable, vllm_cuda_fused
 from actors.kernels.accelerator import AcceleratorFeatures, detect_accelerator_features
-from actors.kernels.choose import (
-    AcceleratorKernel,
-    choose_accelerator_kernel,
-    choose_kernel,
-    choose_operator,
-)
+from actors.kernels.choose import KERNELS, choose_kernel, choose_operator
 from actors.kernels.native_ops import CpuFeatures, load_cpu_ops
+from actors.kernels.target import Target
 from tests.actors.experts.tiny import Shape, cases, write
 from tests.actors.kernels.building import (
     CLAMPED,
@@ -35,7 +35,7 @@ from tests.actors.kernels.building import (
 from tests.actors.kernels.reference import reference
 
 CPU = torch.device("cpu")
-BF16, FP8, MXFP4 = WeightFormat.BF16, WeightFormat.FP8_BLOCK128, WeightFormat.MXFP4
+FP8 = FP8_BLOCK128
 
 ZEN5 = CpuFeatures(avx2=True, avx512=True, avx512_bf16=True, amx_tile=False)
 SAPPHIRE_RAPIDS = CpuFeatures(avx2=True, avx512=True, avx512_bf16=True, amx_tile=True)
@@ -104,12 +104,23 @@ L40S = AcceleratorFeatures("NVIDIA L40S", (8, 9), cuda_vllm=True)
 A100 = AcceleratorFeatures("NVIDIA A100-SXM4-80GB", (8, 0), cuda_vllm=True)
 T4 = AcceleratorFeatures("NVIDIA T4", (7, 5), cuda_vllm=True)
 METAX = AcceleratorFeatures("MetaX C500")
-FUSED, GROUPED, PORTABLE = AcceleratorKernel
+FUSED, GROUPED, PORTABLE = vllm_cuda_fused, torch_grouped, torch_portable
 
 INEXACT = "vLLM's kernel does not compute this model's experts exactly"
 NO_VLLM = "no CUDA build of vLLM is installed"
-NO_GROUPED = "torch has no grouped GEMM for it"
-NO_KERNEL = "there is no kernel for this vendor's devices yet"
+NO_GROUPED = "torch has no grouped GEMM for this device"
+
+
+def chosen(spec, features):
+    """(entry, why not those before it), without building what is chosen."""
+    target = Target(torch.device("meta"), features)
+    reasons = []
+    for entry in KERNELS[target.kind]:
+        reason = entry.why_not(spec, target)
+        if reason is None:
+            return entry, "; ".join(reasons)
+        reasons.append(reason)
+    raise AssertionError(reasons)
 
 
 def without_vllm(features: AcceleratorFeatures) -> AcceleratorFeatures:
@@ -129,24 +140,23 @@ def without_vllm(features: AcceleratorFeatures) -> AcceleratorFeatures:
         (without_vllm(B200), FP8, SILU, GROUPED, NO_VLLM),
         (B200, FP8, SILU, FUSED, ""),
         (L40S, FP8, SILU, FUSED, ""),
-        (L40S, MXFP4, SILU, PORTABLE, f"{INEXACT}, and {NO_GROUPED}"),
+        (L40S, MXFP4, SILU, PORTABLE, f"{INEXACT}; {NO_GROUPED}"),
         (A100, BF16, SILU, FUSED, ""),
-        (A100, FP8, SILU, PORTABLE, f"the device has no fp8 tensor cores, and {NO_GROUPED}"),
-        (without_vllm(A100), BF16, SILU, PORTABLE, f"{NO_VLLM}, and {NO_GROUPED}"),
-        (T4, BF16, SILU, PORTABLE, f"the device has no bf16 tensor cores, and {NO_GROUPED}"),
-        (METAX, BF16, SILU, PORTABLE, NO_KERNEL),
-        (AcceleratorFeatures("npu"), BF16, SILU, PORTABLE, NO_KERNEL),
+        (A100, FP8, SILU, PORTABLE, f"the device has no fp8 tensor cores; {NO_GROUPED}"),
+        (without_vllm(A100), BF16, SILU, PORTABLE, f"{NO_VLLM}; {NO_GROUPED}"),
+        (T4, BF16, SILU, PORTABLE, f"the device has no bf16 tensor cores; {NO_GROUPED}"),
+        (METAX, BF16, SILU, PORTABLE, ""),
+        (AcceleratorFeatures("npu"), BF16, SILU, PORTABLE, ""),
     ],
 )
 def test_accelerator_choices(features, weight_format, activation, kernel, reason):
     spec = make_spec(weight_format, activation, hidden=256, inter=128)
-    assert choose_accelerator_kernel(spec, features) == (kernel, reason)
+    assert chosen(spec, features) == (kernel, reason)
 
 
 def test_sizes_the_grouped_gemm_cannot_take():
-    kernel, reason = choose_accelerator_kernel(make_spec(BF16, SILU, hidden=68), H200)
-    assert kernel is PORTABLE
-    assert reason == f"{INEXACT}, and torch's grouped GEMM cannot either"
+    reason = f"{INEXACT}; torch's grouped GEMM does not take these sizes"
+    assert chosen(make_spec(BF16, SILU, hidden=68), H200) == (PORTABLE, reason)
 
 
 def test_an_accelerators_kernel_says_what_it_does(caplog):
@@ -178,8 +188,9 @@ import sys, torch
 from actors.kernels.accelerator import AcceleratorFeatures
 from actors.kernels.choose import choose_operator
 from tests.actors.kernels.building import SILU, make_spec
-from actors.experts.spec import WeightFormat
-spec = make_spec(WeightFormat.BF16, SILU)
+
+from actors.experts.formats.bf16 import BF16
+spec = make_spec(BF16, SILU)
 choose_operator(spec, torch.device("cpu"))
 choose_operator(spec, torch.device("meta"), AcceleratorFeatures("NVIDIA H200", (9, 0)))
 print(sorted({"vllm", "triton"} & sys.modules.keys()))
@@ -251,7 +262,8 @@ def test_missing_libraries_are_named():
 
 OLD_CPU_PROGRAM = """
 import pathlib, torch
-from actors.experts.spec import Activation, ExpertSpec, WeightFormat
+from actors.experts.formats.mxfp4 import MXFP4
+from actors.experts.spec import Activation, ExpertSpec
 from actors.kernels.calibration import random_expert
 from actors.kernels.choose import choose_operator
 from actors.kernels.native_ops import CpuFeatures
@@ -260,7 +272,7 @@ from actors.kernels.torch_portable import TorchPortable
 
 torch.manual_seed(0)
 spec = ExpertSpec("TestForCausalLM", pathlib.Path("nowhere"), (0,), 2, 1, 128, 64,
-                  WeightFormat.MXFP4, Activation())
+                  MXFP4, Activation())
 experts = [random_expert(spec), random_expert(spec)]
 features = CpuFeatures(avx2=True, avx512=AVX512, avx512_bf16=False, amx_tile=False)
 cpu = torch.device("cpu")

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from actors.experts.spec import WeightFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.mxfp4 import MXFP4
+from actors.kernels import vllm_cuda_fused
 from actors.kernels.accelerator import detect_accelerator_features
 from actors.kernels.calibration import measure_cost
-from actors.kernels.choose import (
-    AcceleratorKernel,
-    choose_accelerator_kernel,
-    choose_operator,
-)
+from actors.kernels.choose import choose_operator
+from actors.kernels.target import Target
 from actors.kernels.torch_grouped import TorchGrouped
 from actors.kernels.torch_portable import TorchPortable
 from actors.kernels.vllm_cuda_fused import VllmCudaFused
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device and a CUDA build of torch"
 )
 
-BF16, FP8, MXFP4 = WeightFormat.BF16, WeightFormat.FP8_BLOCK128, WeightFormat.MXFP4
+FP8 = FP8_BLOCK128
 CUDA = torch.device("cuda")
 NUM_EXPERTS = 16
 HIDDEN, INTER = 512, 256
@@ -106,8 +106,8 @@ def test_nothing_waits_for_the_device(weight_format):
 
 def fused_or_skip(spec):
     features = detect_accelerator_features(CUDA)
-    kernel, reason = choose_accelerator_kernel(spec, features)
-    if kernel is not AcceleratorKernel.VLLM_FUSED:
+    reason = vllm_cuda_fused.why_not(spec, Target(CUDA, features))
+    if reason is not None:
         pytest.skip(f"vLLM's fused kernel does not run on {features.name}: {reason}")
     return VllmCudaFused(spec, CUDA)
 

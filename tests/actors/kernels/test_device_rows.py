@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.experts.spec import WeightFormat
+from actors.experts.formats.bf16 import BF16
 from actors.kernels.device_rows import compute_on_device, nth_assignments, sum_in_order
 from actors.kernels.summing import sum_outputs
 from actors.kernels.torch_portable import TorchPortable
@@ -38,7 +38,7 @@ def test_assignments_of_each_row_in_ascending_order():
 @pytest.fixture
 def call():
     """(operator, stacked experts, rows, row_index, slots, weights), and the sums a CPU gives."""
-    spec = make_spec(WeightFormat.BF16, SILU)
+    spec = make_spec(BF16, SILU)
     experts = make_experts(spec)
     kernel = make_kernel(spec, TorchPortable(spec, CPU), experts)
     kernel.load(0, list(range(6)))

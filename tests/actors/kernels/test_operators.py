@@ -11,7 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.experts.spec import Activation, ExpertSpec, WeightFormat
+from actors.experts.formats.base import NumberFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.int8_channel import INT8_CHANNEL
+from actors.experts.formats.mxfp4 import MXFP4
+from actors.experts.formats.table import FORMATS
+from actors.experts.spec import Activation, ExpertSpec
 from actors.kernels.base import ExpertOperator
 from actors.kernels.bf16_at_load import Bf16AtLoad
 from actors.kernels.torch_grouped import TorchGrouped
@@ -34,7 +40,7 @@ from tests.actors.kernels.building import (
 )
 from tests.actors.kernels.reference import float_expert, gate_and_up
 
-BF16, FP8, MXFP4 = WeightFormat.BF16, WeightFormat.FP8_BLOCK128, WeightFormat.MXFP4
+FP8 = FP8_BLOCK128
 
 Make = Callable[[ExpertSpec], ExpertOperator]
 
@@ -60,8 +66,8 @@ def grouped_gemm(spec: ExpertSpec) -> ExpertOperator:
     return TorchGrouped(spec, torch.device("cpu"))
 
 
-def native(make: Make, weight_format: WeightFormat, activation: Activation, needs):
-    name = f"{make.__name__}-{weight_format.value}-{activation.kind.value}-{activation.limit}"
+def native(make: Make, weight_format: NumberFormat, activation: Activation, needs):
+    name = f"{make.__name__}-{weight_format.name}-{activation.kind.value}-{activation.limit}"
     return pytest.param(make, weight_format, activation, IN_BF16, marks=needs, id=name)
 
 
@@ -78,20 +84,22 @@ OPERATORS = [
     native(grouped_bf16, BF16, GPT_OSS, needs_vllm_ops),
     native(grouped_bf16_at_load, FP8, SILU, needs_vllm_ops),
     native(grouped_bf16_at_load, MXFP4, SILU, needs_vllm_ops),
+    native(grouped_bf16_at_load, INT8_CHANNEL, SILU, needs_vllm_ops),
     *(
         pytest.param(
             make,
             weight_format,
             activation,
             rounding,
-            id=f"{make.__name__}-{weight_format.value}-{activation.kind.value}-{activation.limit}",
+            id=f"{make.__name__}-{weight_format.name}-{activation.kind.value}-{activation.limit}",
         )
         for make, rounding in (
             (portable, IN_FP32),
             (portable_bf16, IN_BF16),
             (grouped_gemm, IN_BF16),
         )
-        for weight_format in WeightFormat
+        for weight_format in FORMATS
+        if make is not grouped_gemm or weight_format != INT8_CHANNEL
         for activation in (SILU, CLAMPED, GPT_OSS)
     ),
 ]

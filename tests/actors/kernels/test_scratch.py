@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from actors.experts.spec import WeightFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.formats.mxfp4 import MXFP4
 from actors.kernels.scratch import (
     LEAST_ASSIGNMENTS,
     SCRATCH_BYTES_PER_VALUE,
@@ -65,7 +66,7 @@ def peak_bytes(kernel, spec, assignments: int) -> int:
 
 
 @pytest.mark.parametrize("activation", [SILU, GPT_OSS], ids=["silu", "gpt-oss"])
-@pytest.mark.parametrize("weight_format", [WeightFormat.BF16, WeightFormat.MXFP4])
+@pytest.mark.parametrize("weight_format", [BF16, MXFP4])
 @pytest.mark.parametrize(("hidden", "inter"), [(512, 64), (64, 512)])
 @pytest.mark.parametrize("operator", [TorchPortable, TorchGrouped])
 def test_no_kernel_takes_more_than_is_counted(
@@ -81,7 +82,7 @@ def test_no_kernel_takes_more_than_is_counted(
 
 
 def test_the_cap_follows_the_memory_down_to_the_least() -> None:
-    spec = make_spec(WeightFormat.BF16, hidden=256, inter=128)
+    spec = make_spec(BF16, hidden=256, inter=128)
     assert most_assignments(spec, 384 * SCRATCH_BYTES_PER_VALUE * 1000) == 1000
     assert most_assignments(spec, 0) == LEAST_ASSIGNMENTS
 

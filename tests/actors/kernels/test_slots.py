@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from actors.experts.checkpoint import ExpertTensors
+from actors.experts.formats.bf16 import BF16
+from actors.experts.formats.table import FORMATS
 from actors.experts.refusal import ModelRefused
-from actors.experts.spec import WeightFormat
 from actors.kernels.base import ExpertsMissing
 from actors.kernels.slot_kernel import SlotKernel
 from actors.kernels.slots import HUGE_PAGE_BYTES, SlotStore
 from actors.kernels.torch_portable import TorchPortable
 from tests.actors.kernels.building import make_batch, make_experts, make_kernel, make_spec
 
-SPEC = make_spec(WeightFormat.BF16)
+SPEC = make_spec(BF16)
 EXPERTS = make_experts(SPEC)
 CPU = torch.device("cpu")
 
@@ -133,7 +134,7 @@ def test_calls_see_one_consistent_set_while_another_thread_loads():
         loader.join()
 
 
-@pytest.mark.parametrize("weight_format", list(WeightFormat))
+@pytest.mark.parametrize("weight_format", FORMATS)
 def test_large_layers_hold_what_was_read_for_as_long_as_it_is_used(weight_format):
     experts = make_experts(make_spec(weight_format, hidden=1024, inter=1024))
     store = SlotStore(6, lambda _layer, expert: experts[expert], lambda expert: expert)
@@ -162,7 +163,7 @@ def mapping_flags(address: int) -> list[str]:
     not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages"
 )
 def test_large_layers_ask_for_huge_pages():
-    experts = make_experts(make_spec(WeightFormat.BF16, hidden=1024, inter=1024))
+    experts = make_experts(make_spec(BF16, hidden=1024, inter=1024))
     store = SlotStore(6, lambda _layer, expert: experts[expert], lambda expert: expert)
     store.load(0, [4, 0, 2])
     assert "hg" in mapping_flags(store.layer(0).stacked.w13.data_ptr())

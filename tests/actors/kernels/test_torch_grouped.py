@@ -6,11 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.experts.spec import ExpertSpec, WeightFormat
+from actors.experts.formats.bf16 import BF16
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.mxfp4 import MXFP4
+from actors.experts.spec import ExpertSpec
 from actors.kernels.base import ExpertOperator
-from actors.kernels.dequantise import to_bf16
+from actors.kernels.bf16_at_load import to_bf16
 from actors.kernels.dequantise_stack import dequantise_stack
-from actors.kernels.torch_grouped import TorchGrouped, supports_grouped
+from actors.kernels.torch_grouped import FORMATS, TorchGrouped, supports
 from actors.kernels.torch_portable import TorchPortable
 from tests.actors.kernels.building import (
     CLAMPED,
@@ -25,7 +28,7 @@ from tests.actors.kernels.building import (
 CPU = torch.device("cpu")
 META = torch.device("meta")
 ACTIVATIONS = (SILU, CLAMPED, GPT_OSS)
-QUANTISED = [WeightFormat.FP8_BLOCK128, WeightFormat.MXFP4]
+QUANTISED = [FP8_BLOCK128, MXFP4]
 
 
 def two_experts(spec: ExpertSpec) -> int:
@@ -59,7 +62,7 @@ def test_a_small_scratch_changes_no_bit(weight_format, ids, activation, seed):
     assert torch.equal(in_parts, whole)
 
 
-@pytest.mark.parametrize("weight_format", list(WeightFormat))
+@pytest.mark.parametrize("weight_format", FORMATS)
 @settings(max_examples=25, deadline=None)
 @given(ids=assignments(), activation=st.sampled_from(ACTIVATIONS))
 def test_agrees_with_the_portable_kernel(weight_format, ids, activation):
@@ -72,7 +75,7 @@ def test_agrees_with_the_portable_kernel(weight_format, ids, activation):
     assert (ours - portable).norm() <= 0.01 * portable.norm()
 
 
-@pytest.mark.parametrize("weight_format", list(WeightFormat))
+@pytest.mark.parametrize("weight_format", FORMATS)
 @pytest.mark.parametrize("num_assignments", [1, 4, 50])
 def test_nothing_waits_for_the_device(weight_format, num_assignments):
     """Tensors without data have sizes only: whatever looked at a value would raise here, and would
@@ -92,7 +95,7 @@ def test_nothing_waits_for_the_device(weight_format, num_assignments):
         TorchPortable(spec, META).run(stacked, *call)
 
 
-@pytest.mark.parametrize("weight_format", list(WeightFormat))
+@pytest.mark.parametrize("weight_format", FORMATS)
 def test_what_the_gemm_is_given(weight_format):
     """Groups cover all rows in order; quantised formats have no more of them than assignments; rows
     past the last end may come back as anything."""
@@ -115,14 +118,14 @@ def test_what_the_gemm_is_given(weight_format):
     held = list(range(6))
     sums = sums_of(TorchGrouped(spec, CPU, two_experts(spec), gemm), spec, batch, held)
     assert torch.equal(sums, sums_of(TorchGrouped(spec, CPU), spec, batch, held))
-    if weight_format is WeightFormat.BF16:
+    if weight_format == BF16:
         assert asked == [(3, [0, 1, 1, 1, 3, 3])] * 2
     else:  # used slots 1 and 4 in one part, an unused one in the other
         assert asked == [(3, [1, 3]), (3, [0])] * 2
 
 
 def test_same_call_same_bits():
-    spec = make_spec(WeightFormat.FP8_BLOCK128, SILU, hidden=128, inter=64)
+    spec = make_spec(FP8_BLOCK128, SILU, hidden=128, inter=64)
     kernel = make_kernel(spec, TorchGrouped(spec, CPU), make_experts(spec))
     kernel.load(0, list(range(6)))
     small, large = (
@@ -155,16 +158,16 @@ def test_stacks_become_the_bf16_of_single_experts(weight_format, hidden, inter):
         w2,
     )
     for number, one in enumerate(experts):
-        assert torch.equal(w13[number], to_bf16(one).w13)
-        assert torch.equal(w2[number], to_bf16(one).w2)
+        assert torch.equal(w13[number], to_bf16(one, weight_format).w13)
+        assert torch.equal(w2[number], to_bf16(one, weight_format).w2)
 
 
 def test_sizes_the_grouped_gemm_takes():
-    assert supports_grouped(make_spec(WeightFormat.BF16, SILU, hidden=72, inter=40))
-    assert not supports_grouped(make_spec(WeightFormat.BF16, SILU, hidden=68, inter=40))
-    assert not supports_grouped(make_spec(WeightFormat.BF16, SILU, hidden=72, inter=36))
-    assert not supports_grouped(make_spec(WeightFormat.BF16, SILU, num_experts=1024))
-    spec = make_spec(WeightFormat.BF16, SILU, hidden=68, inter=40)
+    assert supports(make_spec(BF16, SILU, hidden=72, inter=40))
+    assert not supports(make_spec(BF16, SILU, hidden=68, inter=40))
+    assert not supports(make_spec(BF16, SILU, hidden=72, inter=36))
+    assert not supports(make_spec(BF16, SILU, num_experts=1024))
+    spec = make_spec(BF16, SILU, hidden=68, inter=40)
     batch = make_batch(1, 68, [(0, 0)])
     with pytest.raises(RuntimeError, match="16 bytes"):
         sums_of(TorchGrouped(spec, CPU), spec, batch, [0])

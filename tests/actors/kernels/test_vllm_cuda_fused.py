@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from actors.experts.spec import Activation, WeightFormat
-from actors.kernels.vllm_cuda_fused import supports_cuda_fused
+from actors.experts.formats.bf16 import BF16
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.mxfp4 import MXFP4
+from actors.experts.spec import Activation
+from actors.kernels.vllm_cuda_fused import supports
 from tests.actors.kernels.building import CLAMPED, GPT_OSS, SILU, make_spec, needs_vllm_ops
 
-BF16, FP8, MXFP4 = WeightFormat.BF16, WeightFormat.FP8_BLOCK128, WeightFormat.MXFP4
+FP8 = FP8_BLOCK128
 
 # fp32 throughout; FP8 rounds rows and activated products to e4m3, by up to 2^-4 of each value.
 LARGEST_ERROR = {"bf16": 1e-5, "gpt-oss": 1e-5, "fp8": 0.1}
@@ -58,4 +61,4 @@ def test_vllms_kernel_computes_what_the_operator_asks_for():
     ],
 )
 def test_what_vllms_kernel_computes(spec, supported):
-    assert supports_cuda_fused(spec) is supported
+    assert supports(spec) is supported

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.experts.spec import Activation, ExpertSpec, WeightFormat
+from actors.experts.formats.mxfp4 import MXFP4
+from actors.experts.spec import Activation, ExpertSpec
 from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import MeshConfig
 from orchestrator.config.serving import ModelConfig
@@ -20,7 +21,7 @@ SPEC = ExpertSpec(
     top_k=6,
     hidden_size=256,
     intermediate_size=128,
-    weight_format=WeightFormat.MXFP4,
+    weight_format=MXFP4,
     activation=Activation(),
 )
 EACH = 52_224
