@@ -1,5 +1,6 @@
 """A mesh of any size whose load moves, behind the real gateway application on a real socket."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.mesh import MeshLostError
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus, MeshStatus
 from tests.orchestrator.gateway.fakes import FakeEngine, FakeMesh
-from tests.orchestrator.gateway.ray_fakes import free_port
 
 VENDORS = ("nvidia", "ascend", "cambricon", "cpu")
 ENGINE_PAGE = """\
@@ -136,3 +136,9 @@ def served(mesh: FakeMesh, keys: tuple[str, ...] = (), interval_s: float = 0.25)
     finally:
         server.should_exit = True
         thread.join(timeout=10)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -90,8 +90,10 @@ def test_both_formats_can_be_read():
 
     answer = asyncio.run(main("application/openmetrics-text;version=1.0.0"))
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
-    names = {family.name for family in open_metrics(answer.body.decode())}
-    assert {"expertmesh_shard_assignments", "expertmesh_epoch", "vllm:generation_tokens"} <= names
+    families = list(open_metrics(answer.body.decode()))
+    names = {sample.name for family in families for sample in family.samples}
+    tokens = "vllm:generation_tokens_total"
+    assert {"expertmesh_shard_assignments_total", "expertmesh_epoch", tokens} <= names
     assert asyncio.run(main("")).headers["content-type"].startswith("text/plain; version=0.0.4")
 
 

@@ -1,0 +1,310 @@
+"""What the Grafana dashboards show, as data; `build.py` makes Grafana's JSON of it."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Look(StrEnum):
+    """How a panel draws its queries."""
+
+    CURVES = "curves"
+    FIGURE = "figure"
+    BARS = "bars"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """expr: PromQL; legend: of its curves, with labels in double braces."""
+
+    expr: str
+    legend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """unit: in Grafana's words; width: of 24 columns; most: end of the axis, None: of the data."""
+
+    title: str
+    description: str
+    unit: str
+    queries: tuple[Query, ...]
+    look: Look = Look.CURVES
+    width: int = 12
+    most: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """uid: part of its address in Grafana, and its file's name."""
+
+    uid: str
+    title: str
+    description: str
+    panels: tuple[Panel, ...] = field(default_factory=tuple)
+
+
+_WINDOW = "$__rate_interval"
+
+
+def _quantile(q: float, metric: str) -> str:
+    return f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket[{_WINDOW}])))"
+
+
+SERVING = Board(
+    "expertmesh-serving",
+    "ExpertMesh: serving",
+    "What clients get: rates, latencies, queues.",
+    (
+        Panel(
+            "Engines ready",
+            "Engines that take requests.",
+            "none",
+            (Query("expertmesh_gateway_engines_ready"),),
+            Look.FIGURE,
+            6,
+        ),
+        Panel(
+            "Requests in flight",
+            "Requests not answered in full yet.",
+            "none",
+            (Query("expertmesh_gateway_requests_in_flight"),),
+            Look.FIGURE,
+            6,
+        ),
+        Panel(
+            "Tokens generated",
+            "Per second, all engines.",
+            "short",
+            (Query(f"sum(rate(vllm:generation_tokens_total[{_WINDOW}]))"),),
+            Look.FIGURE,
+            6,
+        ),
+        Panel(
+            "Answers with an error",
+            "Part of the answers with status 500 and above.",
+            "percentunit",
+            (
+                Query(
+                    f'(sum(rate(expertmesh_gateway_requests_total{{code=~"5.."}}[{_WINDOW}])) or '
+                    f"vector(0)) / sum(rate(expertmesh_gateway_requests_total[{_WINDOW}]))"
+                ),
+            ),
+            Look.FIGURE,
+            6,
+        ),
+        Panel(
+            "Requests by path and code",
+            "Code 499 is a client that left early, 429 a full queue.",
+            "reqps",
+            (
+                Query(
+                    f"sum by (path, code) (rate(expertmesh_gateway_requests_total[{_WINDOW}]))",
+                    "{{path}} {{code}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Time to first byte",
+            "From a request's arrival at the gateway.",
+            "s",
+            tuple(
+                Query(_quantile(q, "expertmesh_gateway_time_to_first_byte_seconds"), f"p{q:.0%}")
+                for q in (0.5, 0.9, 0.99)
+            ),
+        ),
+        Panel(
+            "Whole requests",
+            "From a request's arrival at the gateway to its last byte.",
+            "s",
+            tuple(
+                Query(_quantile(q, "expertmesh_gateway_request_duration_seconds"), f"p{q:.0%}")
+                for q in (0.5, 0.9, 0.99)
+            ),
+        ),
+        Panel(
+            "Requests inside the engines",
+            "vLLM's own count.",
+            "none",
+            (
+                Query("sum by (engine_id) (vllm:num_requests_running)", "{{engine_id}} running"),
+                Query("sum by (engine_id) (vllm:num_requests_waiting)", "{{engine_id}} waiting"),
+            ),
+        ),
+        Panel(
+            "KV cache in use",
+            "Part of each engine's cache.",
+            "percentunit",
+            (Query("max by (engine_id) (vllm:kv_cache_usage_perc)", "{{engine_id}}"),),
+            most=1.0,
+        ),
+        Panel(
+            "Retries and cut streams",
+            "What lost engines cost.",
+            "cps",
+            (
+                Query(f"rate(expertmesh_gateway_retries_total[{_WINDOW}])", "sent again"),
+                Query(f"rate(expertmesh_gateway_streams_cut_total[{_WINDOW}])", "streams cut"),
+            ),
+        ),
+    ),
+)
+
+EXPERTS = Board(
+    "expertmesh-experts",
+    "ExpertMesh: expert load",
+    "How evenly the experts' work is spread; the heat map is on the gateway's own page.",
+    (
+        Panel(
+            "Balancedness",
+            "Mean over largest time of the shards, all layers; 1 is even.",
+            "percentunit",
+            (Query("expertmesh_balancedness"),),
+            Look.FIGURE,
+            6,
+            1.0,
+        ),
+        Panel(
+            "Assignments",
+            "Rows times experts, per second.",
+            "short",
+            (Query(f"sum(rate(expertmesh_shard_assignments_total[{_WINDOW}]))"),),
+            Look.FIGURE,
+            6,
+        ),
+        Panel(
+            "Hottest expert",
+            "Part of its layer's load.",
+            "percentunit",
+            (Query('expertmesh_hot_expert_share{rank="1"}'),),
+            Look.FIGURE,
+            6,
+        ),
+        Panel(
+            "Plan epoch",
+            "Number of the plan that is served.",
+            "none",
+            (Query("expertmesh_epoch"),),
+            Look.FIGURE,
+            6,
+        ),
+        Panel(
+            "Balancedness by layer",
+            "The worst layers are worth a look on the heat map.",
+            "percentunit",
+            (Query("expertmesh_layer_balancedness", "layer {{layer}}"),),
+            most=1.0,
+        ),
+        Panel(
+            "Load of the hottest expert over the layer's mean",
+            "Large numbers call for replicas.",
+            "short",
+            (Query("expertmesh_layer_expert_peak", "layer {{layer}}"),),
+        ),
+        Panel(
+            "Load by shard",
+            "Assignments per second.",
+            "short",
+            (
+                Query(
+                    f"rate(expertmesh_shard_assignments_total[{_WINDOW}])", "{{shard}} ({{pool}})"
+                ),
+            ),
+        ),
+        Panel(
+            "Load by layer",
+            "Assignments per second.",
+            "short",
+            (Query(f"rate(expertmesh_layer_assignments_total[{_WINDOW}])", "layer {{layer}}"),),
+        ),
+        Panel(
+            "Hot experts, by rank",
+            "Part of their layers' load. Labels are ranks, so the series stay the same ones.",
+            "percentunit",
+            (Query("expertmesh_hot_expert_share", "rank {{rank}}"),),
+            width=24,
+        ),
+    ),
+)
+
+DEVICES = Board(
+    "expertmesh-devices",
+    "ExpertMesh: shards and devices",
+    "Who is up, how busy, how full.",
+    (
+        Panel(
+            "Components",
+            "Processes of the mesh by state.",
+            "none",
+            (Query("expertmesh_components", "{{kind}} {{state}}"),),
+            Look.BARS,
+        ),
+        Panel(
+            "Shards ready",
+            "1 while a shard is ready.",
+            "none",
+            (Query("expertmesh_shard_up", "{{shard}}"),),
+            Look.BARS,
+        ),
+        Panel(
+            "Kernels busy",
+            "Part of the time that a shard's kernel runs.",
+            "percentunit",
+            (Query(f"rate(expertmesh_shard_busy_seconds_total[{_WINDOW}])", "{{shard}}"),),
+            most=1.0,
+        ),
+        Panel(
+            "Mean time of a kernel call",
+            "Of merged requests.",
+            "s",
+            (
+                Query(
+                    f"rate(expertmesh_shard_busy_seconds_total[{_WINDOW}]) / "
+                    f"rate(expertmesh_shard_calls_total[{_WINDOW}])",
+                    "{{shard}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Expert weights",
+            "Memory that the held experts take.",
+            "bytes",
+            (Query("expertmesh_shard_memory_bytes", "{{shard}}"),),
+        ),
+        Panel(
+            "Copies of experts by pool",
+            "With replicas.",
+            "none",
+            (Query("expertmesh_pool_slots", "{{pool}}"),),
+        ),
+        Panel(
+            "Speed that plans count on",
+            "Relative, by pool.",
+            "none",
+            (Query("expertmesh_pool_speed", "{{pool}}"),),
+        ),
+        Panel(
+            "Failed kernel calls",
+            "Their rows went to other replicas.",
+            "cps",
+            (Query(f"rate(expertmesh_shard_failed_calls_total[{_WINDOW}])", "{{shard}}"),),
+        ),
+        Panel(
+            "Age of what is shown",
+            "Grows while the controller is away.",
+            "s",
+            (
+                Query("expertmesh_snapshot_age_seconds", "snapshot"),
+                Query("expertmesh_controller_silence_seconds", "controller silent"),
+            ),
+        ),
+        Panel(
+            "Ready",
+            "1 while a completion would succeed.",
+            "none",
+            (Query("expertmesh_ready"),),
+            most=1.0,
+        ),
+    ),
+)
+
+BOARDS = (SERVING, EXPERTS, DEVICES)
