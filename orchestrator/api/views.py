@@ -15,13 +15,15 @@ from orchestrator.api.models import (
     PlaceView,
     PlanningView,
     PoolView,
+    RollingView,
+    RuleView,
     TransactionView,
 )
 from orchestrator.control.keys import NO_KEYS, Copies, Keys, copies_per_key, number_of
 from orchestrator.control.lifecycle import Kind, Life, Wanted
 from orchestrator.control.settings import PoolLimits
 from orchestrator.control.sizes import ENGINE_POOL
-from orchestrator.control.state import Component, EpochId, Place, State
+from orchestrator.control.state import Component, EpochId, Place, Rolling, State
 from orchestrator.control.turn import Turn
 
 NOT_STARTED = "not started yet"
@@ -62,8 +64,15 @@ def cluster_view(
         transaction=_transaction(state, now_s),
         transactions=intent.transactions,
         planning=_planning(state, now_s),
-        rolling=None,
-        rules=[],
+        rolling=_rolling(intent.rolling),
+        rules=[
+            RuleView(
+                expert=f"{rule.key.group}/{rule.key.number}",
+                pinned=sorted(rule.pinned),
+                banned=sorted(rule.banned),
+            )
+            for rule in sorted(intent.rules, key=lambda rule: rule.key)
+        ],
         problems=dict(facts.problems),
         dispatchers=[
             DispatcherView(
@@ -123,7 +132,7 @@ def _place(state: State, place: Place, component: Component | None, pid: int | N
         generation=place.generation,
         restarts=place.restarts,
         wanted=place.wanted,
-        cordoned=place.cordoned,
+        cordoned=place.cordoned or bool(said and said.node in state.intent.cordoned_nodes),
         spare=place.spare,
         weight=weights.get(place.id, 1.0),
         incarnation=f"{said.incarnation:016x}" if said and said.incarnation else "",
@@ -174,9 +183,19 @@ def _nodes(state: State) -> list[NodeView]:
         component = state.facts.components.get(id)
         if component is not None and component.said.node:
             nodes.setdefault(component.said.node, []).append(id)
+    cordoned = state.intent.cordoned_nodes
+    for name in cordoned:
+        nodes.setdefault(name, [])
     return [
-        NodeView(name=name, components=ids, cordoned=False) for name, ids in sorted(nodes.items())
+        NodeView(name=name, components=ids, cordoned=name in cordoned)
+        for name, ids in sorted(nodes.items())
     ]
+
+
+def _rolling(rolling: Rolling | None) -> RollingView | None:
+    if rolling is None:
+        return None
+    return RollingView(target=rolling.target, current=rolling.current, left=list(rolling.left))
 
 
 def _transaction(state: State, now_s: float) -> TransactionView | None:

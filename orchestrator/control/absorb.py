@@ -98,7 +98,7 @@ def _take_description(turn: Turn, place: Place, component: Component, said: Desc
             place.id, "ready", f"{place.kind} {place.id} generation {component.generation} is ready"
         )
     elif component.life is Life.SUSPECT:
-        stop = place.wanted is Wanted.STOP
+        stop = place.wanted is not Wanted.RUN
         turn.move(place.id, Life.DRAINING if stop else Life.READY, "it answers again")
         turn.note(place.id, "ready", f"{place.kind} {place.id} answers again")
 

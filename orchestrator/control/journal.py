@@ -23,7 +23,7 @@ from orchestrator.control.state import Intent
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 HISTORY_ROWS = 10_000
 """Lines of history kept; older ones go a thousand at a time."""
 
@@ -39,6 +39,13 @@ _MIGRATIONS: dict[int, str] = {
         reason TEXT NOT NULL,
         figures TEXT NOT NULL
     );
+    """,
+    # Version 2 knows rules, cordoned nodes, rolling restarts and places that are to restart.
+    1: """
+    INSERT OR IGNORE INTO intent
+        SELECT column1, column2
+        FROM (VALUES ('cordoned_nodes', '[]'), ('rules', '[]'), ('rolling', 'null'))
+        WHERE EXISTS (SELECT 1 FROM intent);
     """,
 }
 """Schema version -> what leads from it to the next."""

@@ -19,6 +19,7 @@ class Wanted(StrEnum):
 
     RUN = "run"
     STOP = "stop"
+    RESTART = "restart"  # ends as with STOP, then runs again
 
 
 class Life(StrEnum):

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from orchestrator.control.actions import Answer, MakePlan
 from orchestrator.control.batching import NoWay, batches
-from orchestrator.control.keys import Copies, Keys, number_of
+from orchestrator.control.keys import Copies, Keys, name_some, number_of
 from orchestrator.control.lifecycle import Kind, Life, TransactionKind, Wanted
 from orchestrator.control.plan_request import PlanRequest, Proposal, ShardRoom
 from orchestrator.control.repair import lost_keys, rooms_of
+from orchestrator.control.rules import broken, forbidden
 from orchestrator.control.settings import Settings
-from orchestrator.control.state import Batch
+from orchestrator.control.state import Batch, Rule
 from orchestrator.control.transactions import begin
 from orchestrator.control.turn import Turn, may_hold
 
@@ -33,6 +34,8 @@ class Verdict:
 
     go: bool
     reason: str
+    planned: bool = True
+    """There is a plan, followed or not."""
 
 
 def worth(proposal: Proposal, load_s: float, settings: Settings) -> Verdict:
@@ -79,7 +82,7 @@ def consider(turn: Turn) -> None:
     if not shards:
         turn.problem("plan", "no plan: no shard is left that may hold experts")
         return
-    if any(facts.components[id].life is not Life.READY for id in shards):
+    if not all(_stays(turn, id) for id in shards):
         return  # a replacement is under way; a place that fails for good is no longer eligible
     since_s = turn.now_s - facts.considered_s
     if "plan" in facts.problems and since_s < turn.settings.rebalance_cooldown_s:
@@ -87,6 +90,9 @@ def consider(turn: Turn) -> None:
     if turn.intent.epoch is None or frozenset(shards) != turn.intent.planned_for:
         if since_s >= turn.settings.consider_s or facts.considered_s < facts.settled_s:
             ask(turn, _why_anew(turn, shards), anew=True)
+    elif astray := broken(turn.intent, shards):
+        if since_s >= turn.settings.consider_s or facts.considered_s < facts.settled_s:
+            ask(turn, f"{name_some(astray)} is where it may not be", anew=True)
     elif (
         since_s >= turn.settings.consider_s
         and turn.now_s - facts.settled_s >= turn.settings.rebalance_cooldown_s
@@ -96,8 +102,16 @@ def consider(turn: Turn) -> None:
         ask(turn, "the load is considered", anew=False)
 
 
-def ask(turn: Turn, reason: str, *, anew: bool, dry_run: bool = False, verb: str = "") -> None:
-    """Ask for a plan."""
+def ask(
+    turn: Turn,
+    reason: str,
+    *,
+    anew: bool,
+    dry_run: bool = False,
+    verb: str = "",
+    rules: frozenset[Rule] | None = None,
+) -> None:
+    """Ask for a plan. rules: to be in force if there is one, in place of those that are."""
     number = turn.facts.requests + 1
     load = turn.facts.load.forecast() if turn.facts.load.domains else None
     named = turn.epoch_copies() or turn.serving_copies()
@@ -107,6 +121,7 @@ def ask(turn: Turn, reason: str, *, anew: bool, dry_run: bool = False, verb: str
         request_sent_s=turn.now_s,
         considered_s=turn.now_s,
         request_verb=verb,
+        request_rules=rules,
     )
     plan = PlanRequest(
         keys=turn.intent.keys,
@@ -118,6 +133,7 @@ def ask(turn: Turn, reason: str, *, anew: bool, dry_run: bool = False, verb: str
         anew=anew,
         dry_run=dry_run,
         reason=reason,
+        forbidden=forbidden(turn.intent, turn.intent.rules if rules is None else rules),
     )
     turn.act(
         MakePlan(
@@ -134,10 +150,13 @@ def take_plan(turn: Turn, request: int, proposal: Proposal | None, why: str) -> 
     """Decide about a plan that was asked for."""
     if request != turn.facts.request:
         return
-    verb = turn.facts.request_verb
-    turn.change_facts(request=0, request_verb="")
+    verb, rules = turn.facts.request_verb, turn.facts.request_rules
+    turn.change_facts(request=0, request_verb="", request_rules=None)
     turn.changed = True
     verdict = _judge(turn, proposal, why, asked=bool(verb))
+    if rules is not None and proposal is not None and verdict.planned and not proposal.dry_run:
+        turn.change_intent(rules=rules)
+        turn.note("rules", "rules", f"{len(rules)} experts are pinned or banned")
     if verb:
         turn.act(
             Answer(
@@ -145,7 +164,7 @@ def take_plan(turn: Turn, request: int, proposal: Proposal | None, why: str) -> 
                 step="answer",
                 reason=verdict.reason,
                 request=verb,
-                done=proposal is not None,
+                done=verdict.planned,
             )
         )
 
@@ -158,25 +177,30 @@ def eligible(turn: Turn) -> list[str]:
         if place.kind is Kind.SHARD
         and place.wanted is Wanted.RUN
         and not place.spare
-        and not place.cordoned
+        and not turn.cordoned(id)
         and not place.failed
         and id in turn.facts.components
     ]
 
 
+def _stays(turn: Turn, id: str) -> bool:
+    component = turn.facts.components[id]
+    return component.life is Life.READY and component.ending_s is None
+
+
 def _judge(turn: Turn, proposal: Proposal | None, why: str, *, asked: bool) -> Verdict:
     """Begin the transaction, or say why not. asked: by a person, who need not wait for a gain."""
     if proposal is None:
-        return _dropped(turn, why)
+        return _dropped(turn, why, asked=asked)
     turn.solved("plan")
     target = _with_cordoned(turn, proposal.target)
     ready = {id for id in turn.facts.components if id in turn.intent.places}
     if not set(proposal.target) <= {id for id in ready if turn.takes_copies(id)}:
-        return _dropped(turn, "its shards changed while it was made")
+        return _dropped(turn, "its shards changed while it was made", asked=asked)
     try:
         way = _way(turn, target)
     except NoWay as error:
-        return _dropped(turn, str(error))
+        return _dropped(turn, str(error), asked=asked)
     verdict = _verdict(turn, proposal, way, asked=asked)
     if verdict.go and not proposal.dry_run:
         begin(
@@ -221,9 +245,10 @@ def _verdict(turn: Turn, proposal: Proposal, way: tuple[Batch, ...], *, asked: b
     return verdict
 
 
-def _dropped(turn: Turn, why: str) -> Verdict:
-    turn.problem("plan", f"no plan: {why}")
-    return Verdict(False, f"no plan: {why}")
+def _dropped(turn: Turn, why: str, *, asked: bool) -> Verdict:
+    if not asked:  # who asked gets the answer; nothing is wrong with the mesh
+        turn.problem("plan", f"no plan: {why}")
+    return Verdict(False, f"no plan: {why}", planned=False)
 
 
 def _with_cordoned(turn: Turn, target: Copies) -> dict[str, Keys]:
@@ -232,7 +257,7 @@ def _with_cordoned(turn: Turn, target: Copies) -> dict[str, Keys]:
         id: keys & turn.holdings(id)
         for id, keys in turn.epoch_copies().items()
         if id in turn.intent.places
-        and turn.intent.places[id].cordoned
+        and turn.cordoned(id)
         and turn.intent.places[id].wanted is Wanted.RUN
         and not turn.intent.places[id].failed
     }

@@ -1,7 +1,7 @@
 """What is asked of the planner, and what it answers. Planning takes seconds and runs elsewhere."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ class PlanRequest:
 
     load: [L, E] tokens expected; planned_load: what the current placement was planned for; None
     where unknown. anew: the set of shards changed, so that keeping what is there will not do.
+    forbidden: keys that a shard must not be given.
     """
 
     keys: Keys
@@ -35,6 +36,7 @@ class PlanRequest:
     anew: bool
     dry_run: bool
     reason: str
+    forbidden: Mapping[str, Keys] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from orchestrator.control.batching import bytes_of
 from orchestrator.control.keys import EXPERT, NO_KEYS, Copies, Keys, PlacedKey, minus
 from orchestrator.control.plan_request import PlanRequest, Proposal, ShardRoom
+from orchestrator.control.rules import NoPlaceAllowed, honour
 from placement.planner import plan_placement
 from placement.policy.decision import Action, decide
 from placement.types import EMPTY, IntArray
@@ -91,7 +92,7 @@ def make_plan(request: PlanRequest) -> Proposal:
     rate = np.array([request.shards[shard].rate for shard in shards])
     shape = (len(grid.layers), grid.experts)
     load = np.ones(shape) if request.load is None else request.load
-    if request.anew:
+    if request.anew or _is_astray(request):
         return _propose(request, grid, shards, slots, rate, load, None, request.reason)
     current = grid.array(request.current, shards)
     planned_load = load if request.planned_load is None else request.planned_load
@@ -134,11 +135,15 @@ def _propose(
     except ValueError as error:
         raise NoPlan(str(error)) from error
     target = grid.copies(placement.experts, shards)
+    balance = placement.balance
+    if request.forbidden:
+        target = _by_rules(request, grid, target, slots, shards, load)
+        balance = _balance(load, grid.array(target, shards), rate, slots)
     loaded = minus(target, request.current)
     return Proposal(
         target={shard: keys for shard, keys in target.items() if keys},
         balance=_balance(load, current, rate, slots),
-        predicted=placement.balance,
+        predicted=balance,
         possible=placement.bound,
         bytes=sum(bytes_of(keys, request.shards[shard]) for shard, keys in loaded.items()),
         load=load,
@@ -146,6 +151,35 @@ def _propose(
         dry_run=request.dry_run,
         anew=request.anew,
     )
+
+
+def _is_astray(request: PlanRequest) -> bool:
+    """Whether some copy is where it may not be, so that keeping the placement will not do."""
+    current, forbidden = request.current, request.forbidden
+    return any(current.get(id, NO_KEYS) & forbidden.get(id, NO_KEYS) for id in request.shards)
+
+
+def _by_rules(
+    request: PlanRequest,
+    grid: Grid,
+    target: Copies,
+    slots: NDArray[np.int64],
+    shards: list[str],
+    load: NDArray[np.float64],
+) -> dict[str, Keys]:
+    row = {layer: number for number, layer in enumerate(grid.layers)}
+    rooms = {shard: int(slots[:, device].sum()) for device, shard in enumerate(shards)}
+    try:
+        return honour(
+            target,
+            request.current,
+            request.forbidden,
+            rooms,
+            lambda key: float(load[row[key.group], key.number]),
+            request.min_copies,
+        )
+    except NoPlaceAllowed as error:
+        raise NoPlan(str(error)) from error
 
 
 def _balance(

@@ -26,6 +26,10 @@ class Settings:
     """How long a component may take to start."""
     kill_timeout_s: float = 10.0
     """How long the end of a killed process may go unconfirmed before its place is filled again."""
+    drain_timeout_s: float = 30.0
+    """How long a component that was asked to end may take to finish what it has begun."""
+    rolling_limit_s: float = 900.0
+    """How long one component of a rolling restart may take before the rest is left alone."""
     retry_s: float = 3.0
     """Pause before an action without any sign of success is sent again, under the same id."""
     restart_budget: int = 5

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.control.keys import NO_KEYS, Copies, Keys
+from orchestrator.control.keys import NO_KEYS, Copies, Keys, PlacedKey
 from orchestrator.control.lifecycle import Kind, Life, Phase, TransactionKind, Wanted
 from orchestrator.control.settings import Settings
 from placement.policy.load_model import LoadModel
@@ -104,6 +104,28 @@ class Stray(NamedTuple):
     generation: int
 
 
+class Rule(NamedTuple):
+    """Pools that alone may hold a key (none named: any), and pools that may not."""
+
+    key: PlacedKey
+    pinned: frozenset[str] = frozenset()
+    banned: frozenset[str] = frozenset()
+
+    def allows(self, pool: str) -> bool:
+        return (not self.pinned or pool in self.pinned) and pool not in self.banned
+
+
+@dataclass(frozen=True, slots=True)
+class Rolling:
+    """A rolling restart. current: the place whose process is replaced now, empty between two;
+    generation: the one it had; left: places whose turn is to come."""
+
+    target: str
+    left: tuple[str, ...]
+    current: str = ""
+    generation: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Epoch:
     """What dispatchers follow. incarnations: of the shards that hold what `copies` names and of the
@@ -151,7 +173,8 @@ class Transaction:
 @dataclass(frozen=True, slots=True)
 class Intent:
     """What the journal keeps. keys: everything that must be placed; planned: the placement repairs
-    lead back to, made for the shards `planned_for`; orders, transactions: last numbers given."""
+    lead back to, made for the shards `planned_for`; orders, transactions: last numbers given;
+    cordoned_nodes: shards on them get no new copies; rules: at most one for a key."""
 
     term: int = 1
     fingerprint: str = ""
@@ -164,6 +187,9 @@ class Intent:
     transaction: Transaction | None = None
     transactions: int = 0
     orders: int = 0
+    cordoned_nodes: frozenset[str] = frozenset()
+    rules: frozenset[Rule] = frozenset()
+    rolling: Rolling | None = None
 
 
 # -- facts: what is
@@ -186,8 +212,8 @@ class Component:
     """The process in a place. Times are of the controller's own clock.
 
     adopting: an earlier controller started it. heard_s: last answer to a probe; answered_s: last
-    answer that some dispatcher got. asked_s: when its start or end was last asked for. weight: see
-    `Epoch`. load_failures: prepares that failed.
+    answer that some dispatcher got. asked_s: when its start or end was last asked for. killing: it
+    is not to finish what it has begun. weight: see `Epoch`. load_failures: prepares that failed.
     """
 
     generation: int
@@ -203,6 +229,7 @@ class Component:
     asked_s: float = NEVER
     ending_s: float | None = None
     ending_why: str = ""
+    killing: bool = False
     restart_at_s: float = NEVER
     command: Command | None = None
     load_failures: int = 0
@@ -252,6 +279,10 @@ class Facts:
     request_sent_s: float = NEVER
     request_verb: str = ""
     """The verb that waits for that plan."""
+    request_rules: frozenset[Rule] | None = None
+    """Rules that it asks for; None: those in force."""
+    rolling_since_s: float = NEVER
+    """When the rolling restart last got on."""
     requests: int = 0
     busy: Mapping[str, float] = field(default_factory=dict)
     """Part of the last window each shard computed in."""

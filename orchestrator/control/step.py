@@ -14,6 +14,7 @@ from orchestrator.control.actions import Action
 from orchestrator.control.events import Event
 from orchestrator.control.load_policy import consider
 from orchestrator.control.repair import repair
+from orchestrator.control.rolling import roll
 from orchestrator.control.settings import Settings
 from orchestrator.control.sizes import scale
 from orchestrator.control.state import EpochId, Facts, Intent, State
@@ -21,7 +22,7 @@ from orchestrator.control.supervision import supervise
 from orchestrator.control.transactions import advance, clean_up, publish
 from orchestrator.control.turn import Turn
 
-POLICIES = (supervise, advance, repair, advance, scale, consider, clean_up, publish)
+POLICIES = (supervise, advance, repair, advance, scale, roll, consider, clean_up, publish)
 """In this order: what died before what moves; a repair begins in the step that saw the loss."""
 
 

@@ -43,20 +43,23 @@ def lose(turn: Turn, id: str, why: str) -> None:
     place, component = turn.intent.places[id], turn.facts.components[id]
     if component.life in (Life.DEAD, Life.FAILED, Life.STOPPED):
         return
-    asked = component.ending_s is not None and place.wanted is Wanted.STOP
-    if asked and component.life in (Life.DRAINING, Life.STARTING):
+    ending = component.ending_s is not None
+    if ending and place.wanted is Wanted.STOP and component.life in (Life.DRAINING, Life.STARTING):
         turn.move(id, Life.STOPPED, component.ending_why)
         turn.note(id, "stopped", f"{place.kind} {id} ended as asked: {component.ending_why}")
         turn.forget(id)
         return
     served_s = turn.now_s - component.since_s if component.life in SERVING else 0.0
     restarts = 1 if served_s >= turn.settings.stable_s else place.restarts + 1
+    if ending and turn.restarts(id):
+        restarts = place.restarts  # it did not die by itself
     pause_s = _pause_s(turn, restarts)
     turn.move(id, Life.DEAD, why)
     turn.change_component(
         id, said=UNKNOWN, command=None, ending_s=None, restart_at_s=turn.now_s + pause_s, misses=0
     )
-    turn.change_place(id, restarts=restarts)
+    wanted = Wanted.RUN if place.wanted is Wanted.RESTART else place.wanted
+    turn.change_place(id, restarts=restarts, wanted=wanted)
     when = f"in {pause_s:g} s" if pause_s else "now"
     turn.note(id, "dead", f"{place.kind} {id} is dead: {why}; replaced {when}")
 
@@ -65,7 +68,9 @@ def end(turn: Turn, id: str, why: str, *, kill: bool) -> None:
     """Ask for the end of a component's process."""
     component = turn.facts.components[id]
     if component.ending_s is None:
-        turn.change_component(id, ending_s=turn.now_s, ending_why=why, asked_s=turn.now_s)
+        turn.change_component(
+            id, ending_s=turn.now_s, ending_why=why, asked_s=turn.now_s, killing=kill
+        )
         turn.changed = True
     place = turn.intent.places[id]
     _ask_end(turn, id, place.kind, turn.facts.components[id].generation, why, kill=kill)
@@ -195,7 +200,7 @@ def _serve(turn: Turn, place: Place, component: Component) -> None:
     stable_s = turn.settings.stable_s
     if place.restarts and turn.now_s - component.since_s >= stable_s:
         turn.change_place(place.id, restarts=0)
-    if place.wanted is Wanted.STOP:
+    if place.wanted is not Wanted.RUN:
         _drain(turn, place, component)
     elif component.life is Life.DRAINING:
         turn.move(place.id, Life.READY, "wanted again")
@@ -219,8 +224,9 @@ def _suspect(turn: Turn, place: Place, component: Component) -> None:
 def _drain(turn: Turn, place: Place, component: Component) -> None:
     """Serve until no epoch names it and no key has its only copy there, then stop."""
     if component.life is Life.READY:
-        turn.move(place.id, Life.DRAINING, "no longer wanted")
-        turn.note(place.id, "drain", f"{place.kind} {place.id} drains: no longer wanted")
+        why = "no longer wanted" if place.wanted is Wanted.STOP else "it is restarted"
+        turn.move(place.id, Life.DRAINING, why)
+        turn.note(place.id, "drain", f"{place.kind} {place.id} drains: {why}")
     epoch = turn.epoch_copies()
     if place.id in epoch:
         return
@@ -234,15 +240,24 @@ def _drain(turn: Turn, place: Place, component: Component) -> None:
 
 
 def _end(turn: Turn, place: Place, component: Component) -> None:
-    """Ask again, harder; after a while the place is filled without a confirmation."""
+    """Ask again, in the end harder; after that the place is filled without a confirmation."""
     assert component.ending_s is not None
-    if turn.now_s - component.ending_s >= turn.settings.kill_timeout_s:
+    grace_s = 0.0 if component.killing else turn.settings.drain_timeout_s
+    lasted_s = turn.now_s - component.ending_s
+    if lasted_s >= grace_s + turn.settings.kill_timeout_s:
         why = f"{component.ending_why}; its end was not confirmed"
         add_stray(turn, place.id, place.kind, component.generation)
         lose(turn, place.id, why)
     elif turn.now_s - component.asked_s >= turn.settings.retry_s:
         turn.change_component(place.id, asked_s=turn.now_s)
-        _ask_end(turn, place.id, place.kind, component.generation, component.ending_why, kill=True)
+        _ask_end(
+            turn,
+            place.id,
+            place.kind,
+            component.generation,
+            component.ending_why,
+            kill=lasted_s >= grace_s,
+        )
 
 
 def _replace(turn: Turn, place: Place, component: Component) -> None:

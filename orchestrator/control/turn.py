@@ -129,6 +129,13 @@ class Turn:
             return True
         return any(c.adopting and c.life is Life.STARTING for c in components.values())
 
+    def restarts(self, id: str) -> bool:
+        """Whether the end of this place's process is part of a restart that was asked for."""
+        rolling = self.intent.rolling
+        return self.intent.places[id].wanted is Wanted.RESTART or (
+            rolling is not None and rolling.current == id
+        )
+
     def shards(self) -> dict[str, Component]:
         """Components of the shards, by id."""
         places = self.intent.places
@@ -175,7 +182,14 @@ class Turn:
         """Whether a shard may be given further copies."""
         place = self.intent.places[id]
         component = self.facts.components[id]
-        return component.life is Life.READY and place.wanted is Wanted.RUN and not place.cordoned
+        stays = place.wanted is Wanted.RUN and component.ending_s is None
+        return component.life is Life.READY and stays and not self.cordoned(id)
+
+    def cordoned(self, id: str) -> bool:
+        """Whether a place, or the node its process is on, gets no new copies."""
+        component = self.facts.components.get(id)
+        node = component.said.node if component else ""
+        return self.intent.places[id].cordoned or node in self.intent.cordoned_nodes
 
 
 def settled(component: Component) -> bool:

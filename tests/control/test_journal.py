@@ -20,6 +20,8 @@ from orchestrator.control.state import (
     EpochId,
     Intent,
     Place,
+    Rolling,
+    Rule,
     Stray,
     Transaction,
 )
@@ -51,6 +53,9 @@ INTENT = Intent(
     ),
     transactions=4,
     orders=11,
+    cordoned_nodes=frozenset({"node-1"}),
+    rules=frozenset({Rule(PlacedKey(EXPERT, 1, 2), frozenset({"cpu"}), frozenset({"gpu", "npu"}))}),
+    rolling=Rolling("cpu", ("cpu-1",), "cpu-0", 2),
 )
 
 
@@ -107,6 +112,35 @@ def test_an_older_schema_is_migrated_and_a_newer_one_refused(tmp_path: Path) -> 
     journal.close()
     with pytest.raises(JournalError, match="use the version of ExpertMesh that wrote it"):
         Journal(tmp_path, "mesh")
+
+
+def test_what_version_1_wrote_is_read(tmp_path: Path) -> None:
+    """Version 1 had no rules, cordoned nodes or rolling restarts."""
+    journal = Journal(tmp_path, "mesh")
+    journal.write(INTENT, [note("kept")], 1.0)
+    connection = journal._connection
+    connection.execute("DELETE FROM intent WHERE part IN ('cordoned_nodes', 'rules', 'rolling')")
+    connection.execute("PRAGMA user_version = 1")
+    journal.close()
+    again = Journal(tmp_path, "mesh")
+    assert again.read() == replace(
+        INTENT, cordoned_nodes=frozenset(), rules=frozenset(), rolling=None
+    )
+    assert [line["reason"] for line in again.history()] == ["kept"]
+    again.write(INTENT, [], 2.0)
+    again.close()
+    last = Journal(tmp_path, "mesh")
+    assert last.read() == INTENT
+    last.close()
+
+
+def test_an_empty_journal_of_version_1_stays_empty(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "mesh")
+    journal._connection.execute("PRAGMA user_version = 1")
+    journal.close()
+    again = Journal(tmp_path, "mesh")
+    assert again.read() is None
+    again.close()
 
 
 def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path) -> None:

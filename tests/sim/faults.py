@@ -1,6 +1,7 @@
 """Random faults, drawn from the simulation's seed, and their end."""
 
-from tests.sim.mesh import MemoryJournal, SimMesh
+from orchestrator.control.verbs import VERBS
+from tests.sim.mesh import MemoryJournal, SimMesh, keys_of
 from tests.sim.network import CONTROLLER, FAIR, FOUL
 from tests.sim.process import Process
 
@@ -115,20 +116,29 @@ class Faults:
     def _verb(self) -> None:
         mesh, random = self._mesh, self._mesh.random
         request = f"verb-{len(mesh.trace)}"
-        verb = random.choice(["rebalance", "scale", "drain", "undrain", "cordon", "restart"])
+        verb = random.choice([*VERBS, "undrain", "uncordon"])
+        dry_run = random.random() < 0.1
         if verb == "scale":
             shape = mesh.shape
             pool = random.choice(["cpu", "engine", "cqu"])
             size = shape.shards if pool == "cpu" else shape.engines
-            mesh.ask(request, verb, pool, random.randint(max(1, size - 1), size + 2))
+            mesh.ask(request, verb, pool, random.randint(max(1, size - 1), size + 2), dry_run)
+        elif verb in ("pin", "ban", "unpin"):
+            pool = random.choice(["cpu", "gpu", "cpu,gpu", "cqu", ""])
+            expert = random.choice([*sorted(keys_of(mesh.shape)), None])
+            name = f"{expert.group}/{expert.number}" if expert else "9/9"
+            mesh.ask(request, verb, name if verb == "unpin" else f"{name} {pool}", 0, dry_run)
         else:
-            mesh.ask(
-                request,
-                verb,
-                random.choice(
-                    [*mesh.state.intent.places, "cpu-999"] if mesh.state else ["cpu-999"]
-                ),
-            )
+            mesh.ask(request, verb, random.choice(self._targets(verb)), 0, dry_run)
+
+    def _targets(self, verb: str) -> list[str]:
+        mesh = self._mesh
+        places = list(mesh.state.intent.places) if mesh.state else []
+        if verb == "rolling-restart":
+            return [*places, "cpu", "engine", "all", "cpu-999"]
+        if verb in ("drain", "undrain", "cordon", "uncordon"):
+            return [*places, "cpu-999", "node/node-1", "node/node-9"]
+        return [*places, "cpu-999"]
 
     def _fill_disk(self) -> None:
         """The journal cannot be written for a while."""

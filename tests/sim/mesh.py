@@ -64,6 +64,8 @@ class Shape:
     """How large a simulated mesh is. capacity: keys per shard."""
 
     shards: int = 8
+    gpus: int = 0
+    """Shards of a second pool."""
     engines: int = 1
     routers: int = 0
     dispatchers: int = 2
@@ -141,6 +143,8 @@ class SimMesh:
         self.dispatchers = [SimDispatcher(f"engine-{n}") for n in range(shape.dispatchers)]
         self.trace: list[str] = []
         self.answers: dict[str, bool] = {}
+        self.texts: dict[str, str] = {}
+        """What was answered to the verbs, by request."""
         self.controllers = 0
         self.state: State | None = None
         self.crash = shape.crash
@@ -164,6 +168,7 @@ class SimMesh:
     def _places(self) -> dict[str, Place]:
         shape = self.shape
         places = [Place(f"cpu-{n}", Kind.SHARD, "cpu") for n in range(shape.shards)]
+        places += [Place(f"gpu-{n}", Kind.SHARD, "gpu") for n in range(shape.gpus)]
         places += [Place(f"engine-{n}", Kind.ENGINE, "engine") for n in range(shape.engines)]
         places += [Place(f"router-{n}", Kind.ROUTER, "router") for n in range(shape.routers)]
         return {place.id: place for place in places}
@@ -296,6 +301,7 @@ class SimMesh:
                 self._make_plan(action)
             case Answer():
                 self.answers[action.request] = action.done
+                self.texts[action.request] = action.reason
             case Note():
                 pass
 
@@ -496,10 +502,12 @@ class SimMesh:
 
     # -- verbs
 
-    def ask(self, request: str, verb: str, target: str = "", number: int = 0) -> None:
+    def ask(
+        self, request: str, verb: str, target: str = "", number: int = 0, dry_run: bool = False
+    ) -> None:
         if self.state is not None:
-            self.say(f"asked: {verb} {target} {number}")
-            self.tell(lambda now_s: VerbAsked(now_s, request, verb, target, number))
+            self.say(f"asked: {verb} {target} {number}{' (dry run)' if dry_run else ''}")
+            self.tell(lambda now_s: VerbAsked(now_s, request, verb, target, number, dry_run))
 
     # -- looking
 

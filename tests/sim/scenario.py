@@ -6,8 +6,10 @@ from orchestrator.control.keys import NO_KEYS
 from orchestrator.control.lifecycle import Life
 from orchestrator.control.plan_request import PlanRequest, Proposal
 from orchestrator.control.planning import make_plan
+from orchestrator.control.rules import broken
 from orchestrator.control.settings import Settings
 from orchestrator.control.state import State
+from orchestrator.control.turn import Turn
 from tests.sim.faults import Faults
 from tests.sim.invariants import Breach
 from tests.sim.mesh import Shape, SimMesh
@@ -64,6 +66,8 @@ def check_healed(mesh: SimMesh) -> None:
         raise Breach("healed: no controller")
     if state.intent.transaction is not None:
         raise Breach(f"healed: transaction {state.intent.transaction.id} never ends")
+    if state.intent.rolling is not None and "rolling restart" not in state.facts.problems:
+        raise Breach(f"healed: the restart of {state.intent.rolling.target} never ends")
     # A shard drains for as long as the others have no room for what it holds.
     lacking = {"plan", "experts"} & set(state.facts.problems)
     allowed = {Life.READY, Life.FAILED, *([Life.DRAINING] if lacking else [])}
@@ -88,11 +92,14 @@ def _check_service(mesh: SimMesh, state: State) -> None:
         if unserved:
             raise Breach(f"healed: dispatcher {dispatcher.id} cannot get {unserved} keys")
     assert state.intent.epoch is not None
+    astray = broken(state.intent, sorted(state.intent.planned_for))
+    if astray:
+        raise Breach(f"healed: {len(astray)} keys are where they may not be")
     whole = state.intent.planned.keys() <= {
         id for id, component in state.facts.components.items() if component.life is Life.READY
     }
     for process in mesh.all_processes():
-        cordoned = state.intent.places[process.place].cordoned
+        cordoned = Turn(state, 0.0).cordoned(process.place)
         planned = NO_KEYS if cordoned else state.intent.planned.get(process.place, NO_KEYS)
         if whole and not state.facts.problems and planned - process.holdings:
             raise Breach(f"healed: {process.place} does not hold all that is planned for it")

@@ -3,11 +3,12 @@
 A failing seed prints the end of its event trace and the call that replays it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from orchestrator.control.keys import NO_KEYS
+from orchestrator.control.keys import EXPERT, NO_KEYS, PlacedKey
 from orchestrator.control.lifecycle import Life
 from orchestrator.control.plan_request import PlanRequest, Proposal
 from orchestrator.control.settings import Settings
@@ -16,8 +17,10 @@ from tests.sim.mesh import Shape, SimMesh
 from tests.sim.scenario import check_healed, simulate
 
 SMALL = Shape(routers=1, load_fails=0.05, crash=0.002)
+TWO_POOLS = Shape(shards=5, gpus=3, engines=2, routers=1, crash=0.002)
 TWO_COPIES = Shape(shards=6, capacity=9, experts=8, load_fails=0.02, crash=0.01)
 SHORT = Settings(suspect_limit_s=8.0, stable_s=60.0)
+ROLLING = replace(SHORT, rolling_limit_s=60.0, drain_timeout_s=5.0)
 
 
 @pytest.mark.parametrize("seed", range(14))
@@ -28,6 +31,11 @@ def test_everything_heals_after_random_faults(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(100, 105))
 def test_two_copies_of_everything(seed: int) -> None:
     simulate(seed, TWO_COPIES, settings=replace(SHORT, min_copies=2))
+
+
+@pytest.mark.parametrize("seed", range(200, 206))
+def test_two_pools_and_two_engines(seed: int) -> None:
+    simulate(seed, TWO_POOLS, faults_s=100.0, heal_s=150.0, settings=ROLLING)
 
 
 def test_a_seed_replays() -> None:
@@ -231,3 +239,161 @@ def test_shards_that_join_get_experts_and_a_pool_shrinks_again() -> None:
     mesh.ask("three", "scale", "cpu", 1)
     mesh.clock.run(142.0)
     assert mesh.answers == {"one": True, "two": True, "three": False}
+
+
+# -- verbs
+
+
+def asked(mesh: SimMesh, verb: str, target: str = "", number: int = 0, **how: bool) -> str:
+    """Ask, wait for the answer, and say how it begins: "yes" or "no", then the text."""
+    request = f"{verb}-{mesh.clock.now_s}"
+    mesh.ask(request, verb, target, number, **how)
+    while request not in mesh.answers:
+        mesh.clock.run(mesh.clock.now_s + 0.05)
+    return f"{'yes' if mesh.answers[request] else 'no'}: {mesh.texts[request]}"
+
+
+def worst_until(mesh: SimMesh, done: Callable[[], bool], limit_s: float = 400.0) -> int:
+    """Most keys that no dispatcher could get at any moment until then."""
+    worst, end_s = 0, mesh.clock.now_s + limit_s
+    while not done():
+        assert mesh.clock.now_s < end_s, mesh.trace[-40:]
+        mesh.clock.run(mesh.clock.now_s + 0.05)
+        worst = max(worst, unserved(mesh))
+    return worst
+
+
+def test_a_rolling_restart_replaces_every_process_and_serves_every_expert_meanwhile() -> None:
+    mesh = started(Shape(shards=6, capacity=6, engines=2))
+    before = set(mesh.processes)
+    assert asked(mesh, "rolling-restart", "all").startswith("yes: cpu-0, cpu-1")
+    assert worst_until(mesh, lambda: mesh.state.intent.rolling is None) == 0
+    places = mesh.state.intent.places
+    assert {id: place.generation for id, place in places.items()} == dict.fromkeys(before, 2)
+    assert {place.restarts for place in places.values()} == {0}
+    assert sorted(mesh.state.intent.epoch.copies) == [f"cpu-{n}" for n in range(6)]
+
+
+def test_replicas_make_a_rolling_restart_move_nothing() -> None:
+    mesh = started(Shape(shards=4, capacity=9), settings=replace(SHORT, min_copies=2))
+    planned, transactions = mesh.state.intent.planned, mesh.state.intent.transactions
+    assert asked(mesh, "rolling-restart", "cpu").startswith("yes")
+    assert worst_until(mesh, lambda: mesh.state.intent.rolling is None) == 0
+    assert mesh.state.intent.planned == planned
+    assert mesh.state.intent.transactions == transactions + 4  # each way back to the plan
+
+
+def test_a_new_controller_goes_on_with_a_rolling_restart() -> None:
+    mesh = started(Shape(shards=6, capacity=6))
+    assert asked(mesh, "rolling-restart", "cpu").startswith("yes")
+    mesh.clock.run(mesh.clock.now_s + 20.0)
+    mesh.kill_controller()
+    mesh.clock.run(mesh.clock.now_s + 3.0)
+    assert worst_until(mesh, lambda: mesh.state.intent.rolling is None) == 0
+    assert {p.generation for p in mesh.state.intent.places.values() if p.pool == "cpu"} == {2}
+
+
+def test_a_rolling_restart_that_nobody_can_stand_in_for_is_refused() -> None:
+    mesh = started(Shape(shards=2, capacity=9))
+    assert asked(mesh, "rolling-restart", "cpu") == (
+        "no: cpu-0 holds the only copy of 8 experts: the shards that stay have room for 8 copies, "
+        "16 are needed (1 of each of 16 experts)"
+    )
+    assert asked(mesh, "rolling-restart", "engine") == (
+        "no: engine-0 is the last engine that is ready: scale engine up first"
+    )
+    assert "did you mean cpu?" in asked(mesh, "rolling-restart", "cpuu")
+
+
+def test_a_rolling_restart_can_be_stopped_and_only_one_runs() -> None:
+    mesh = started(Shape(shards=6, capacity=6))
+    assert asked(mesh, "stop-rolling-restart") == "no: no rolling restart is under way"
+    assert asked(mesh, "rolling-restart", "cpu").startswith("yes")
+    assert asked(mesh, "rolling-restart", "cpu-1").startswith("no: cpu is being restarted")
+    mesh.clock.run(mesh.clock.now_s + 1.0)
+    assert asked(mesh, "stop-rolling-restart").startswith("yes: 5 of cpu are left")
+    mesh.clock.run(mesh.clock.now_s + 100.0)
+    check_healed(mesh)
+    generations = [p.generation for p in mesh.state.intent.places.values() if p.pool == "cpu"]
+    assert sum(generations) <= 7
+
+
+def pools_of(mesh: SimMesh, layer: int, expert: int) -> set[str]:
+    """Pools whose shards serve the expert."""
+    copies = mesh.state.intent.epoch.copies
+    key = PlacedKey(EXPERT, layer, expert)
+    return {mesh.state.intent.places[id].pool for id, keys in copies.items() if key in keys}
+
+
+def test_a_pinned_expert_moves_and_stays_where_it_is_pinned_to() -> None:
+    mesh = started(Shape(shards=4, gpus=2, capacity=5))
+    for expert in range(4):
+        assert asked(mesh, "pin", f"0/{expert} gpu").startswith("yes")
+        assert worst_until(mesh, lambda: mesh.state.intent.transaction is None) == 0
+    assert [pools_of(mesh, 0, expert) for expert in range(4)] == [{"gpu"}] * 4
+    mesh.kill(mesh.processes["gpu-1"][0], "SIGKILL")
+    for row in mesh.load:
+        row[:4] = 50.0
+    mesh.clock.run(mesh.clock.now_s + 120.0)
+    assert [pools_of(mesh, 0, expert) for expert in range(4)] == [{"gpu"}] * 4
+    mesh.kill_controller()
+    mesh.clock.run(mesh.clock.now_s + 20.0)
+    assert len(mesh.state.intent.rules) == 4
+    assert asked(mesh, "unpin", "0/3").startswith("yes")
+    assert asked(mesh, "unpin", "0/3") == "no: expert 0/3 is neither pinned nor banned"
+
+
+def test_a_banned_expert_leaves_the_pool() -> None:
+    mesh = started(Shape(shards=4, gpus=2, capacity=5))
+    expert = next(e for e in range(8) if "gpu" in pools_of(mesh, 1, e))
+    assert asked(mesh, "ban", f"1/{expert} gpu", dry_run=True).startswith("yes: would load")
+    assert not mesh.state.intent.rules
+    assert asked(mesh, "ban", f"1/{expert} gpu").startswith("yes")
+    assert worst_until(mesh, lambda: mesh.state.intent.transaction is None) == 0
+    assert pools_of(mesh, 1, expert) == {"cpu"}
+    assert asked(mesh, "ban", f"1/{expert} cpu").startswith("no: that leaves expert 1/")
+
+
+@pytest.mark.parametrize(
+    ("verb", "target", "answer"),
+    [
+        ("pin", "0/1 gqu", "unknown pool of shards 'gqu': did you mean gpu?"),
+        ("pin", "0/1", "no pool is named: give one, or several separated by commas"),
+        ("pin", "0.1 gpu", "'0.1' is no expert: give LAYER/EXPERT, such as 3/17"),
+        ("pin", "0/99 gpu", "layer 0 has no expert 99: the last is 7"),
+        ("ban", "7/1 gpu", "layer 7 has no routed experts: the layers that have are 0 to 1"),
+        ("cordon", "engine-0", "engine-0 is no shard: only shards hold copies"),
+        ("cordon", "node/node-7", "unknown node 'node-7': did you mean node-2?"),
+        ("drain", "cpu-99", "unknown component 'cpu-99': did you mean cpu-3?"),
+        ("uncorton", "cpu-1", "unknown verb 'uncorton': did you mean uncordon?"),
+    ],
+)
+def test_bad_names_are_told_with_the_nearest_one(verb: str, target: str, answer: str) -> None:
+    mesh = started(Shape(shards=4, gpus=2, capacity=5))
+    assert asked(mesh, verb, target) == f"no: {answer}"
+
+
+def test_a_cordoned_node_gets_no_new_copies_and_keeps_what_it_has() -> None:
+    mesh = started(Shape(shards=6, capacity=6))
+    on_it = [p.place for p in mesh.all_processes() if p.node == "node-1" and p.place[0] == "c"]
+    before = {id: mesh.state.intent.epoch.copies[id] for id in on_it}
+    assert asked(mesh, "cordon", "node/node-1").startswith("yes: shards on node-1 get no new")
+    mesh.ask("more", "scale", "cpu", 8)  # cpu-7 is on that node too
+    mesh.clock.run(mesh.clock.now_s + 60.0)
+    copies = mesh.state.intent.epoch.copies
+    assert {id: copies[id] for id in on_it} == before
+    assert "cpu-6" in copies
+    assert "cpu-7" not in copies
+    assert asked(mesh, "uncordon", "node/node-1").startswith("yes")
+    mesh.clock.run(mesh.clock.now_s + 60.0)
+    assert "cpu-7" in mesh.state.intent.epoch.copies
+
+
+def test_a_drained_node_is_empty_at_last_and_nothing_is_unserved_meanwhile() -> None:
+    mesh = started(Shape(shards=6, capacity=6, engines=2))
+    assert asked(mesh, "drain", "node/node-1", dry_run=True).startswith("yes: cpu-1, cpu-4, eng")
+    assert asked(mesh, "drain", "node/node-1").startswith("yes: cpu-1, cpu-4, engine-1")
+    assert worst_until(mesh, lambda: "cpu-4" not in mesh.state.intent.places) == 0
+    mesh.clock.run(mesh.clock.now_s + 20.0)
+    assert {p.node for p in mesh.all_processes()} == {"node-0", "node-2"}
+    assert asked(mesh, "drain", "node/node-0").startswith("no: cpu-0, cpu-3 holds the only copy")
