@@ -69,3 +69,5 @@ class MeshStatus(BaseModel):
     """Plan epoch being served; 0 before the first."""
     router_mode: str
     components: list[ComponentStatus]
+    stale_s: float = 0.0
+    """Age of all this where the controller does not answer; 0 where it does."""

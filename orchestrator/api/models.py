@@ -177,3 +177,24 @@ class PlacementView(View):
     loss_of_pool: dict[str, LossView]
     survives_any_shard: bool
     survives_any_node: bool
+
+
+class EventView(View):
+    """One line of the mesh's history. wall_s: Unix time, for people."""
+
+    number: int
+    wall_s: float
+    subject: str
+    step: str
+    transaction: int
+    """0 outside of one."""
+    reason: str
+    figures: dict[str, float] = Field(default_factory=dict)
+
+
+class VerbAnswer(View):
+    """What came of a verb that was not refused."""
+
+    verb: str
+    text: str
+    dry_run: bool

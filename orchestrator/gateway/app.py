@@ -19,11 +19,14 @@ from starlette.routing import Route
 
 from actors.engine.messages import HttpRequest, ResponseStart
 from orchestrator.batch.routes import BatchRoutes
+from orchestrator.gateway.admin import AdminCheck
+from orchestrator.gateway.api_routes import Api
 from orchestrator.gateway.auth import KeyCheck
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.engine_pool import EnginePool, PooledEngine
 from orchestrator.gateway.errors import error_response, unavailable
 from orchestrator.gateway.inference import Inference
+from orchestrator.gateway.last_known import LastKnown
 from orchestrator.gateway.mesh import EngineError, Mesh, MeshLostError
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.observation import Observation
@@ -82,13 +85,18 @@ class Gateway:
         return {e.info.id: p for e, p in zip(engines, pages, strict=True) if p is not None}
 
     async def status(self, _: Request) -> Response:
-        """`MeshStatus` of the controller, and with it the gateway that answers."""
+        """`MeshStatus` of the controller, and with it the gateway that answers; with a silent
+        controller what it said last."""
+        stale_s = 0.0
         try:
             async with asyncio.timeout(STATUS_TIMEOUT_S):
                 mesh = await self._mesh.status()
         except (MeshLostError, TimeoutError) as error:
-            return unavailable(str(error) or SILENT_CONTROLLER)
-        mesh = mesh.model_copy(update={"components": [*mesh.components, self._own_status()]})
+            if self._pool.mesh_status is None:
+                return unavailable(str(error) or SILENT_CONTROLLER)
+            mesh, stale_s = self._pool.mesh_status, self._pool.controller_silence_s
+        components = [*mesh.components, self._own_status()]
+        mesh = mesh.model_copy(update={"components": components, "stale_s": round(stale_s, 3)})
         return Response(mesh.model_dump_json(), media_type="application/json")
 
     async def expert_load(self, _: Request) -> Response:
@@ -133,10 +141,17 @@ class Gateway:
         return (first.body + b"".join(r for r in rest if isinstance(r, bytes))).decode()
 
 
-def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) -> Starlette:
-    """The ASGI application; without digests of API keys (`auth.digest`) everybody may use it."""
+def build_app(
+    config: GatewayConfig,
+    mesh: Mesh,
+    key_digests: frozenset[bytes],
+    admin_digests: frozenset[bytes] = frozenset(),
+) -> Starlette:
+    """The ASGI application; without digests of API keys (`auth.digest`) everybody may use it, and
+    change the mesh as `admin.AdminCheck` says. An admin key is good for all that a client's is."""
     metrics = GatewayMetrics(config.model_name)
     pool = EnginePool(mesh)
+    last = LastKnown(mesh)
     gateway = Gateway(config, mesh, pool, metrics)
     inference = Inference(config, pool, metrics)
     observer = Observer(config.telemetry, mesh, gateway.engine_pages, lambda: pool.in_flight)
@@ -150,7 +165,7 @@ def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) 
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        loops = [gateway.poll(), observer.run()]
+        loops = [gateway.poll(), observer.run(), last.poll()]
         if config.telemetry.otlp_endpoint is not None:
             loops.append(telemetry.export(_otlp(config)))
         tasks = [asyncio.create_task(loop) for loop in loops]
@@ -168,7 +183,9 @@ def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) 
         Route("/api/v1/expert-load", gateway.expert_load),
         *telemetry.routes(),
         *page_routes(config.route_prefix.rstrip("/")),
+        Route("/api/v1/load", gateway.expert_load),
     ]
+    routes += Api(config, mesh, last, AdminCheck(admin_digests, config.host)).routes()
     if config.batch is not None:
         routes += BatchRoutes(config.batch).routes()
     app = Starlette(
@@ -178,7 +195,9 @@ def build_app(config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) 
             Middleware(WithoutPrefix),
             Middleware(RetryAfter, seconds=config.retry_after_s),
             Middleware(Observation, metrics=metrics),
-            Middleware(KeyCheck, digests=key_digests),
+            Middleware(
+                KeyCheck, digests=key_digests | admin_digests if key_digests else key_digests
+            ),
         ],
         exception_handlers={HTTPException: _http_error, Exception: _internal_error},
     )

@@ -8,8 +8,10 @@ from starlette.applications import Starlette
 
 from orchestrator.cluster import ON_THE_HEAD
 from orchestrator.config.schema import LogFormat
+from orchestrator.config.secrets import Secrets
 from orchestrator.errors import UserError
 from orchestrator.gateway.app import GATEWAY_ID, build_app
+from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.mesh import Mesh
 from orchestrator.logging_setup import set_up_logging
@@ -30,8 +32,14 @@ def app_name(mesh: str) -> str:
 class GatewayDeployment:
     """The Serve replica: builds the application where it runs."""
 
-    def __init__(self, config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]) -> None:
-        self._arguments = (config, mesh, key_digests)
+    def __init__(
+        self,
+        config: GatewayConfig,
+        mesh: Mesh,
+        key_digests: frozenset[bytes],
+        admin_digests: frozenset[bytes],
+    ) -> None:
+        self._arguments = (config, mesh, key_digests, admin_digests)
         self._logging = config.logging
 
     def __serve_build_asgi_app__(self) -> Starlette:
@@ -40,11 +48,15 @@ class GatewayDeployment:
 
 
 def deploy_gateway(
-    config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes] = frozenset()
+    config: GatewayConfig,
+    mesh: Mesh,
+    key_digests: frozenset[bytes] = frozenset(),
+    admin_digests: frozenset[bytes] | None = None,
 ) -> str:
     """Start Serve and the gateway on the connected Ray cluster; returns the base URL.
 
     `key_digests` are those of the API keys (`auth.digest`); without any, no key is asked for.
+    `admin_digests` are those of the admin keys; None: of EXPERTMESH_ADMIN_KEYS.
     Success means that the gateway answers HTTP; engines need not be ready yet. After a failure
     nothing is left of it.
 
@@ -57,6 +69,9 @@ def deploy_gateway(
     from ray.serve.schema import EncodingType
     from ray.serve.schema import LoggingConfig as ServeLogging
 
+    if admin_digests is None:
+        keys = Secrets().admin_keys
+        admin_digests = frozenset(digest(key.get_secret_value()) for key in keys)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     encoding = EncodingType.JSON if config.logging.format is LogFormat.JSON else EncodingType.TEXT
     quiet = ServeLogging(log_level="WARNING", enable_access_log=False, encoding=encoding)
@@ -78,7 +93,7 @@ def deploy_gateway(
         )
         _check_address(config)
         _check_prefix(config)
-        app = deployment.bind(config, mesh, key_digests)
+        app = deployment.bind(config, mesh, key_digests, admin_digests)
         serve.run(
             app,
             name=app_name(config.mesh),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from actors.engine.messages import EngineReply, HttpRequest
+from orchestrator.api.models import ClusterView, EventView, PlacementView
 from orchestrator.expert_load import ExpertLoad
 from orchestrator.status import ComponentState, MeshStatus
 
@@ -80,6 +81,24 @@ class Mesh(Protocol):
 
     async def expert_load(self) -> ExpertLoad:
         """Raises `MeshLostError`."""
+        ...
+
+    async def view(self) -> ClusterView:
+        """Raises `MeshLostError`."""
+        ...
+
+    async def placement(self) -> PlacementView:
+        """Raises `MeshLostError`."""
+        ...
+
+    async def history(self, after: int, limit: int) -> list[EventView]:
+        """Lines after number `after`, oldest first; negative: the last `-after`.
+
+        Raises `MeshLostError`."""
+        ...
+
+    async def ask(self, verb: str, target: str, number: int, dry_run: bool) -> tuple[bool, str]:
+        """Whether a verb is done, and what is to be said about it. Raises `MeshLostError`."""
         ...
 
     async def engines(self) -> list[EngineInfo]:

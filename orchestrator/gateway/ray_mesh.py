@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from actors.engine.messages import EngineReply, HttpRequest
+from orchestrator.api.models import ClusterView, EventView, PlacementView
 from orchestrator.expert_load import ExpertLoad
 from orchestrator.gateway.mesh import (
     EngineClient,
@@ -25,8 +26,9 @@ whose gateway died notices, and aborts."""
 class RayMesh:
     """Finds the mesh by the names of its actors.
 
-    The controller actor has `status() -> dict` in the shape of `MeshStatus`, and
-    `engines() -> list[dict]` with `id`, `state` and `actor_name`.
+    The controller actor has `status() -> dict` in the shape of `MeshStatus`,
+    `engines() -> list[dict]` with `id`, `state` and `actor_name`, `view()` and `placement()` in the
+    shapes of `ClusterView` and `PlacementView`, `history(after, limit)` and `ask(verb, ...)`.
     """
 
     def __init__(self, controller_name: str, namespace: str) -> None:
@@ -40,6 +42,20 @@ class RayMesh:
     async def expert_load(self) -> ExpertLoad:
         return ExpertLoad.from_json(await self._ask("expert_load"))
 
+    async def view(self) -> ClusterView:
+        return ClusterView.model_validate(await self._ask("view"))
+
+    async def placement(self) -> PlacementView:
+        return PlacementView.model_validate(await self._ask("placement"))
+
+    async def history(self, after: int, limit: int) -> list[EventView]:
+        lines = await self._ask("history", after, limit)
+        return [EventView.model_validate(line) for line in lines]
+
+    async def ask(self, verb: str, target: str, number: int, dry_run: bool) -> tuple[bool, str]:
+        done, text = await self._ask("ask", verb, target, number, dry_run)
+        return bool(done), str(text)
+
     async def engines(self) -> list[EngineInfo]:
         return [
             EngineInfo(e["id"], ComponentState(e["state"]), e["actor_name"])
@@ -52,14 +68,14 @@ class RayMesh:
         except ValueError as error:
             raise EngineLostError(f"there is no actor {engine.actor_name}") from error
 
-    async def _ask(self, method: str) -> Any:
+    async def _ask(self, method: str, *arguments: object) -> Any:
         from ray.exceptions import RayError
 
         try:
             if self._controller is None:
                 self._controller = await self._find(self._controller_name)
-            return await getattr(self._controller, method).remote()
-        except (ValueError, RayError) as error:
+            return await getattr(self._controller, method).remote(*arguments)
+        except (ValueError, AttributeError, RayError) as error:
             # Looked up anew next time: its successor has the same name.
             self._controller = None
             message = f"the controller {self._controller_name} does not answer"

@@ -11,6 +11,7 @@ import numpy as np
 
 from actors.engine import asgi_bridge
 from actors.engine.messages import EngineReply, HttpRequest, ResponseStart
+from orchestrator.api.models import ClusterView, EventView, PlacementView
 from orchestrator.expert_load import ExpertLoad
 from orchestrator.gateway.mesh import (
     EngineClient,
@@ -68,6 +69,57 @@ class FakeEngine:
         return EngineStatus(self.state, self.max_running)
 
 
+def _place(id: str, kind: str, pool: str, life: str, why: str = "it answers") -> dict[str, Any]:
+    return {
+        "id": id, "kind": kind, "pool": pool, "node": "node-0", "life": life, "why": why,
+        "generation": 1, "restarts": 0, "wanted": "run", "cordoned": False, "spare": False,
+        "weight": 1.0, "incarnation": "00ff", "pid": 7, "copies": 2, "loading": 0,
+        "held_bytes": 20, "capacity_bytes": 40,
+    }  # fmt: skip
+
+
+VIEW = ClusterView.model_validate(
+    {
+        "mesh": "test",
+        "model": "tiny",
+        "term": 2,
+        "epoch": {"term": 2, "number": 5},
+        "followed": True,
+        "recovering": False,
+        "places": [
+            _place("a-0", "shard", "a", "ready"),
+            _place("engine-0", "engine", "engine", "ready"),
+            _place("engine-1", "engine", "engine", "suspect", "3 probes in a row"),
+            _place("engine-2", "engine", "engine", "dead", "SIGKILL"),
+        ],
+        "pools": [{"id": "a", "kind": "shard", "size": 1, "ready": 1, "least": 1, "most": 0}],
+        "nodes": [{"name": "node-0", "components": ["a-0", "engine-0"], "cordoned": False}],
+        "transaction": None,
+        "transactions": 3,
+        "planning": None,
+        "rolling": None,
+        "rules": [],
+        "problems": {},
+        "dispatchers": [],
+    }
+)
+PLACEMENT = PlacementView.model_validate(
+    {
+        "epoch": {"term": 2, "number": 5},
+        "layers": [0],
+        "experts": 2,
+        "shards": {"a-0": {0: [0, 1]}},
+        "copies": {0: [1, 1]},
+        "least_copies": 1,
+        "loss_of_shard": {"a-0": {"experts": 2, "some": ["0/0", "0/1"]}},
+        "loss_of_node": {},
+        "loss_of_pool": {},
+        "survives_any_shard": False,
+        "survives_any_node": False,
+    }
+)
+
+
 @dataclass
 class FakeMesh:
     """A controller that knows the given engines, in order."""
@@ -77,6 +129,10 @@ class FakeMesh:
     reason: str = "all experts are placed"
     silent: bool = False
     times_asked: int = 0
+    asked: list[tuple[str, str, int, bool]] = field(default_factory=list)
+    refuses: str = ""
+    """Why it refuses every verb; empty if it does them."""
+    lines: list[EventView] = field(default_factory=list)
 
     async def status(self) -> MeshStatus:
         self.times_asked += 1
@@ -96,6 +152,29 @@ class FakeMesh:
         if self.silent:
             raise MeshLostError("no answer")
         return ExpertLoad("tiny", (0,), np.array([[3, 1]]), {"a-0": np.array([[3, 1]])})
+
+    async def view(self) -> ClusterView:
+        self._speak()
+        return VIEW
+
+    async def placement(self) -> PlacementView:
+        self._speak()
+        return PLACEMENT
+
+    async def history(self, after: int, limit: int) -> list[EventView]:
+        self._speak()
+        if after < 0:
+            return self.lines[after:]
+        return [line for line in self.lines if line.number > after][:limit]
+
+    async def ask(self, verb: str, target: str, number: int, dry_run: bool) -> tuple[bool, str]:
+        self._speak()
+        self.asked.append((verb, target, number, dry_run))
+        return not self.refuses, self.refuses or f"{verb} is done"
+
+    def _speak(self) -> None:
+        if self.silent:
+            raise MeshLostError("no answer")
 
     async def engines(self) -> list[EngineInfo]:
         if self.silent:
@@ -125,9 +204,10 @@ async def call(
     body: bytes = b"",
     headers: dict[str, str] | None = None,
 ) -> Answer:
-    """Call an ASGI application as an HTTP server would."""
+    """Call an ASGI application as an HTTP server would. path: with its query, if any."""
     lines = tuple((k.lower().encode(), v.encode()) for k, v in (headers or {}).items())
-    request = HttpRequest(method, path, b"", lines, body)
+    path, _, query = path.partition("?")
+    request = HttpRequest(method, path, query.encode(), lines, body)
     async with aclosing(asgi_bridge.call(app, request)) as stream:
         first, *rest = [item async for item in stream]
     assert isinstance(first, ResponseStart)
