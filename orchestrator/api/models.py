@@ -135,6 +135,8 @@ class ClusterView(View):
     epoch: EpochView | None
     followed: bool
     """Every dispatcher follows that epoch."""
+    settled: bool = False
+    """Nothing moves, starts, ends or is missing, and all that is planned is there."""
     recovering: bool
     """A new controller still waits for components to describe themselves."""
     refuses: str = ""

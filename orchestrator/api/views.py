@@ -21,6 +21,7 @@ from orchestrator.api.models import (
 )
 from orchestrator.control.keys import NO_KEYS, Copies, Keys, copies_per_key, number_of
 from orchestrator.control.lifecycle import Kind, Life, Wanted
+from orchestrator.control.rolling import is_settled
 from orchestrator.control.settings import PoolLimits
 from orchestrator.control.sizes import ENGINE_POOL
 from orchestrator.control.state import Component, EpochId, Place, Rolling, State
@@ -53,6 +54,7 @@ def cluster_view(
         term=intent.term,
         epoch=_epoch(epoch.id) if epoch else None,
         followed=followed,
+        settled=_is_settled(state, now_s),
         recovering=Turn(state, now_s).recovering,
         refuses=refuses,
         places=[
@@ -112,6 +114,17 @@ def placement_view(state: State) -> PlacementView:
         survives_any_shard=placed and not any(loss.experts for loss in by_shard.values()),
         survives_any_node=placed and not any(loss.experts for loss in by_node.values()),
     )
+
+
+def _is_settled(state: State, now_s: float) -> bool:
+    intent, facts = state.intent, state.facts
+    turn = Turn(state, now_s)
+    if intent.epoch is None or intent.rolling or facts.request_verb or turn.recovering:
+        return False
+    for id, place in intent.places.items():
+        if not place.failed and not (_is_ready(state, id) and place.wanted is Wanted.RUN):
+            return False
+    return is_settled(turn)
 
 
 def _epoch(id: EpochId) -> EpochView:

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from orchestrator.cli import operate
+from orchestrator.cli.options import DEFAULT_URL, Config, Json, Url, Verbose
 from orchestrator.errors import UserError
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
 
@@ -22,24 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _note_verbose(wanted: bool) -> bool:
-    if wanted:
-        logging.getLogger("expertmesh").setLevel(logging.DEBUG)
-    return wanted
-
-
-Verbose = Annotated[
-    bool,
-    typer.Option("--verbose", "-v", help="Show where an error came from.", callback=_note_verbose),
-]
-Config = Annotated[
-    Path | None,
-    typer.Argument(metavar="[CONFIG]", help="Config file (YAML).", show_default="the demo mesh"),
-]
-Url = Annotated[str, typer.Option(envvar="EXPERTMESH_URL", help="Endpoint of the mesh.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()
@@ -143,6 +126,9 @@ def version_command(_verbose: Verbose = False) -> None:
 
     for line in version_lines():
         typer.echo(line)
+
+
+operate.add_commands(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,11 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.endpoint import ask, not_a_mesh
+from orchestrator.cli.tables import console_for, warn_stale
 from orchestrator.config.bytesize import format_bytes
 from orchestrator.status import ComponentState, ComponentStatus, MeshStatus
-
-FILE_WIDTH = 200
-"""Columns where the output is no terminal: nothing is cut off in a file or a pipe."""
 
 _STATE_STYLES = {
     ComponentState.STARTING: "yellow",
@@ -30,9 +28,8 @@ def status(url: str, as_json: bool, wide: bool = False, console: Console | None 
     if as_json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
         return 0
-    console = console or Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, FILE_WIDTH)
+    console = console_for(console)
+    warn_stale(found.stale_s, console)
     console.print(headline(found))
     console.print(render(found.components, wide))
     if not wide:

@@ -78,7 +78,7 @@ def roll(turn: Turn) -> None:
     elif not rolling.left:
         stop_rolling(turn, "done")
         return
-    elif _settled(turn):
+    elif is_settled(turn):
         _next(turn, rolling)
     if turn.intent.rolling is rolling and turn.now_s - since_s >= turn.settings.rolling_limit_s:
         what = rolling.current or rolling.left[0]
@@ -123,7 +123,7 @@ def _look_after(turn: Turn, rolling: Rolling) -> None:
         why = place.failed if place and place.failed else "no longer wanted"
         stop_rolling(turn, f"ended at {id}: {why}")
     elif place.generation > rolling.generation:
-        if component.life is Life.READY and _settled(turn):
+        if component.life is Life.READY and is_settled(turn):
             turn.note(SUBJECT, "restarted", f"{id} generation {place.generation} serves")
             _go_on(turn, replace(rolling, current=""))
     elif _runs_on(turn, id):
@@ -149,7 +149,7 @@ def _alone(turn: Turn, id: str) -> Keys:
     return (turn.holdings(id) & turn.intent.keys) - NO_KEYS.union(*others)
 
 
-def _settled(turn: Turn) -> bool:
+def is_settled(turn: Turn) -> bool:
     """Nothing moves, nothing is missing, and all that is planned is there."""
     intent = turn.intent
     if intent.transaction is not None or lost_keys(turn):

@@ -233,7 +233,9 @@ class SimMesh:
             before = self.state
             self.state, actions = step(before, *events)
             self._point()
-            if self.state.intent is not before.intent and not self._write(self.state, actions):
+            told = any(isinstance(action, Note) for action in actions)
+            changed = told or self.state.intent is not before.intent
+            if changed and not self._write(self.state, actions):
                 self.state = before  # nothing may be done that is not written
                 return
             self._point()

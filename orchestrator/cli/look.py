@@ -1,0 +1,157 @@
+"""`expertmesh nodes`, `shards`, `experts`, `transactions`: the status API's answers as tables."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from orchestrator.api.models import ClusterView, LossView, PlacementView, PlaceView
+from orchestrator.cli.endpoint import fetch, fetch_model
+from orchestrator.cli.tables import console_for, life, print_json, table, warn_stale
+from orchestrator.config.bytesize import format_bytes
+from orchestrator.errors import UserError
+
+
+def nodes(url: str, as_json: bool, console: Console | None = None) -> int:
+    if as_json:
+        print_json(fetch(url, "/api/v1/nodes"))
+        return 0
+    view, stale_s = fetch_model(url, "/api/v1/cluster", ClusterView)
+    lives = {place.id: place.life for place in view.places}
+    console = console_for(console)
+    warn_stale(stale_s, console)
+    rows = []
+    for node in view.nodes:
+        not_ready = [f"{id} {lives[id]}" for id in node.components if lives.get(id) != "ready"]
+        state = "cordoned" if node.cordoned else "ready"
+        rows.append([node.name, state, ", ".join(node.components), ", ".join(not_ready) or "-"])
+    console.print(table(("ID", "STATE", "COMPONENTS", "NOT READY"), rows))
+    return 0
+
+
+def shards(url: str, as_json: bool, console: Console | None = None) -> int:
+    if as_json:
+        print_json(fetch(url, "/api/v1/shards"))
+        return 0
+    view, stale_s = fetch_model(url, "/api/v1/cluster", ClusterView)
+    placement, _ = fetch_model(url, "/api/v1/placement", PlacementView)
+    console = console_for(console)
+    warn_stale(stale_s, console)
+    found = [place for place in view.places if place.kind == "shard"]
+    rows = [_shard_row(place, placement.loss_of_shard.get(place.id)) for place in found]
+    columns = ("ID", "POOL", "STATE", "NODE", "COPIES", "HELD", "OF", "WEIGHT", "LOSS", "NOTE")
+    console.print(table(columns, rows, right="COPIES HELD OF WEIGHT LOSS"))
+    console.print(f"\n{survival(placement)}")
+    return 0
+
+
+def _shard_row(place: PlaceView, loss: LossView | None) -> list[str | Text]:
+    notes = []
+    if place.cordoned:
+        notes.append("cordoned")
+    if place.wanted != "run":
+        notes.append("leaves" if place.wanted == "stop" else "restarts")
+    if place.loading:
+        notes.append(f"loads {place.loading}")
+    if place.life != "ready":
+        notes.append(place.why)
+    return [
+        place.id,
+        place.pool,
+        life(place.life),
+        place.node or "-",
+        str(place.copies),
+        format_bytes(place.held_bytes),
+        format_bytes(place.capacity_bytes),
+        f"{place.weight:.2f}",
+        str(loss.experts) if loss else "-",
+        ", ".join(notes),
+    ]
+
+
+def survival(placement: PlacementView) -> str:
+    """What the mesh would get over, in one line."""
+    if not placement.shards:
+        return "nothing is placed yet"
+    parts = []
+    for what, losses in (
+        ("shard", placement.loss_of_shard),
+        ("node", placement.loss_of_node),
+        ("pool", placement.loss_of_pool),
+    ):
+        worst = max(losses.items(), key=lambda item: item[1].experts, default=None)
+        if worst is None or not worst[1].experts:
+            parts.append(f"any {what} may be lost")
+        else:
+            parts.append(f"{worst[0]} ({what}) is the only one with {worst[1].experts} experts")
+    return "; ".join(parts)
+
+
+def experts(url: str, layer: int | None, as_json: bool, console: Console | None = None) -> int:
+    if as_json:
+        print_json(fetch(url, "/api/v1/placement"))
+        return 0
+    placement, stale_s = fetch_model(url, "/api/v1/placement", PlacementView)
+    console = console_for(console)
+    warn_stale(stale_s, console)
+    if layer is None:
+        _all_layers(placement, console)
+    elif layer in placement.copies:
+        _one_layer(placement, layer, console)
+    else:
+        layers = ", ".join(map(str, placement.layers))
+        raise UserError(f"layer {layer} has no routed experts", f"give one of {layers}")
+    return 0
+
+
+def _all_layers(placement: PlacementView, console: Console) -> None:
+    rows = [
+        [
+            str(layer),
+            str(len(counts)),
+            str(sum(counts)),
+            str(sum(count == 1 for count in counts)),
+            str(max(counts)),
+        ]
+        for layer, counts in placement.copies.items()
+    ]
+    columns = ("LAYER", "EXPERTS", "COPIES", "ONLY-ONE", "MOST")
+    console.print(table(columns, rows, right=" ".join(columns)))
+    console.print(f"\n{survival(placement)}")
+
+
+def _one_layer(placement: PlacementView, layer: int, console: Console) -> None:
+    holders: dict[int, list[str]] = {}
+    for shard, layers in placement.shards.items():
+        for expert in layers.get(layer, ()):
+            holders.setdefault(expert, []).append(shard)
+    rows = [
+        [f"{layer}/{expert}", str(count), ", ".join(holders.get(expert, ["nowhere"]))]
+        for expert, count in enumerate(placement.copies[layer])
+    ]
+    console.print(table(("EXPERT", "COPIES", "SHARDS"), rows, right="COPIES"))
+
+
+def transactions(url: str, as_json: bool, console: Console | None = None) -> int:
+    body = fetch(url, "/api/v1/transactions")
+    if as_json:
+        print_json(body)
+        return 0
+    console = console_for(console)
+    warn_stale(float(body.get("stale_s", 0.0)), console)
+    rows = [_transaction_row(found) for found in body["transactions"]]
+    console.print(table(("ID", "STATE", "MOVED", "TOOK", "WHY"), rows, right="ID MOVED TOOK"))
+    return 0
+
+
+def _transaction_row(found: dict[str, Any]) -> list[str]:
+    first = found["events"][0]
+    took_s = found["events"][-1]["wall_s"] - first["wall_s"]
+    size = first["figures"].get("bytes")
+    return [
+        str(found["id"]),
+        found["phase"],
+        "-" if size is None else format_bytes(int(size)),
+        f"{took_s:.1f} s",
+        found["reason"],
+    ]

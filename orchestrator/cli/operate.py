@@ -1,0 +1,289 @@
+"""Commands that look into a running mesh and change it. Each is one request to `/api/v1/`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.cli.options import (
+    DEFAULT_URL,
+    DryRun,
+    Json,
+    KeyFile,
+    Timeout,
+    Url,
+    Verbose,
+    Wait,
+)
+
+WAIT_S = 600.0
+
+Target = Annotated[str, typer.Argument(help="A component's id, or node/NAME.")]
+Component = Annotated[str, typer.Argument(help="A component's id.")]
+Expert = Annotated[str, typer.Argument(metavar="LAYER/EXPERT", help="Such as 3/17.")]
+Pools = Annotated[list[str], typer.Argument(metavar="POOL...", help="Pools of shards.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Put all of them into `app`."""
+    for name, command in _LOOKS.items():
+        app.command(name)(command)
+    for name, command in _VERBS.items():
+        app.command(name)(command)
+
+
+# -- looking
+
+
+def _nodes(url: Url = DEFAULT_URL, as_json: Json = False, _verbose: Verbose = False) -> None:
+    """Show the nodes of a mesh and what runs on each."""
+    from orchestrator.cli.look import nodes
+
+    raise typer.Exit(nodes(url, as_json))
+
+
+def _shards(url: Url = DEFAULT_URL, as_json: Json = False, _verbose: Verbose = False) -> None:
+    """Show the shards: copies, memory, and what the loss of each would take."""
+    from orchestrator.cli.look import shards
+
+    raise typer.Exit(shards(url, as_json))
+
+
+def _experts(
+    layer: Annotated[
+        int | None, typer.Argument(help="Each expert of one layer.", show_default="all in short")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Show how many copies the experts have, and where."""
+    from orchestrator.cli.look import experts
+
+    raise typer.Exit(experts(url, layer, as_json))
+
+
+def _transactions(url: Url = DEFAULT_URL, as_json: Json = False, _verbose: Verbose = False) -> None:
+    """Show the changes of placement: reason, phase, bytes, how long."""
+    from orchestrator.cli.look import transactions
+
+    raise typer.Exit(transactions(url, as_json))
+
+
+def _events(
+    url: Url = DEFAULT_URL,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    after: Annotated[
+        int, typer.Option(help="Begin after this number; negative: the last ones.")
+    ] = -30,
+    limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=1000)] = 1000,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Show what was seen and decided, with the reasons."""
+    from orchestrator.cli.events import events
+
+    raise typer.Exit(events(url, follow, after, limit, as_json))
+
+
+# -- changing
+
+
+def _do(verb: str, body: dict[str, Any], **how: Any) -> None:
+    from orchestrator.cli.change import change
+
+    raise typer.Exit(change(verb, body, **how))
+
+
+def _rebalance(
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    timeout: Timeout = WAIT_S,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Plan for the load that was seen, and move copies where that gains something."""
+    _do("rebalance", {}, **_how(url, key_file, dry_run, wait, timeout, as_json))
+
+
+def _scale(
+    pool: Annotated[str, typer.Argument(help="A pool of shards, or engine.")],
+    size: Annotated[int, typer.Argument(help="How many there are to be.")],
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    timeout: Timeout = WAIT_S,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Make a pool of shards, or the engines, more or fewer."""
+    body = {"pool": pool, "size": size}
+    _do("scale", body, **_how(url, key_file, dry_run, wait, timeout, as_json))
+
+
+def _drain(
+    target: Target,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    timeout: Timeout = WAIT_S,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Take a component or a node out of service for good, without losing a request."""
+    _do("drain", {"target": target}, **_how(url, key_file, dry_run, wait, timeout, as_json))
+
+
+def _undrain(
+    target: Target,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Keep what is being drained."""
+    _do("undrain", {"target": target}, **_how(url, key_file, dry_run, False, WAIT_S, as_json))
+
+
+def _cordon(
+    target: Target,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Give a shard, or all on a node, no new copies."""
+    _do("cordon", {"target": target}, **_how(url, key_file, dry_run, False, WAIT_S, as_json))
+
+
+def _uncordon(
+    target: Target,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Let a shard, or all on a node, get new copies again."""
+    _do("uncordon", {"target": target}, **_how(url, key_file, dry_run, False, WAIT_S, as_json))
+
+
+def _restart(
+    target: Component,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    timeout: Timeout = WAIT_S,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Try a component again that died too often and was given up."""
+    _do("restart", {"target": target}, **_how(url, key_file, dry_run, wait, timeout, as_json))
+
+
+def _rolling_restart(
+    target: Annotated[
+        str, typer.Argument(help="A pool, engine, all, or one component.", show_default=False)
+    ] = "",
+    stop: Annotated[bool, typer.Option("--stop", help="End the one under way.")] = False,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    timeout: Timeout = WAIT_S,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Replace processes one at a time, each when the one before serves."""
+    from orchestrator.errors import UserError
+
+    if bool(target) == stop:
+        raise UserError("rolling-restart takes a target or --stop", "give one of them")
+    verb, body = ("stop-rolling-restart", {}) if stop else ("rolling-restart", {"target": target})
+    _do(verb, body, **_how(url, key_file, dry_run, wait, timeout, as_json))
+
+
+def _pin(
+    expert: Expert,
+    pools: Pools,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    timeout: Timeout = WAIT_S,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Let an expert live in these pools only."""
+    body = {"expert": expert, "pools": pools}
+    _do("pin", body, **_how(url, key_file, dry_run, wait, timeout, as_json))
+
+
+def _ban(
+    expert: Expert,
+    pools: Pools,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    timeout: Timeout = WAIT_S,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Keep an expert out of these pools."""
+    body = {"expert": expert, "pools": pools}
+    _do("ban", body, **_how(url, key_file, dry_run, wait, timeout, as_json))
+
+
+def _unpin(
+    expert: Expert,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Forget where an expert was pinned to and banned from."""
+    _do("unpin", {"expert": expert}, **_how(url, key_file, dry_run, False, WAIT_S, as_json))
+
+
+def _how(
+    url: str, key_file: Path | None, dry_run: bool, wait: bool, timeout_s: float, as_json: bool
+) -> dict[str, Any]:
+    return {
+        "url": url,
+        "key_file": key_file,
+        "dry_run": dry_run,
+        "wait_s": timeout_s if wait else 0.0,
+        "as_json": as_json,
+    }
+
+
+_LOOKS: dict[str, Callable[..., None]] = {
+    "nodes": _nodes,
+    "shards": _shards,
+    "experts": _experts,
+    "transactions": _transactions,
+    "events": _events,
+}
+_VERBS: dict[str, Callable[..., None]] = {
+    "rebalance": _rebalance,
+    "scale": _scale,
+    "drain": _drain,
+    "undrain": _undrain,
+    "cordon": _cordon,
+    "uncordon": _uncordon,
+    "restart": _restart,
+    "rolling-restart": _rolling_restart,
+    "pin": _pin,
+    "ban": _ban,
+    "unpin": _unpin,
+}
