@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli import change as change_module
 from orchestrator.cli import events as events_module
 from orchestrator.cli.main import main
 from tests.orchestrator.cli.core_mesh import CoreMesh, over_http
@@ -22,6 +23,7 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def mesh(monkeypatch: pytest.MonkeyPatch) -> Iterator[CoreMesh]:
     core = CoreMesh()
+    monkeypatch.setattr(change_module, "POLL_S", 0.02)
     with over_http(core) as url:
         monkeypatch.setenv("EXPERTMESH_URL", url)
         yield core
@@ -117,8 +119,9 @@ def test_a_rolling_restart_is_waited_for(
     assert [places[f"engine-{n}"].generation for n in range(2)] == [2, 2]
 
 
+@pytest.mark.usefixtures("mesh")
 def test_a_wait_that_is_too_short_says_what_it_is_at(
-    mesh: CoreMesh, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     ran = Ran(capsys, "rolling-restart", "cpu", "--wait", "--timeout", "1")
     assert (ran.code, ran.err) == (1, "not through: it still goes on after 1 s\n")
