@@ -18,6 +18,8 @@ from actors.wire.patience import SPIN_VARIABLE
 from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import MeshConfig
 from orchestrator.core_shares import CoreShares
+from orchestrator.gateway.config import GatewayConfig
+from orchestrator.gateway.mesh import Mesh
 from orchestrator.logging_setup import log_environment
 from orchestrator.run_dir import RunDir
 
@@ -57,6 +59,20 @@ def start_controller(config: MeshConfig, run_dir: RunDir, secret: bytes) -> Acto
         )
         .remote(config, run_dir, secret)
     )
+
+
+def open_gateway(
+    config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]
+) -> "ray.ObjectRef[str]":
+    """The gateway's URL, once it answers there (`gateway.deploy.deploy_gateway`).
+
+    A process of Ray's does it and ends: what starts Serve waits inside Ray, where nothing can
+    interrupt it, and starts a Ray session of its own if the caller leaves its session meanwhile.
+    """
+    from orchestrator.gateway.deploy import deploy_gateway
+
+    once = ray.remote(num_cpus=0, max_retries=0, max_calls=1, resources=ON_THE_HEAD)(deploy_gateway)
+    return once.remote(config, mesh, key_digests)  # type: ignore[call-arg]
 
 
 def node_resources() -> dict[str, dict[str, float]]:

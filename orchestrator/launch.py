@@ -7,15 +7,12 @@ was started is known at each moment and can be ended.
 import logging
 import os
 import secrets
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.dispatch.subscription import SECRET_VARIABLE
 from orchestrator import cluster
@@ -25,6 +22,7 @@ from orchestrator.config.secrets import Secrets
 from orchestrator.errors import UserError
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
+from orchestrator.gateway.ray_mesh import RayMesh
 from orchestrator.ray_session import lost_process, namespace_of, node_logs, start_ray, stop_ray
 from orchestrator.resources import check_room, demands_of
 from orchestrator.root_cause import cause_of
@@ -116,7 +114,7 @@ class _Session:
         self._private = guard is not None
         self._spared = () if guard is None else (guard.pid,)
         self._controller: ActorHandle | None = None
-        self._gateway: Future[None] | None = None
+        self._gateway: ray.ObjectRef[str] | None = None
 
     def start(self, progress: Progress) -> None:
         """Everything up to the first answered request.
@@ -139,7 +137,7 @@ class _Session:
         self._controller = cluster.start_controller(self._config, self._run_dir, self._secret)
         started: ray.ObjectRef[str] = self._controller.start.remote()
         # The endpoint opens while the model loads; until then /health says that it does.
-        self._gateway = _in_background(self._open_gateway)
+        self._gateway = self._open_gateway()
         self._follow_start(started, progress)
         progress.step("Open the endpoint")
         self._await_gateway()
@@ -193,7 +191,7 @@ class _Session:
                     shown = step
                 elif detail:
                     progress.update(detail)
-                if self._gateway.done():
+                if _finished(self._gateway, 0):
                     self._await_gateway()
             log.debug("expert kernels: %s", ray.get(started))
         except RayError as error:
@@ -202,11 +200,7 @@ class _Session:
             raise UserError(who + cause_of(error)) from error
         progress.done()
 
-    def _open_gateway(self) -> None:
-        # Imports Ray Serve: a second that the controller's start need not wait for.
-        from orchestrator.gateway.deploy import deploy_gateway
-        from orchestrator.gateway.ray_mesh import RayMesh
-
+    def _open_gateway(self) -> "ray.ObjectRef[str]":
         settings = self._config.gateway
         config = GatewayConfig(
             mesh=self._config.mesh.name,
@@ -222,17 +216,18 @@ class _Session:
         )
         mesh = RayMesh(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
         keys = (key.get_secret_value() for key in Secrets().api_keys)
-        deploy_gateway(config, mesh, frozenset(map(digest, keys)))
+        return cluster.open_gateway(config, mesh, frozenset(map(digest, keys)))
 
     def _await_gateway(self) -> None:
         """Return once the endpoint is open. Raises UserError if it cannot be."""
         assert self._gateway is not None
-        while not self._gateway.done():
+        while not _finished(self._gateway, POLL_S):
             self._stop.check()
-            self._stop.wait(POLL_S)
         try:
-            self._gateway.result()
+            ray.get(self._gateway)
         except RayError as error:
+            if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
+                raise error.cause from error
             raise UserError(f"the endpoint did not open: {cause_of(error)}") from error
 
     def where_logs_are(self) -> str:
@@ -274,7 +269,7 @@ class _Session:
         from orchestrator.gateway.deploy import remove_gateway
 
         try:
-            self._gateway.exception(GATEWAY_START_TIMEOUT_S)
+            _finished(self._gateway, GATEWAY_START_TIMEOUT_S)
             remove_gateway(self._config.mesh.name)
         except (RayError, OSError, TimeoutError) as error:
             log.warning("while stopping: %s", cause_of(error))
@@ -282,18 +277,3 @@ class _Session:
 
 def _finished(answer: "ray.ObjectRef[Any]", timeout_s: float) -> bool:
     return bool(ray.wait([answer], timeout=timeout_s)[0])
-
-
-def _in_background(work: Callable[[], None]) -> Future[None]:
-    """Run `work` in a thread that nobody has to wait for, not even at this program's end."""
-    future: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            work()
-            future.set_result(None)
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="open-gateway", daemon=True).start()
-    return future
