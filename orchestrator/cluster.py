@@ -62,7 +62,10 @@ def start_controller(config: MeshConfig, run_dir: RunDir, secret: bytes) -> Acto
 
 
 def open_gateway(
-    config: GatewayConfig, mesh: Mesh, key_digests: frozenset[bytes]
+    config: GatewayConfig,
+    mesh: Mesh,
+    key_digests: frozenset[bytes],
+    admin_digests: frozenset[bytes],
 ) -> "ray.ObjectRef[str]":
     """The gateway's URL, once it answers there (`gateway.deploy.deploy_gateway`).
 
@@ -72,7 +75,7 @@ def open_gateway(
     from orchestrator.gateway.deploy import deploy_gateway
 
     once = ray.remote(num_cpus=0, max_retries=0, max_calls=1, resources=ON_THE_HEAD)(deploy_gateway)
-    return once.remote(config, mesh, key_digests)  # type: ignore[call-arg]
+    return once.remote(config, mesh, key_digests, admin_digests)  # type: ignore[call-arg]
 
 
 def node_resources() -> dict[str, dict[str, float]]:
@@ -161,7 +164,7 @@ def start_engine(
     from actors.engine.engine import CONTROL_CALLS, Engine
 
     return _start(
-        _with_control_group(Engine, CONTROL_CALLS),
+        with_control_group(Engine, CONTROL_CALLS),
         (config,),
         name=engine_actor_name(config.engine_id),
         num_cpus=shares.engine_threads,
@@ -174,14 +177,15 @@ def start_engine(
     )
 
 
-def _with_control_group(actor_class: type, calls: Iterable[str]) -> type:
+def with_control_group(actor_class: type, calls: Iterable[str]) -> type:
     """A subclass whose `calls` are in the control group. Ray marks functions, and those of
     `actor_class` itself are shared with everybody who makes an actor of it."""
 
     def in_group(method: Callable[..., Any]) -> Callable[..., Any]:
-        # Not `functools.wraps`: Ray looks at the function that was wrapped.
-        async def call(*arguments: Any, **named: Any) -> Any:
-            return await method(*arguments, **named)
+        # Not `functools.wraps`: Ray looks at the function that was wrapped. `self` by name: Ray
+        # takes the first parameter away before it checks arguments.
+        async def call(self: Any, *arguments: Any, **named: Any) -> Any:
+            return await method(self, *arguments, **named)
 
         return ray.method(concurrency_group=CONTROL_GROUP)(call)
 

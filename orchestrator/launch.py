@@ -8,9 +8,11 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import ray
+from pydantic import SecretStr
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
@@ -215,8 +217,10 @@ class _Session:
             logging=self._config.logging,
         )
         mesh = RayMesh(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
-        keys = (key.get_secret_value() for key in Secrets().api_keys)
-        return cluster.open_gateway(config, mesh, frozenset(map(digest, keys)))
+        known = Secrets()
+        return cluster.open_gateway(
+            config, mesh, _digests(known.api_keys), _digests(known.admin_keys)
+        )
 
     def _await_gateway(self) -> None:
         """Return once the endpoint is open. Raises UserError if it cannot be."""
@@ -273,6 +277,10 @@ class _Session:
             remove_gateway(self._config.mesh.name)
         except (RayError, OSError, TimeoutError) as error:
             log.warning("while stopping: %s", cause_of(error))
+
+
+def _digests(keys: Iterable[SecretStr]) -> frozenset[bytes]:
+    return frozenset(digest(key.get_secret_value()) for key in keys)
 
 
 def _finished(answer: "ray.ObjectRef[Any]", timeout_s: float) -> bool:

@@ -8,10 +8,8 @@ from starlette.applications import Starlette
 
 from orchestrator.cluster import ON_THE_HEAD
 from orchestrator.config.schema import LogFormat
-from orchestrator.config.secrets import Secrets
 from orchestrator.errors import UserError
 from orchestrator.gateway.app import GATEWAY_ID, build_app
-from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.mesh import Mesh
 from orchestrator.logging_setup import set_up_logging
@@ -51,12 +49,12 @@ def deploy_gateway(
     config: GatewayConfig,
     mesh: Mesh,
     key_digests: frozenset[bytes] = frozenset(),
-    admin_digests: frozenset[bytes] | None = None,
+    admin_digests: frozenset[bytes] = frozenset(),
 ) -> str:
     """Start Serve and the gateway on the connected Ray cluster; returns the base URL.
 
     `key_digests` are those of the API keys (`auth.digest`); without any, no key is asked for.
-    `admin_digests` are those of the admin keys; None: of EXPERTMESH_ADMIN_KEYS.
+    `admin_digests` are those of the keys that may change the mesh.
     Success means that the gateway answers HTTP; engines need not be ready yet. After a failure
     nothing is left of it.
 
@@ -69,10 +67,7 @@ def deploy_gateway(
     from ray.serve.schema import EncodingType
     from ray.serve.schema import LoggingConfig as ServeLogging
 
-    if admin_digests is None:
-        keys = Secrets().admin_keys
-        admin_digests = frozenset(digest(key.get_secret_value()) for key in keys)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    _hush()
     encoding = EncodingType.JSON if config.logging.format is LogFormat.JSON else EncodingType.TEXT
     quiet = ServeLogging(log_level="WARNING", enable_access_log=False, encoding=encoding)
     deployment = serve.deployment(
@@ -117,11 +112,17 @@ def remove_gateway(mesh: str) -> None:
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
+    _hush()
     with contextlib.suppress(RayServeException):
         # Deleted first: shutting Serve down stops the proxy, and with it the answers under way.
         serve.delete(app_name(mesh), _blocking=True)
         if not serve.status().applications:
             serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _hush() -> None:
+    """Serve tells in the caller's terminal what it does."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
 def _check_address(config: GatewayConfig) -> None:

@@ -115,6 +115,7 @@ def test_two_meshes_share_an_endpoint(tiny_model: Path, head: str) -> None:
         assert first.get("/health").status_code == 200
         first.signal(signal.SIGTERM)
         assert first.wait() == 0, first.transcript
+        assert first.err == []
         assert first.left_over() == []
         with pytest.raises(httpx.ConnectError):
             first.get("/health")

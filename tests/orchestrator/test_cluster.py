@@ -1,5 +1,6 @@
 """What Ray says of nodes and of actors that wait for one."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -68,4 +69,32 @@ def test_an_actor_whose_process_is_just_being_started_does_not_wait_for_room() -
         assert not cluster.waits_for_room(actor, {"CPU": 2})
         looks += 1
     assert looks > 1
+    ray.kill(actor)
+
+
+class Draining:
+    """Has a call that takes long, and a control call with an argument."""
+
+    def __init__(self) -> None:
+        self._drained = False
+
+    async def hold(self) -> bool:
+        while not self._drained:
+            await asyncio.sleep(0.01)
+        return True
+
+    async def drain(self, timeout_s: float) -> float:
+        self._drained = True
+        return timeout_s
+
+
+def test_control_calls_do_not_wait_and_take_arguments() -> None:
+    import ray
+
+    actor_class = cluster.with_control_group(Draining, ["drain"])
+    groups = {cluster.CONTROL_GROUP: 1}
+    actor = ray.remote(concurrency_groups=groups)(actor_class).options(max_concurrency=1).remote()
+    held = actor.hold.remote()
+    assert ray.get(actor.drain.remote(0.5), timeout=TIMEOUT_S) == 0.5
+    assert ray.get(held, timeout=TIMEOUT_S)
     ray.kill(actor)
