@@ -16,7 +16,7 @@ from actors.logs import COMPONENT_VARIABLE
 from actors.process import thread_environment
 from actors.wire.patience import SPIN_VARIABLE
 from orchestrator.config.pools import PoolConfig
-from orchestrator.config.schema import MeshConfig
+from orchestrator.config.schema import LoggingConfig, MeshConfig
 from orchestrator.core_shares import CoreShares
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.mesh import Mesh
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     # Both import torch, which who starts a controller or an engine need not wait for.
     from actors.router.router import RouterConfig
     from actors.shard.shard import ShardConfig
+    from orchestrator.batch.settings import BatchSettings
 
 CONTROLLER = "controller"
+BATCH_RUNNER = "batch-runner"
 ON_THE_HEAD = {"node:__internal_head__": 0.001}
 """A resource that Ray gives the head node: Ray ends with that node, so what must not be lost with
 any other belongs there."""
@@ -76,6 +78,38 @@ def open_gateway(
 
     once = ray.remote(num_cpus=0, max_retries=0, max_calls=1, resources=ON_THE_HEAD)(deploy_gateway)
     return once.remote(config, mesh, key_digests, admin_digests)  # type: ignore[call-arg]
+
+
+def start_batch_runner(settings: "BatchSettings", mesh: Mesh, log: LoggingConfig) -> ActorHandle:
+    """The batch runner, or the one that runs already: detached, so it outlives who started it.
+
+    Unlike all others it is started again by Ray: it keeps nothing, needs no place of its own, and
+    whatever it had begun is in the ledger.
+    """
+    from orchestrator.batch.runner_process import BatchRunner
+
+    return _handle(
+        ray.remote(BatchRunner)
+        .options(
+            name=BATCH_RUNNER,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            resources=ON_THE_HEAD,
+            max_concurrency=CONTROL_CONCURRENCY,
+            max_restarts=-1,
+            runtime_env={"env_vars": log_environment(log, BATCH_RUNNER)},
+        )
+        .remote(settings, mesh, log, BATCH_RUNNER)
+    )
+
+
+def find_batch_runner() -> ActorHandle | None:
+    """The batch runner of this namespace, if there is one."""
+    try:
+        return ray.get_actor(BATCH_RUNNER)
+    except ValueError:
+        return None
 
 
 def node_resources() -> dict[str, dict[str, float]]:

@@ -20,34 +20,29 @@ RETRY_S = 5.0
 
 
 class BatchRunner:
-    """Runs as soon as it is started. Every method is a coroutine of the actor's one event loop."""
+    """Begins with its process, also where Ray has started that again after it died: a runner keeps
+    nothing that it would have to be told. Methods are coroutines of the actor's one event loop."""
 
     def __init__(self, settings: BatchSettings, mesh: Mesh, log: LoggingConfig, name: str) -> None:
         set_up_logging(log, name)
         self._settings = settings
         self._mesh = mesh
-        self._detail = "not started"
-        self._running: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Idempotent."""
-        if self._running is None:
-            self._running = asyncio.create_task(self._run())
+        self._detail = "starting"
+        # Ray runs an async actor's constructor in its event loop.
+        self._running = asyncio.create_task(self._run())
 
     async def status(self) -> dict[str, Any]:
-        running = self._running is not None and not self._running.done()
         return {
             "node": platform.node(),
             "pid": os.getpid(),
-            "state": "ready" if running else "dead",
+            "state": "dead" if self._running.done() else "ready",
             "detail": self._detail,
         }
 
     async def stop(self) -> None:
         """End; what was under way is computed again by the next runner."""
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
 
     async def _run(self) -> None:
         """A runner, and another one after it failed, until one outside has taken over."""

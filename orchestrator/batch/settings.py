@@ -5,7 +5,6 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.batch.content import ContentStore, LocalStore, RemoteStore
-from orchestrator.batch.database import sqlite_url
 from orchestrator.config.batch import BatchConfig
 
 DEFAULT_NAME = "default"
@@ -29,7 +28,7 @@ class BatchSettings(BaseModel):
 
     @property
     def database_url(self) -> str:
-        return self.config.database or sqlite_url(self.folder / "ledger.sqlite")
+        return self.config.database or f"sqlite:///{self.folder / 'ledger.sqlite'}"
 
     def open_store(self) -> ContentStore:
         """Raises `UserError`."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from orchestrator.cli import operate
+from orchestrator.cli import batch_commands, operate
 from orchestrator.cli.options import DEFAULT_URL, Config, Json, Url, Verbose
 from orchestrator.errors import UserError
 
@@ -23,6 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(batch_commands.app, name="batch")
 
 
 @app.callback()
