@@ -55,14 +55,16 @@ def slots_of_memory(
     capacities: Sequence[ShardCapacity],
     redundant: int | Literal["fill"] = "fill",
     load: npt.NDArray[np.float64] | None = None,
+    min_copies: int = 1,
 ) -> npt.NDArray[np.int64]:
     """[L, D] experts each shard can hold in each layer; see `placement.memory`.
 
     redundant: slots of a layer beyond one per expert at most. load: [L, E] tokens per expert, which
-    say where redundant slots help most; None for all alike.
+    say where redundant slots help most; None for all alike. min_copies: shards each expert lives
+    on.
 
     Raises:
-        UserError: the shards' memory together does not hold every expert once.
+        UserError: the shards' memory together does not hold every expert so often.
     """
     layers, experts = len(spec.layers), spec.num_experts
     # Experts take more room on some shards than on others, so memory is counted in experts.
@@ -75,10 +77,11 @@ def slots_of_memory(
             np.ones((layers, experts)) if load is None else load,
             1,
             np.array(room, np.int64),
+            min_copies=min_copies,
             max_redundant_per_layer=None if redundant == "fill" else redundant,
         )
     except ValueError:
-        needed = layers * experts
+        needed = layers * experts * min_copies
         raise UserError(
             f"the shards' memory holds {sum(room)} experts of "
             f"{format_bytes(spec.bytes_per_expert)}, but {spec.architecture} has {needed} "
@@ -105,18 +108,21 @@ def plan_mesh(
     redundant: int | Literal["fill"],
     number: int,
     load: npt.NDArray[np.float64] | None = None,
+    *,
+    min_copies: int = 1,
 ) -> MeshPlan:
     """Plan epoch `number`. load: [L, E] tokens per expert; None before anything was served.
+    min_copies: shards each expert lives on.
 
     Raises:
         UserError: too little memory.
     """
-    slots = slots_of_memory(spec, capacities, redundant, load)
+    slots = slots_of_memory(spec, capacities, redundant, load, min_copies)
     per_call = REFERENCE_TOKENS * spec.top_k
     if load is None:
         load = np.full((len(spec.layers), spec.num_experts), per_call / spec.num_experts)
     speed, offset = relative_speeds(spec, capacities, float(load.sum(axis=1).mean()) / per_call)
-    placement = plan_placement(load, speed, slots, offset=offset)
+    placement = plan_placement(load, speed, slots, offset=offset, min_copies=min_copies)
     epoch = PlanEpoch(
         number,
         spec.num_experts,

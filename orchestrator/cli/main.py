@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from orchestrator.cli import batch_commands, operate
-from orchestrator.cli.options import DEFAULT_URL, Config, Json, Url, Verbose
+from orchestrator.cli.options import DEFAULT_URL, Config, Json, Mesh, Url, Verbose
 from orchestrator.errors import UserError
 
 USER_ERROR_EXIT_CODE = 2
@@ -45,14 +45,47 @@ def serve_command(
             help="Listen here; 0: any.", show_default="the config's, 8000", min=0, max=65535
         ),
     ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return when it serves; it runs on.")
+    ] = False,
     _verbose: Verbose = False,
 ) -> None:
     """Start a mesh and serve it until Ctrl-C."""
     from orchestrator.cli.progress import Progress
-    from orchestrator.cli.serve import serve
+    from orchestrator.cli.serve import serve, serve_detached
 
+    if detach:
+        raise typer.Exit(serve_detached(config, host, port))
     with Progress() as progress:
         raise typer.Exit(serve(config, host, port, progress=progress))
+
+
+@app.command("attach")
+def attach_command(mesh: Mesh = None, _verbose: Verbose = False) -> None:
+    """Show the output of a detached mesh; Ctrl-C leaves it running."""
+    from orchestrator.cli.detached import attach
+
+    raise typer.Exit(attach(mesh))
+
+
+@app.command("stop")
+def stop_command(
+    mesh: Mesh = None,
+    timeout: Annotated[float, typer.Option(help="Longest wait in seconds.", min=1.0)] = 120.0,
+    _verbose: Verbose = False,
+) -> None:
+    """End a mesh of this machine; requests under way may finish."""
+    from orchestrator.cli.detached import stop
+
+    raise typer.Exit(stop(mesh, timeout))
+
+
+@app.command("list")
+def list_command(as_json: Json = False, _verbose: Verbose = False) -> None:
+    """Show the meshes that your commands run on this machine."""
+    from orchestrator.cli.detached import show_list
+
+    raise typer.Exit(show_list(as_json))
 
 
 @app.command("status")

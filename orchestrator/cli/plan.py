@@ -11,6 +11,7 @@ from rich.table import Table
 
 from actors.experts.families import read_expert_spec
 from actors.experts.spec import ExpertSpec
+from orchestrator.cli.survival import lines, price_of_two, survival
 from orchestrator.config.bytesize import format_bytes
 from orchestrator.config.load import load_config
 from orchestrator.config.schema import MeshConfig
@@ -37,6 +38,8 @@ def plan(
     load = trace.total() if trace else None
     planned = plan_mesh(spec, capacities, config.placement.redundant_slots, 1, load)
     report = describe(config, spec, capacities, planned, notes)
+    report["survives"] = survival(planned.epoch, capacities)
+    report["two_copies"] = price_of_two(spec, capacities, planned, load)
     if as_json:
         import json
 
@@ -166,5 +169,7 @@ def show(report: dict[str, Any], console: Console) -> None:
         f"{report['replicated_experts']} experts with replicas"
     )
     console.print(f"why: {report['reason']}")
+    for line in lines(report):
+        console.print(f"loss: {line}", soft_wrap=True)
     for note in report["notes"]:
         console.print(f"note: {note}")

@@ -35,6 +35,8 @@ class Progress:
         self._status: Status | None = None
         self._name: str | None = None
         self._begun_s = self._said_s = 0.0
+        self.on_ready: Callable[[str], None] = lambda _url: None
+        """Called with the endpoint's URL when the mesh serves."""
 
     def __enter__(self) -> Self:
         return self
@@ -104,6 +106,7 @@ class Progress:
         """The mesh serves at `url`; `lines` say what to do next, ready to be copied."""
         if self._name is not None:
             self.done()
+        self.on_ready(url)
         if self._live:
             self._console.rule(f"[bold green]ready[/] at [bold]{escape(url)}", align="left")
         else:

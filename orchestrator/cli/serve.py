@@ -1,10 +1,13 @@
 """`expertmesh serve`: read the config, check the machine, then hand over to the launcher."""
 
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.cli.detached import LOG_VARIABLE, detach
 from orchestrator.cli.progress import Progress
+from orchestrator.cli.running import entry
 from orchestrator.config.load import load_config
 from orchestrator.config.schema import MeshConfig
 from orchestrator.logging_setup import set_up_logging
@@ -49,7 +52,21 @@ def serve(
             progress.warn(f"{finding.message}: {finding.fix}")
     if config.gateway.port == 0:
         config = config.with_endpoint(None, free_port(config.gateway.host))
-    return run(config, progress)
+    with entry(config.mesh.name, os.environ.get(LOG_VARIABLE, "")) as listed:
+        progress.on_ready = listed.ready
+        return run(config, progress)
+
+
+def serve_detached(path: Path | None, host: str | None, port: int | None) -> int:
+    """Have a command without a terminal serve the mesh; returns when it does, or its exit code.
+
+    Raises UserError where the config will not do.
+    """
+    config = load_config(path).with_endpoint(host or None, port)
+    given = [str(path)] if path else []
+    given += ["--host", host] if host else []
+    given += ["--port", str(port)] if port is not None else []
+    return detach(config.mesh.name, given)
 
 
 def free_port(host: str) -> int:

@@ -45,6 +45,29 @@ def planned(config: Path, capsys: pytest.CaptureFixture[str], trace: Path | None
     return report
 
 
+def test_plan_says_what_a_loss_would_take_and_what_two_copies_cost(
+    tmp_path: Path, config: Path, capsys
+) -> None:
+    report = planned(config, capsys)
+    alone = dict.fromkeys(("fast-0", "slow-0"), 0)
+    for layer in report["placement"].values():
+        for name, other in (("fast-0", "slow-0"), ("slow-0", "fast-0")):
+            alone[name] += len(set(layer[name]) - set(layer[other]))
+    device = report["survives"]["device"]
+    assert device == {"survives_any": not any(alone.values()), "experts_lost": alone}
+    pools = report["survives"]["pool"]["experts_lost"]
+    assert pools == {"fast": alone["fast-0"], "slow": alone["slow-0"]}
+    size = report["bytes_per_expert"]
+    small = tmp_path / "small.yaml"
+    text = config.read_text().replace("./model", str(config.parent / "model"))
+    small.write_text(text.replace("4MiB", str(30 * size)))
+    report = planned(small, capsys)
+    assert not report["survives"]["device"]["survives_any"]
+    assert report["two_copies"] == {"fits": False, "missing_bytes": 36 * size, "balance": None}
+    assert plan(small, None, as_json=False) == 0
+    assert "two copies of each would survive that and need" in capsys.readouterr().out
+
+
 def test_plan_gives_load_by_speed(config: Path, capsys) -> None:
     report = planned(config, capsys)
     fast, slow = report["shards"]
