@@ -120,7 +120,7 @@ def thousand_devices() -> dict[str, float]:
     speed, slots = np.ones(1024), np.full(1024, 2)
     plan = plan_placement(load, speed, slots)
     seconds = figures.least_ms(lambda: plan_placement(load, speed, slots), 2) / 1e3
-    return {"seconds": seconds, "planned / bound": plan.balance / plan.bound}
+    return {"seconds": seconds, "planned / bound": plan.balancedness / plan.bound}
 
 
 def rows_of(runs: Runs) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from benchmarks.planner_baselines import evenly_split, plan_greedy, plan_vllm, w
 from benchmarks.planner_served import served_balance, unloaded
 from benchmarks.planner_workloads import Case
 from placement.planner import Placement, plan_placement, split_tokens
-from placement.search.bounds import balance_of, layer_bounds
+from placement.search.bounds import balancedness, layer_bounds
+from placement.validation import check_problem
 
 
 def least_ms(action: Callable[[], Any], repeats: int = 5) -> float:
@@ -30,13 +31,13 @@ def least_ms(action: Callable[[], Any], repeats: int = 5) -> float:
 def balance(experts: np.ndarray, counts: np.ndarray, speed: np.ndarray) -> float:
     """Balance with tokens split on true counts."""
     times = split_tokens(experts, counts, speed).sum(axis=2) / speed
-    return balance_of(times, counts.astype(float), speed)
+    return balancedness(times, check_problem(counts, speed))
 
 
 def ceiling(load: np.ndarray, case: Case) -> float:
     """The balance no placement can exceed."""
     slots = np.broadcast_to(np.minimum(case.slots, case.experts), (case.layers, case.devices))
-    bounds = layer_bounds(load, case.speed, np.ascontiguousarray(slots))
+    bounds = layer_bounds(check_problem(load, case.speed, slots))
     return float(load.sum() / case.speed.sum() / bounds.sum())
 
 
@@ -51,7 +52,7 @@ def plan_quality(case: Case, counts: np.ndarray, repeats: int) -> dict[str, floa
     for window in range(case.windows - 1):
         load = counts[window].sum(axis=0).astype(float)
         plan = plan_placement(load, case.speed, case.slots)
-        note("planned / bound", plan.balance / plan.bound)
+        note("planned / bound", plan.balancedness / plan.bound)
         note("ceiling", ceiling(load, case))
         note("next window", balance(plan.experts, counts[window + 1].sum(axis=0), case.speed))
         for batch in counts[window + 1, :4]:
@@ -79,7 +80,8 @@ def baseline_quality(case: Case, counts: np.ndarray, repeats: int) -> dict[str, 
                 break
 
             def even(tokens: np.ndarray, experts: np.ndarray = experts) -> float:
-                return balance_of(evenly_split(experts, tokens) / case.speed, tokens, case.speed)
+                times = evenly_split(experts, tokens) / case.speed
+                return balancedness(times, check_problem(tokens, case.speed))
 
             after = counts[window + 1]
             found["equal"].append(even(load) / ceiling(load, case))
@@ -138,7 +140,7 @@ def drift(case: Case, counts: np.ndarray, budget: int) -> dict[str, Any]:
         nudge = _nudge(case, load, plan, budget)
         times.append(least_ms(lambda load=load, plan=plan: _nudge(case, load, plan, budget), 2))
         copies.append(len(nudge.moves) / case.layers)
-        after.append(nudge.balance)
+        after.append(nudge.balancedness)
         plan = nudge
     return {
         "after nudge": after,
@@ -180,7 +182,7 @@ def device_lost(case: Case, counts: np.ndarray) -> dict[str, float]:
         left = np.delete(plan.experts, device, axis=1)
         speed, slots = np.delete(case.speed, device), np.delete(roomy, device)
         after = plan_placement(load, speed, slots, current=left, max_moves_per_layer=2)
-        found.append(after.balance / after.bound)
+        found.append(after.balancedness / after.bound)
         forced.append(len(after.moves) / case.layers)
     return {"balance / bound": float(np.mean(found)), "copies / layer": float(np.mean(forced))}
 

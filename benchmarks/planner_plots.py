@@ -10,8 +10,10 @@ import numpy as np
 from benchmarks.planner_baselines import evenly_split, plan_vllm, without_twins
 from benchmarks.planner_workloads import Case, draw
 from placement.planner import list_moves
-from placement.policy.simulate import Decided, Fixed, Nudged, Replanned, simulate
-from placement.search.bounds import balance_of
+from placement.policy.policies import decided, fixed, nudged, replanned
+from placement.policy.simulate import simulate
+from placement.search.bounds import balancedness
+from placement.validation import check_problem
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -51,14 +53,10 @@ def _plot(case: Case, path: Path) -> None:
     runs = simulate(
         counts,
         case.speed,
-        {
-            "never moved": Fixed(case.speed, case.slots),
-            "re-planned": Replanned(case.speed, case.slots),
-            "nudged": Nudged(case.speed, case.slots),
-            "decided": Decided(case.speed, case.slots),
-        },
+        case.slots,
+        {"never moved": fixed, "re-planned": replanned, "nudged": nudged, "decided": decided},
     )
-    lines = {name: (run.balance, run.moves / case.layers) for name, run in runs.items()}
+    lines = {name: (run.balancedness, run.moves / case.layers) for name, run in runs.items()}
     if (peer := _vllm(case, counts)) is not None:
         lines["vLLM EPLB, re-planned"] = peer
     figure, (upper, lower) = plt.subplots(
@@ -75,7 +73,7 @@ def _plot(case: Case, path: Path) -> None:
     if case.swap_at is not None:
         what = f"30 % of the experts swap popularity in window {case.swap_at}"
     upper.set_title(f"{what}, {speeds}", loc="left", fontsize=11)
-    upper.set_ylabel("balance (1 is perfect)")
+    upper.set_ylabel("balancedness (1 is perfect)")
     upper.set_ylim(top=1.005)
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     lower.set_yscale("log")
@@ -98,7 +96,7 @@ def _vllm(case: Case, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray] | Non
     copied = 0
     for window in counts[1:].astype(float):
         times = evenly_split(placed, window) / case.speed
-        balance.append(balance_of(times, window, case.speed))
+        balance.append(balancedness(times, check_problem(window, case.speed)))
         copies.append(copied)
         following = plan_vllm(window, case.slots)
         assert following is not None

@@ -131,5 +131,5 @@ def plan_mesh(
         placement.shares.astype(np.float64),
     )
     return MeshPlan(
-        epoch, placement.balance, placement.bound, len(placement.moves), placement.reason
+        epoch, placement.balancedness, placement.bound, len(placement.moves), placement.reason
     )

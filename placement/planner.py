@@ -10,23 +10,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from placement.problem import Problem
 from placement.search.align import align_layers
-from placement.search.bounds import balance_of, layer_bounds
+from placement.search.bounds import balancedness, layer_bounds
 from placement.search.failure_domains import part_layers
-from placement.search.full_plan import UNLIMITED, Problem, plan_layers
+from placement.search.full_plan import UNLIMITED, plan_layers
 from placement.search.hierarchy import plan_by_groups
 from placement.search.incremental import adapt_layers
 from placement.search.split import split_layers, split_tokens
 from placement.types import EMPTY, FloatArray, IntArray, Placement
-from placement.validation import (
-    check_budget,
-    check_domains,
-    check_experts,
-    check_load,
-    check_offset,
-    check_slots,
-    check_speed,
-)
+from placement.validation import check_budget, check_experts, check_problem
 
 __all__ = ["Placement", "plan_placement", "split_tokens"]
 
@@ -47,7 +40,7 @@ def plan_placement(
     *,
     current: ArrayLike | None = None,
     max_moves_per_layer: int | None = None,
-    domains: ArrayLike | None = None,
+    failure_domains: ArrayLike | None = None,
     seed: int = 0,
     offset: ArrayLike | None = None,
     min_copies: int = 1,
@@ -62,8 +55,8 @@ def plan_placement(
         current: int [L, D, S'] what is loaded now, -1 for empty; a device that joins has -1 only.
         max_moves_per_layer: copies to load per layer at most, beyond the unavoidable ones of
             experts that are left with fewer than `min_copies` devices. None: plan anew.
-        domains: int [D] failure domain of each device; an expert's two hottest replicas are kept
-            apart where slots and the move budget allow.
+        failure_domains: int [D] failure domain of each device; an expert's two hottest
+            replicas are kept apart where slots and the move budget allow.
         seed: draws the load changes a plan is judged by; equal input and seed give an equal plan.
         offset: float [D] constant cost of each device per layer, in tokens (see `cost_model`).
         min_copies: devices every expert must live on; 2 survives the loss of any one device.
@@ -74,43 +67,41 @@ def plan_placement(
     Raises:
         ValueError: NaN, negative or misshapen input, or too few slots.
     """
-    tokens = check_load(load)
-    rate = check_speed(speed)
-    L, E = tokens.shape
-    D = rate.shape[0]
-    room = check_slots(slots, L, D, E, min_copies)
+    asked = check_problem(
+        load,
+        speed,
+        slots,
+        offset=offset,
+        failure_domains=failure_domains,
+        min_copies=min_copies,
+    )
+    L, E = asked.load.shape
     budget = check_budget(max_moves_per_layer)
-    constant = check_offset(offset, D)
-    domain = check_domains(domains, D)
-    old = None if current is None else check_experts(current, L, D, E, "current")
-    weight = np.where(tokens.sum(axis=1, keepdims=True) > 0, tokens, 1.0)
-    bounds = layer_bounds(weight, rate, room, constant)
+    old = None if current is None else check_experts(current, L, asked.devices, E, "current")
+    problem = _with_bound(asked)
     if old is not None and budget is not None:
-        experts, forced = adapt_layers(
-            weight, rate, constant, room, bounds, old, budget, min_copies
-        )
+        experts, forced = adapt_layers(problem, old, budget)
         reason = f"kept the current placement and changed at most {budget} copies per layer"
         if forced.any():
             reason += f"; {int(forced.sum())} more for experts left without a device"
         allowed = forced + budget - _moves_per_layer(experts, old)
     else:
         shakes = np.exp(np.random.default_rng(seed).normal(0.0, SHAKE_SIGMA, (SHAKES, E)))
-        experts = _plan_anew(
-            Problem(weight, rate, constant, room, bounds, domain, shakes, min_copies)
-        )
+        experts = _plan_anew(problem, shakes)
         reason = "planned from nothing" if old is None else "planned anew: no move budget given"
         allowed = np.full(L, UNLIMITED)
-    if domains is not None:
-        part_layers(weight, rate, constant, room, domain, allowed, experts)
+    if failure_domains is not None:
+        part_layers(problem, allowed, experts)
     if old is not None and budget is None:
         align_layers(old, experts)
-    shares = split_layers(experts, tokens, rate, constant)
+    shares = split_layers(experts, asked)
+    times = (shares.sum(axis=2) + asked.offset) / asked.speed
     return Placement(
         experts=experts,
         shares=shares,
         moves=list_moves(experts, old),
-        balance=balance_of((shares.sum(axis=2) + constant) / rate, tokens, rate, constant),
-        bound=_ceiling(tokens, rate, room, constant),
+        balancedness=balancedness(times, asked),
+        bound=_ceiling(asked),
         reason=reason,
     )
 
@@ -130,36 +121,38 @@ def _moves_per_layer(experts: IntArray, current: IntArray) -> NDArray[np.int64]:
     return np.bincount(moves[:, 0], minlength=experts.shape[0])
 
 
-def _plan_anew(whole: Problem) -> IntArray:
+def _with_bound(p: Problem) -> Problem:
+    """The problem as the search takes it: layers without load count as evenly loaded."""
+    loaded = p.load.sum(axis=1, keepdims=True) > 0
+    weighed = p._replace(load=np.where(loaded, p.load, 1.0))
+    return weighed._replace(bound=layer_bounds(weighed))
+
+
+def _plan_anew(whole: Problem, shakes: FloatArray) -> IntArray:
     """Plans flat, or by groups where there are too many devices for that."""
-    if whole.speed.shape[0] <= FLAT_DEVICES or whole.least_copies > 1:
-        return plan_layers(whole)
+    if whole.devices <= FLAT_DEVICES or whole.min_copies > 1:
+        return plan_layers(whole, shakes)
 
     def plan_part(
         load: FloatArray, speed: FloatArray, slots: NDArray[np.int64]
     ) -> tuple[IntArray, FloatArray]:
-        offset = np.zeros(speed.shape[0])
-        weight = np.where(load.sum(axis=1, keepdims=True) > 0, load, 1.0)
         part = Problem(
-            load=weight,
+            load=load,
             speed=speed,
-            offset=offset,
+            offset=np.zeros(speed.shape[0]),
             slots=slots,
-            bound=layer_bounds(weight, speed, slots),
-            domain=np.arange(speed.shape[0]),
-            shakes=np.ascontiguousarray(whole.shakes[:, : load.shape[1]]),
-            least_copies=1,
+            failure_domain=np.arange(speed.shape[0]),
+            bound=np.zeros(load.shape[0]),
+            min_copies=1,
         )
-        experts = plan_layers(part)
-        return experts, split_layers(experts, load, speed, offset)
+        experts = plan_layers(_with_bound(part), np.ascontiguousarray(shakes[:, : load.shape[1]]))
+        return experts, split_layers(experts, part)
 
     return plan_by_groups(whole.load, whole.speed, whole.slots, plan_part)
 
 
-def _ceiling(
-    tokens: FloatArray, rate: FloatArray, room: NDArray[np.int64], constant: FloatArray
-) -> float:
-    """The largest balance that any placement could have."""
-    bounds = layer_bounds(tokens, rate, room, constant)
-    total = tokens.sum() + constant.sum() * tokens.shape[0]
-    return float(total / rate.sum() / bounds.sum()) if bounds.any() else 1.0
+def _ceiling(p: Problem) -> float:
+    """The largest balancedness that any placement could have."""
+    bounds = layer_bounds(p)
+    total = p.load.sum() + p.offset.sum() * p.load.shape[0]
+    return float(total / p.speed.sum() / bounds.sum()) if bounds.any() else 1.0

@@ -4,9 +4,9 @@ A trace has two equal forms:
 
 - arrays, for an npz file: `schema` int, `counts` int64 [T, L, E] tokens per window, layer and
   expert, `start_s` float64 [T] and `window_s` float64 [T] when each window began and how long it
-  lasted, and `domain` str [T], the kind of traffic ("" if not told apart);
+  lasted, and `traffic_kind` str [T] ("" if not told apart);
 - records, for a jsonl file: first {"schema": 1, "layers": L, "experts": E}, then one object per
-  window: {"start_s": .., "window_s": .., "domain": "..", "counts": [[..E..], ..L..]}.
+  window: {"start_s": .., "window_s": .., "traffic_kind": "..", "counts": [[..E..], ..L..]}.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Trace:
     """[T]"""
     window_s: NDArray[np.float64]
     """[T]"""
-    domain: tuple[str, ...]
+    traffic_kind: tuple[str, ...]
     """T names."""
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class Trace:
                 f"trace: counts must have shape [windows, layers, experts], got {self.counts.shape}"
             )
         T = self.counts.shape[0]
-        for name in ("start_s", "window_s", "domain"):
+        for name in ("start_s", "window_s", "traffic_kind"):
             if len(getattr(self, name)) != T:
                 raise ValueError(f"trace: {name} must have {T} entries, one per window")
         if self.counts.size and self.counts.min() < 0:
@@ -55,7 +55,7 @@ def to_arrays(trace: Trace) -> dict[str, NDArray[Any]]:
         "counts": trace.counts,
         "start_s": trace.start_s,
         "window_s": trace.window_s,
-        "domain": np.array(trace.domain, dtype=np.str_),
+        "traffic_kind": np.array(trace.traffic_kind, dtype=np.str_),
     }
 
 
@@ -74,7 +74,7 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Trace:
         counts=counts,
         start_s=np.asarray(arrays.get("start_s", np.arange(T)), np.float64),
         window_s=np.asarray(arrays.get("window_s", np.ones(T)), np.float64),
-        domain=tuple(str(name) for name in arrays.get("domain", np.full(T, ""))),
+        traffic_kind=tuple(str(name) for name in arrays.get("traffic_kind", np.full(T, ""))),
     )
 
 
@@ -82,11 +82,11 @@ def to_records(trace: Trace) -> Iterator[dict[str, Any]]:
     """Header, then one record per window; each fits one line of JSON."""
     _, L, E = trace.counts.shape
     yield {"schema": SCHEMA, "layers": L, "experts": E}
-    for t, domain in enumerate(trace.domain):
+    for t, kind in enumerate(trace.traffic_kind):
         yield {
             "start_s": float(trace.start_s[t]),
             "window_s": float(trace.window_s[t]),
-            "domain": domain,
+            "traffic_kind": kind,
             "counts": trace.counts[t].tolist(),
         }
 
@@ -103,7 +103,7 @@ def from_records(records: Iterable[Mapping[str, Any]]) -> Trace:
         raise ValueError("trace: the first record must be a header with 'schema'")
     _check_schema(int(header["schema"]))
     shape = (int(header["layers"]), int(header["experts"]))
-    counts, start_s, window_s, domain = [], [], [], []
+    counts, start_s, window_s, kind = [], [], [], []
     for number, line in enumerate(lines):
         window = _whole(line["counts"]) if "counts" in line else np.empty(0, np.int64)
         if window.shape != shape:
@@ -111,9 +111,9 @@ def from_records(records: Iterable[Mapping[str, Any]]) -> Trace:
         counts.append(window)
         start_s.append(float(line.get("start_s", number)))
         window_s.append(float(line.get("window_s", 1.0)))
-        domain.append(str(line.get("domain", "")))
+        kind.append(str(line.get("traffic_kind", "")))
     stacked = np.stack(counts) if counts else np.zeros((0, *shape), np.int64)
-    return Trace(stacked, np.array(start_s), np.array(window_s), tuple(domain))
+    return Trace(stacked, np.array(start_s), np.array(window_s), tuple(kind))
 
 
 def _whole(values: Any) -> NDArray[np.int64]:

@@ -32,12 +32,12 @@ class Placement:
     """[M, 4] copies to load, one per row: layer, device, slot, expert. Without a current
     placement every filled slot is one."""
 
-    balance: float
-    """Predicted balance: time of perfectly shared work over time of the slowest device, summed
+    balancedness: float
+    """Predicted: time of perfectly shared work over time of the slowest device, summed
     over layers. 1.0 is perfect."""
 
     bound: float
-    """Ceiling: no placement with these speeds and slots has a balance above this."""
+    """Ceiling: no placement with these speeds and slots has a balancedness above this."""
 
     reason: str
     """Why this placement, in one line for people."""

@@ -8,7 +8,41 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from placement.problem import Problem
 from placement.types import EMPTY, FloatArray, IntArray
+
+
+def check_problem(
+    load: ArrayLike,
+    speed: ArrayLike,
+    slots: ArrayLike | None = None,
+    *,
+    offset: ArrayLike | None = None,
+    failure_domains: ArrayLike | None = None,
+    min_copies: int = 1,
+    name: str = "load",
+) -> Problem:
+    """A `Problem` from a caller's arrays; see `planner.plan_placement`.
+
+    slots: None where nothing is to be placed, which leaves them 0. name: of `load`, in refusals.
+
+    Raises:
+        ValueError: NaN, negative or misshapen input, or too few slots.
+    """
+    tokens = check_load(load, name)
+    checked = check_speed(speed)
+    L, E = tokens.shape
+    D = checked.shape[0]
+    none = np.zeros((L, D), np.int64)
+    return Problem(
+        load=tokens,
+        speed=checked,
+        offset=check_offset(offset, D),
+        slots=none if slots is None else check_slots(slots, L, D, E, min_copies),
+        failure_domain=check_failure_domains(failure_domains, D),
+        bound=np.zeros(L),
+        min_copies=min_copies,
+    )
 
 
 def check_load(load: ArrayLike, name: str = "load") -> FloatArray:
@@ -51,13 +85,13 @@ def check_slots(
     array = np.broadcast_to(raw, (layers, devices)).astype(np.int64)
     _reject(array, array < 0, "slots", "is negative")
     array = np.ascontiguousarray(np.minimum(array, experts))
-    room = array.sum(axis=1)
-    short = np.flatnonzero(room < experts * min_copies)
+    have = array.sum(axis=1)
+    short = np.flatnonzero(have < experts * min_copies)
     if short.size:
         layer = int(short[0])
         each = f" in {min_copies} copies each" if min_copies > 1 else ""
         raise ValueError(
-            f"too little memory: layer {layer} has {int(room[layer])} slots on {devices} devices "
+            f"too little memory: layer {layer} has {int(have[layer])} slots on {devices} devices "
             f"for {experts} experts{each}; add devices or slots"
         )
     return array
@@ -81,13 +115,13 @@ def check_offset(offset: ArrayLike | None, devices: int) -> FloatArray:
     return array
 
 
-def check_domains(domains: ArrayLike | None, devices: int) -> NDArray[np.int64]:
+def check_failure_domains(domains: ArrayLike | None, devices: int) -> NDArray[np.int64]:
     """Returns failure domains as int64 [D]; every device its own for None."""
     if domains is None:
         return np.arange(devices)
     raw = np.asarray(domains)
     if raw.shape != (devices,) or not np.issubdtype(raw.dtype, np.integer):
-        raise ValueError(f"domains must be integers of shape [{devices}], got {raw.shape}")
+        raise ValueError(f"failure_domains must be integers of shape [{devices}], got {raw.shape}")
     return raw.astype(np.int64)
 
 

@@ -14,7 +14,7 @@ from orchestrator.config.load import load_config
 from orchestrator.errors import UserError
 from orchestrator.load_trace import read_trace
 from orchestrator.mesh_plan import relative_speeds, slots_of_memory
-from placement.policy.simulate import Decided, Fixed, Nudged, Policy, Replanned, simulate
+from placement.policy.simulate import simulate
 
 
 def simulate_trace(
@@ -33,13 +33,7 @@ def simulate_trace(
     capacities, notes = capacities_of(config, spec)
     slots = slots_of_memory(spec, capacities, config.placement.redundant_slots)
     speed, _ = relative_speeds(spec, capacities)
-    policies: dict[str, Policy] = {
-        "plan once": Fixed(speed, slots),
-        "re-plan every window": Replanned(speed, slots),
-        "nudge every window": Nudged(speed, slots),
-        "keep, nudge or re-plan": Decided(speed, slots),
-    }
-    replays = simulate(recorded.trace.counts, speed, policies, spec.bytes_per_expert)
+    replays = simulate(recorded.trace.counts, speed, slots, expert_bytes=spec.bytes_per_expert)
     report = {
         "model": recorded.model,
         "windows": len(recorded.trace.counts),
@@ -47,11 +41,11 @@ def simulate_trace(
         "notes": notes,
         "policies": {
             name: {
-                "mean_balance": float(replay.balance.mean()),
-                "worst_balance": float(replay.balance.min()),
+                "mean_balance": float(replay.balancedness.mean()),
+                "worst_balance": float(replay.balancedness.min()),
                 "copies": int(replay.moves.sum()),
                 "bytes": int(replay.bytes.sum()),
-                "balance": [round(float(value), 4) for value in replay.balance],
+                "balance": [round(float(value), 4) for value in replay.balancedness],
             }
             for name, replay in replays.items()
         },

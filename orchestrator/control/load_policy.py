@@ -66,7 +66,7 @@ def take_load(
     if counts.sum() > 0:
         turn.change_facts(load=turn.facts.load.observe(counts, traffic))
         turn.changed = True
-    elif traffic in turn.facts.load.domains:
+    elif traffic in turn.facts.load.kinds:
         turn.change_facts(load=turn.facts.load.quiet(traffic))
     turn.change_facts(busy=busy)
 
@@ -96,7 +96,7 @@ def consider(turn: Turn) -> None:
     elif (
         since_s >= turn.settings.consider_s
         and turn.now_s - facts.settled_s >= turn.settings.rebalance_cooldown_s
-        and facts.load.domains
+        and facts.load.kinds
         and not lost_keys(turn)
     ):
         ask(turn, "the load is considered", anew=False)
@@ -113,7 +113,7 @@ def ask(
 ) -> None:
     """Ask for a plan. rules: to be in force if there is one, in place of those that are."""
     number = turn.facts.requests + 1
-    load = turn.facts.load.forecast() if turn.facts.load.domains else None
+    load = turn.facts.load.forecast() if turn.facts.load.kinds else None
     named = turn.epoch_copies() or turn.serving_copies()
     turn.change_facts(
         requests=number,

@@ -14,9 +14,9 @@ from orchestrator.control.batching import bytes_of
 from orchestrator.control.keys import EXPERT, NO_KEYS, Copies, Keys, PlacedKey, minus
 from orchestrator.control.plan_request import PlanRequest, Proposal, ShardRoom
 from orchestrator.control.rules import NoPlaceAllowed, honour
-from placement.planner import plan_placement
-from placement.policy.decision import Action, decide
-from placement.types import EMPTY, IntArray
+from placement.policy.decision import decide
+from placement.policy.policies import Policy, Situation, decided, replanned
+from placement.types import EMPTY, IntArray, Placement
 
 NUDGE_COPIES = 4
 """Copies per layer that a nudge may load."""
@@ -80,8 +80,10 @@ class Grid:
         ]
 
 
-def make_plan(request: PlanRequest) -> Proposal:
+def make_plan(request: PlanRequest, policy: Policy = decided) -> Proposal:
     """Place the keys, or keep the placement where no copy would pay.
+
+    policy: what to do where the shards are the same ones as before.
 
     Raises:
         NoPlan: too little memory, or keys that no planner knows.
@@ -92,58 +94,58 @@ def make_plan(request: PlanRequest) -> Proposal:
     rate = np.array([request.shards[shard].rate for shard in shards])
     shape = (len(grid.layers), grid.experts)
     load = np.ones(shape) if request.load is None else request.load
-    if request.anew or _is_astray(request):
-        return _propose(request, grid, shards, slots, rate, load, None, request.reason)
-    current = grid.array(request.current, shards)
-    planned_load = load if request.planned_load is None else request.planned_load
-    decision = decide(load, planned_load, current, rate, slots)
-    if decision.action is Action.KEEP:
+    anew = request.anew or _is_astray(request)
+    current = grid.array({shard: request.current.get(shard, NO_KEYS) for shard in shards}, shards)
+    seen = Situation(
+        load=load,
+        speed=rate,
+        slots=slots,
+        current=current,
+        planned_load=load if request.planned_load is None else request.planned_load,
+        counts=load,
+        nudge_copies=NUDGE_COPIES,
+        min_copies=request.min_copies,
+    )
+    try:
+        step = replanned(seen) if anew else policy(seen)
+    except ValueError as error:
+        raise NoPlan(str(error)) from error
+    balance = _balance(load, current, rate, slots)
+    if step.placement is None:
         return Proposal(
             target=request.current,
-            balance=decision.balance,
-            predicted=decision.balance,
-            possible=decision.possible,
+            balance=balance,
+            predicted=balance,
+            possible=decide(load, load, current, rate, slots).possible,
             bytes=0,
             load=load,
-            reason=decision.reason,
+            reason=step.reason,
             dry_run=request.dry_run,
         )
-    budget = NUDGE_COPIES if decision.action is Action.NUDGE else None
-    return _propose(request, grid, shards, slots, rate, load, budget, decision.reason)
+    reason = request.reason if anew else step.reason
+    return _propose(request, grid, shards, seen, balance, step.placement, reason)
 
 
 def _propose(
     request: PlanRequest,
     grid: Grid,
     shards: list[str],
-    slots: NDArray[np.int64],
-    rate: NDArray[np.float64],
-    load: NDArray[np.float64],
-    budget: int | None,
+    seen: Situation,
+    balance: float,
+    placement: Placement,
     reason: str,
 ) -> Proposal:
-    current = grid.array({shard: request.current.get(shard, NO_KEYS) for shard in shards}, shards)
-    try:
-        placement = plan_placement(
-            load,
-            rate,
-            slots,
-            current=current,
-            max_moves_per_layer=budget,
-            min_copies=request.min_copies,
-        )
-    except ValueError as error:
-        raise NoPlan(str(error)) from error
+    load, slots = seen.load, seen.slots
     target = grid.copies(placement.experts, shards)
-    balance = placement.balance
+    predicted = placement.balancedness
     if request.forbidden:
         target = _by_rules(request, grid, target, slots, shards, load)
-        balance = _balance(load, grid.array(target, shards), rate, slots)
+        predicted = _balance(load, grid.array(target, shards), seen.speed, slots)
     loaded = minus(target, request.current)
     return Proposal(
         target={shard: keys for shard, keys in target.items() if keys},
-        balance=_balance(load, current, rate, slots),
-        predicted=balance,
+        balance=balance,
+        predicted=predicted,
         possible=placement.bound,
         bytes=sum(bytes_of(keys, request.shards[shard]) for shard, keys in loaded.items()),
         load=load,
@@ -192,7 +194,7 @@ def _balance(
     for row in current:
         if np.unique(row[row != EMPTY]).size < load.shape[1]:
             return 0.0
-    return decide(load, load, current, rate, slots).balance
+    return decide(load, load, current, rate, slots).balancedness
 
 
 def _slots(

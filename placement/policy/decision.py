@@ -17,10 +17,10 @@ from numpy.typing import ArrayLike
 from placement.search.bounds import layer_bounds
 from placement.search.flow import layer_times
 from placement.types import FloatArray
-from placement.validation import check_experts, check_load, check_slots, check_speed
+from placement.validation import check_experts, check_load, check_problem
 
 KEEP_GAP = 0.015
-"""Predicted balance this near to what is possible is kept."""
+"""A placement whose predicted balancedness is this near to what is possible is kept."""
 
 REPLAN_GAP = 0.3
 """A gap that no budget of a few copies per layer closes."""
@@ -46,8 +46,8 @@ class Decision:
 
     action: Action
     reason: str
-    balance: float
-    """Predicted balance of the placement as it is."""
+    balancedness: float
+    """Predicted, of the placement as it is."""
     possible: float
     """Ceiling for any placement."""
     change: FloatArray
@@ -66,23 +66,22 @@ def decide(
     planned: [L, E] the load of the last full plan, whatever nudges followed; only its shape counts.
     speed: [D]; slots: [D] or [L, D]. Raises `ValueError` for input that does not fit.
     """
-    now = check_load(load)
+    problem = check_problem(load, speed, slots)
+    now = problem.load
     before = check_load(planned, "planned")
-    rate = check_speed(speed)
     L, E = now.shape
     if before.shape != now.shape:
         raise ValueError(f"planned has shape {before.shape}, load has {now.shape}")
-    room = check_slots(slots, L, rate.shape[0], E)
-    placed = check_experts(experts, L, rate.shape[0], E, "experts")
+    placed = check_experts(experts, L, problem.devices, E, "experts")
     change = np.abs(_normal(now) - _normal(before)).sum(axis=1) / 2
-    bounds = layer_bounds(now, rate, room)
-    times = layer_times(placed, now, rate, np.zeros(rate.shape[0]))
-    ideal = now.sum() / rate.sum()
-    balance = float(ideal / times.sum()) if times.any() else 1.0
+    bounds = layer_bounds(problem)
+    times = layer_times(placed, problem)
+    ideal = now.sum() / problem.speed.sum()
+    found = float(ideal / times.sum()) if times.any() else 1.0
     possible = float(ideal / bounds.sum()) if bounds.any() else 1.0
-    gap = 1 - balance / possible
+    gap = 1 - found / possible
     moved = float((change > REPLAN_CHANGE).mean())
-    figures = f"balance {balance:.3f} of {possible:.3f} possible"
+    figures = f"balancedness {found:.3f} of {possible:.3f} possible"
     if gap <= KEEP_GAP:
         action, why = Action.KEEP, f"{figures}: no copy would pay"
     elif moved >= REPLAN_LAYERS:
@@ -93,7 +92,7 @@ def decide(
     else:
         action = Action.NUDGE
         why = f"{figures}; load moved by {float(change.mean()):.1%} per layer"
-    return Decision(action, why, balance, possible, change)
+    return Decision(action, why, found, possible, change)
 
 
 def _normal(load: FloatArray) -> FloatArray:

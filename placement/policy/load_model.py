@@ -1,7 +1,7 @@
 """What load to plan for: smoothed, split by kind of traffic, quick to see a burst.
 
-Each domain of traffic (chat, code, a tenant: whatever the caller tells apart) has its own histogram
-per layer, an exponentially weighted mean of expert shares; experts hot in one domain are often cold
+Each kind of traffic (chat, code, a tenant: whatever the caller tells apart) has its own histogram
+per layer, an exponentially weighted mean of expert shares; experts hot in one kind are often cold
 in another, so a change of the mix must not look like drift. The forecast is the histograms weighed
 by the recent mix. Updates are pure: `observe` returns a new model, no clock is read.
 """
@@ -34,8 +34,8 @@ FEWEST_WINDOWS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class DomainLoad:
-    """One domain's view of the experts."""
+class KindLoad:
+    """How one kind of traffic loads the experts."""
 
     shares: FloatArray
     """[L, E] smoothed share of a layer's tokens."""
@@ -52,55 +52,55 @@ class DomainLoad:
 
 @dataclass(frozen=True, slots=True)
 class LoadModel:
-    """Smoothed load per domain; start with `LoadModel()`."""
+    """Smoothed load per kind of traffic; start with `LoadModel()`."""
 
-    domains: Mapping[str, DomainLoad] = field(default_factory=dict)
+    kinds: Mapping[str, KindLoad] = field(default_factory=dict)
 
-    def observe(self, counts: ArrayLike, domain: str = "") -> LoadModel:
-        """Model after one more window: counts [L, E] tokens of one domain."""
+    def observe(self, counts: ArrayLike, kind: str = "") -> LoadModel:
+        """Model after one more window: counts [L, E] tokens of one kind."""
         tokens = check_load(counts, "counts")
-        known = self.domains.get(domain)
+        known = self.kinds.get(kind)
         if known is not None and known.shares.shape != tokens.shape:
             raise ValueError(
-                f"counts of domain {domain!r} have shape {tokens.shape}, "
+                f"counts of traffic kind {kind!r} have shape {tokens.shape}, "
                 f"earlier ones had {known.shares.shape}"
             )
         seen = _first(tokens) if known is None else _next(known, tokens)
-        return replace(self, domains={**self.domains, domain: seen})
+        return replace(self, kinds={**self.kinds, kind: seen})
 
-    def quiet(self, domain: str) -> LoadModel:
-        """Model after a window without any tokens of a domain: its histogram stays, its part fades.
+    def quiet(self, kind: str) -> LoadModel:
+        """Model after a window without any tokens of a kind: its histogram stays, its part fades.
 
-        Raises `KeyError` for a domain never observed.
+        Raises `KeyError` for a kind never observed.
         """
-        known = self.domains[domain]
+        known = self.kinds[kind]
         faded = replace(known, tokens=MEMORY * known.tokens)
-        return replace(self, domains={**self.domains, domain: faded})
+        return replace(self, kinds={**self.kinds, kind: faded})
 
     def forecast(self, mix: Mapping[str, float] | None = None) -> FloatArray:
-        """[L, E] expected tokens per window; `mix` replaces the recent tokens per domain.
+        """[L, E] expected tokens per window; `mix` replaces the recent tokens per kind.
 
         Raises:
             ValueError: nothing observed yet.
         """
-        if not self.domains:
+        if not self.kinds:
             raise ValueError("forecast: no window observed yet")
-        total = np.zeros_like(next(iter(self.domains.values())).shares)
-        for name, seen in self.domains.items():
+        total = np.zeros_like(next(iter(self.kinds.values())).shares)
+        for name, seen in self.kinds.items():
             total += seen.shares * (seen.tokens if mix is None else mix.get(name, 0.0))
         return total
 
     def bursting_layers(self) -> list[int]:
-        """Layers in which some domain changed far beyond its usual."""
+        """Layers in which some kind of traffic changed far beyond its usual."""
         found: set[int] = set()
-        for seen in self.domains.values():
+        for seen in self.kinds.values():
             found.update(int(layer) for layer in np.flatnonzero(seen.burst > BURST_SIGMAS))
         return sorted(found)
 
 
-def _first(tokens: FloatArray) -> DomainLoad:
+def _first(tokens: FloatArray) -> KindLoad:
     L = tokens.shape[0]
-    return DomainLoad(
+    return KindLoad(
         shares=_shares(tokens, np.full(tokens.shape, 1.0 / tokens.shape[1])),
         tokens=float(tokens.sum()) / L,
         change=np.zeros(L),
@@ -110,7 +110,7 @@ def _first(tokens: FloatArray) -> DomainLoad:
     )
 
 
-def _next(known: DomainLoad, tokens: FloatArray) -> DomainLoad:
+def _next(known: KindLoad, tokens: FloatArray) -> KindLoad:
     shares = _shares(tokens, known.shares)
     moved = np.abs(shares - known.shares).sum(axis=1) / 2
     surprise = np.zeros(moved.shape[0])
@@ -124,7 +124,7 @@ def _next(known: DomainLoad, tokens: FloatArray) -> DomainLoad:
     learn = min(CHANGE_MEMORY, 1 - 1 / known.windows)
     change = np.where(bursting, known.change, learn * known.change + (1 - learn) * moved)
     off = np.abs(moved - change)
-    return DomainLoad(
+    return KindLoad(
         shares=memory * known.shares + (1 - memory) * shares,
         tokens=MEMORY * known.tokens + (1 - MEMORY) * float(tokens.sum()) / tokens.shape[0],
         change=change,

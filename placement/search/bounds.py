@@ -3,12 +3,12 @@
 Five arguments, each valid for every placement with these slots and free fractional splitting:
 
 - work: no device can be busier than all are on average;
-- seclusion: the slowest devices serve alone what does not fit on the others, the coldest experts
-  at best;
+- leftover: what does not fit on the other devices, the coldest experts at best, is served by the
+  slowest ones alone;
 - slots: a device serves at most the tokens of as many of the hottest experts as it has slots;
 - copies: an expert hotter than k devices can serve needs more than k copies, and copies need slots;
-- company: without redundant slots every slot is taken, so the hottest expert shares its device with
-  as many others as fit there, the coldest at best.
+- full slots: without redundant slots every slot is taken, so the hottest expert shares its device
+  with as many others as fit there, the coldest at best.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.problem import Problem
 from placement.types import FloatArray
 
 BISECTIONS = 50
@@ -27,20 +28,14 @@ ROUNDING = 1e-12
 """Relative slack that keeps rounding from raising a bound."""
 
 
-def layer_bounds(
-    load: FloatArray, speed: FloatArray, slots: NDArray[np.int64], offset: FloatArray | None = None
-) -> FloatArray:
-    """float64 [L]: a time (tokens / speed) that no placement's slowest device can beat.
-
-    load: [L, E] tokens; speed: [D]; slots: [L, D], validated; offset: [D] each device's constant
-    cost, in tokens.
-    """
+def layer_bounds(p: Problem) -> FloatArray:
+    """float64 [L]: a time (tokens / speed) that no placement's slowest device can beat."""
+    load, speed, slots, constant = p.load, p.speed, p.slots, p.offset
     L, E = load.shape
     falling = -np.sort(-load, axis=1)
     hottest = np.zeros((L, E + 1))
     np.cumsum(falling, axis=1, out=hottest[:, 1:])
     total = hottest[:, -1]
-    constant = np.zeros(speed.shape[0]) if offset is None else offset
     bounds = (total + constant.sum()) / speed.sum()
     order = np.argsort(speed, kind="stable")
     elsewhere = slots.sum(axis=1, keepdims=True) - np.cumsum(slots[:, order], axis=1)
@@ -55,7 +50,7 @@ def layer_bounds(
         return np.asarray(served.sum(axis=1) >= enough[rows])
 
     teams = np.cumsum(np.sort(speed)[::-1])
-    room = slots.sum(axis=1) - E
+    spare = slots.sum(axis=1) - E
 
     def copies_suffice(time: FloatArray, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         relative = falling[rows] / np.maximum(time, np.finfo(float).tiny)[:, None]
@@ -63,9 +58,9 @@ def layer_bounds(
         more = np.searchsorted(teams * (1 + ROUNDING), relative[layer, rank])
         extra = np.bincount(layer, weights=more, minlength=rows.shape[0])
         everywhere = relative[:, 0] <= teams[-1] * (1 + ROUNDING)
-        return np.asarray(everywhere & (extra <= room[rows]))
+        return np.asarray(everywhere & (extra <= spare[rows]))
 
-    full = np.flatnonzero(room == 0)
+    full = np.flatnonzero(spare == 0)
     if full.size:
         others = np.take_along_axis(hottest[full], E - np.maximum(slots[full] - 1, 0), axis=1)
         shared = (hottest[full, 1:2] + total[full, None] - others + constant) / speed
@@ -76,13 +71,11 @@ def layer_bounds(
     return bounds
 
 
-def balance_of(
-    time: FloatArray, load: FloatArray, speed: FloatArray, offset: FloatArray | None = None
-) -> float:
-    """Balance of device times [L, D]: ideal over slowest, summed over layers; 1.0 for no load."""
+def balancedness(time: FloatArray, p: Problem) -> float:
+    """Of device times [L, D]: ideal over slowest, summed over layers; 1.0 for no load."""
     slowest = float(time.max(axis=1).sum())
-    constant = 0.0 if offset is None else float(offset.sum()) * time.shape[0]
-    ideal = (float(load.sum()) + constant) / float(speed.sum())
+    constant = float(p.offset.sum()) * time.shape[0]
+    ideal = (float(p.load.sum()) + constant) / float(p.speed.sum())
     return ideal / slowest if slowest > 0 else 1.0
 
 

@@ -1,7 +1,7 @@
 """Carries a placement over to new slots: keeps what fits, copies only what must be.
 
-An expert is homeless when fewer devices hold it than the plan demands: its last device left, or the
-slot it was in. Hottest first, each gets an empty slot, or that of a replica others can spare.
+Some experts may then be on fewer devices than the plan demands, because a device or a slot is gone.
+Hottest first, each gets an empty slot, or that of an expert with copies to spare.
 """
 
 from __future__ import annotations
@@ -10,30 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from native.kernel import entry, kernel
+from placement.problem import LayerProblem, Problem, layer_of, with_load
 from placement.search.draft import holds
 from placement.search.flow import DRAINED, shortage, solve
 from placement.search.replicas import Flow, new_flow, slot_flow
 from placement.types import EMPTY, FloatArray, IntArray
 
 TRIALS = 8
-"""Homes evaluated exactly per homeless expert."""
+"""Slots tried exactly for each missing copy."""
 
 DISPLACED = 0.5
 """What tokens of a displaced replica count, before trying: not all of them stay here."""
 
 
 @entry
-def carry_layers(
-    load: FloatArray,
-    slots: NDArray[np.int64],
-    current: IntArray,
-    least_copies: int,
-    experts: IntArray,
-) -> NDArray[np.int64]:
+def carry_layers(p: Problem, current: IntArray, experts: IntArray) -> NDArray[np.int64]:
     """Fills `experts` [L, D, S] with what fits of `current` [L, D, S'].
 
-    Returns [L] the copies missing for `least_copies` of every expert. load: [L, E]; slots: [L, D].
+    Returns [L] the copies missing for `min_copies` of every expert.
     """
+    load, slots = p.load, p.slots
     missing = np.zeros(load.shape[0], np.int64)
     copies = np.empty(load.shape[1], np.int64)
     for layer in range(load.shape[0]):
@@ -43,25 +39,14 @@ def carry_layers(
                 load[layer], slots[layer, d], current[layer, d], experts[layer, d], copies
             )
         for e in range(load.shape[1]):
-            missing[layer] += max(least_copies - copies[e], 0)
+            missing[layer] += max(p.min_copies - copies[e], 0)
     return missing
 
 
 @entry
-def house_layers(
-    load: FloatArray,
-    speed: FloatArray,
-    offset: FloatArray,
-    slots: NDArray[np.int64],
-    bound: FloatArray,
-    rows: NDArray[np.int64],
-    least_copies: int,
-    experts: IntArray,
-) -> None:
-    """Houses every expert `least_copies` times in the layers `rows` of `experts` [L, D, S].
-
-    load: [L, E]; speed, offset: [D]; slots: [L, D]; bound: [L] least time of the slowest device.
-    """
+def house_layers(p: Problem, rows: NDArray[np.int64], experts: IntArray) -> None:
+    """Gives every expert `min_copies` slots in the layers `rows` of `experts` [L, D, S]."""
+    load = p.load
     E = load.shape[1]
     f = new_flow(E, experts.shape[1], experts.shape[2])
     copies = np.empty(E, np.int64)
@@ -71,9 +56,9 @@ def house_layers(
         count_all(plan, copies)
         for e in range(E):
             housed[e] = load[layer, e] if copies[e] > 0 else 0.0
-        # First one home for everybody, then the further ones: slots may not suffice otherwise.
+        # One copy of every expert first, then the further ones: slots may not suffice otherwise.
         wanted = 1
-        while wanted <= least_copies:
+        while wanted <= p.min_copies:
             hottest = -1
             for e in range(E):
                 if copies[e] < wanted and (hottest < 0 or load[layer, e] > load[layer, hottest]):
@@ -82,9 +67,7 @@ def house_layers(
                 wanted += 1
                 continue
             housed[hottest] = load[layer, hottest]
-            found = house(
-                f, hottest, housed, speed, offset, slots[layer], bound[layer], wanted, copies, plan
-            )
+            found = house(f, hottest, with_load(layer_of(p, layer), housed), wanted, copies, plan)
             if not found:
                 # No device can take it: only possible for further copies, in tight slots.
                 copies[hottest] = wanted
@@ -104,24 +87,21 @@ def count_all(experts: IntArray, copies: NDArray[np.int64]) -> None:
 def house(
     f: Flow,
     e: int,
-    load: FloatArray,
-    speed: FloatArray,
-    offset: FloatArray,
-    slots: NDArray[np.int64],
-    bound: float,
+    p: LayerProblem,
     wanted: int,
     copies: NDArray[np.int64],
     experts: IntArray,
 ) -> bool:
-    """Gives e one more home where least load is stuck then; False if there is none.
+    """Gives e one more slot where least load is stuck then; False if there is none.
 
     It takes an empty slot, or that of an expert with more than `wanted` copies. The least busy
     such slots are tried exactly.
     """
+    load, speed, slots = p.load, p.speed, p.slots
     D = speed.shape[0]
     tokens = load[e]
     load[e] = 0.0
-    solve(f, experts, load, speed, offset)
+    solve(f, experts, p)
     load[e] = tokens
     level = np.full(TRIALS, np.inf)
     device = np.full(TRIALS, -1)
@@ -155,8 +135,8 @@ def house(
             break
         g = experts[device[k], slot[k]]
         experts[device[k], slot[k]] = e
-        solve(f, experts, load, speed, offset)
-        stuck = shortage(f, DRAINED * total, bound, speed)
+        solve(f, experts, p)
+        stuck = shortage(f, DRAINED * total, p.bound, speed)
         experts[device[k], slot[k]] = g
         if stuck < least * (1 - 1e-9):
             least = stuck

@@ -11,87 +11,72 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from native.kernel import entry, kernel
+from placement.problem import LayerProblem, Problem, layer_of
 from placement.search.draft import Draft, fill_spare, new_draft, place_copies, place_singles, reset
 from placement.types import FloatArray, IntArray
+
+Rows = NDArray[np.int64]
 
 LOAN = 0.1
 """How much a replica in a reserved slot is expected to take off its expert's first copy."""
 
 
-class Task(NamedTuple):
-    """What to build; arrays of all layers, of which `rows` are built."""
-
-    rows: NDArray[np.int64]
-    load: FloatArray
-    """[L, E]"""
-    order: NDArray[np.int64]
-    """[L, E] experts by falling load."""
-    speed: FloatArray
-    """[D]"""
-    offset: FloatArray
-    """[D] constant cost, in tokens."""
-    slots: NDArray[np.int64]
-    """[L, D]"""
-    time: FloatArray
-    """[L] time that each device should be busy."""
-    domain: NDArray[np.int64]
-    """[D]"""
-    least_copies: int
-
-
 # Three entries instead of one with a flag: few clusters need all three, and each takes seconds to
-# compile. They fill `experts` [L, D, S], empty at entry, in the rows of the task.
+# compile. They fill `experts` [L, D, S], empty at entry, in the layers `rows`. order: [L, E]
+# experts by falling load; time: [L] that each device should be busy.
 
 
 @entry
-def build_flexible(t: Task, experts: IntArray) -> None:
+def build_flexible(
+    p: Problem, rows: Rows, order: Rows, time: FloatArray, experts: IntArray
+) -> None:
     """`place_flexible` for every row."""
     a = new_draft(experts.shape[1])
-    copies = np.empty(t.load.shape[1], np.int32)
-    for layer in t.rows:
-        begin(a, t, layer, copies)
-        place_flexible(a, experts[layer], t.load[layer], t.order[layer], copies)
-        fill_spare(t.slots[layer], experts[layer], t.load[layer], copies)
+    copies = np.empty(p.load.shape[1], np.int32)
+    for layer in rows:
+        begin(a, layer_of(p, layer), time[layer], copies)
+        place_flexible(a, experts[layer], p.load[layer], order[layer], copies)
+        fill_spare(p.slots[layer], experts[layer], p.load[layer], copies)
 
 
 @entry
-def build_reserved(t: Task, experts: IntArray) -> None:
+def build_reserved(
+    p: Problem, rows: Rows, order: Rows, time: FloatArray, experts: IntArray
+) -> None:
     """`place_reserved` for every row."""
     a = new_draft(experts.shape[1])
-    copies = np.empty(t.load.shape[1], np.int32)
-    for layer in t.rows:
-        begin(a, t, layer, copies)
-        place_reserved(a, experts[layer], t.load[layer], t.order[layer], copies, LOAN)
-        fill_spare(t.slots[layer], experts[layer], t.load[layer], copies)
+    copies = np.empty(p.load.shape[1], np.int32)
+    for layer in rows:
+        begin(a, layer_of(p, layer), time[layer], copies)
+        place_reserved(a, experts[layer], p.load[layer], order[layer], copies, LOAN)
+        fill_spare(p.slots[layer], experts[layer], p.load[layer], copies)
 
 
 @entry
-def build_wrapped(t: Task, ranking: NDArray[np.int64], experts: IntArray) -> None:
+def build_wrapped(
+    p: Problem, rows: Rows, order: Rows, time: FloatArray, ranking: Rows, experts: IntArray
+) -> None:
     """`place_wrapped` for every row; ranking: [L, D] devices by falling capacity per slot."""
     a = new_draft(experts.shape[1])
-    copies = np.empty(t.load.shape[1], np.int32)
-    for layer in t.rows:
-        begin(a, t, layer, copies)
-        place_wrapped(a, experts[layer], t.load[layer], t.order[layer], ranking[layer])
-        fill_spare(t.slots[layer], experts[layer], t.load[layer], copies)
+    copies = np.empty(p.load.shape[1], np.int32)
+    for layer in rows:
+        begin(a, layer_of(p, layer), time[layer], copies)
+        place_wrapped(a, experts[layer], p.load[layer], order[layer], ranking[layer])
+        fill_spare(p.slots[layer], experts[layer], p.load[layer], copies)
 
 
 @kernel
-def begin(a: Draft, t: Task, layer: int, copies: NDArray[np.int32]) -> None:
+def begin(a: Draft, p: LayerProblem, time: float, copies: NDArray[np.int32]) -> None:
     """Empties the draft and counts copies for one layer."""
-    reset(a, t.slots[layer], t.speed, t.offset, t.time[layer])
-    for d in range(t.speed.shape[0]):
-        a.domain[d] = t.domain[d]
-    spare = -t.least_copies * t.load.shape[1]
-    for d in range(t.speed.shape[0]):
-        spare += t.slots[layer, d]
-    count_copies(t.load[layer], t.speed.shape[0], spare, t.least_copies, copies)
+    reset(a, p, time)
+    spare = -p.min_copies * p.load.shape[0]
+    for d in range(p.speed.shape[0]):
+        spare += p.slots[d]
+    count_copies(p.load, p.speed.shape[0], spare, p.min_copies, copies)
 
 
 @kernel

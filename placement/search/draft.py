@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from native.kernel import kernel
+from placement.problem import LayerProblem
 from placement.types import EMPTY, FloatArray, IntArray
 
 JOINED_PENALTY = 4.0
@@ -79,15 +80,14 @@ def new_draft(D: int) -> Draft:
 
 
 @kernel
-def reset(
-    a: Draft, slots: NDArray[np.int64], speed: FloatArray, offset: FloatArray, time: float
-) -> None:
-    """Empties the draft; each device should be busy for `time`, `offset` [D] included."""
+def reset(a: Draft, p: LayerProblem, time: float) -> None:
+    """Empties the draft; each device should be busy for `time`, its constant cost included."""
     a.link[:] = 0.0
-    for d in range(slots.shape[0]):
-        a.slots[d] = slots[d]
+    for d in range(p.slots.shape[0]):
+        a.slots[d] = p.slots[d]
+        a.domain[d] = p.failure_domain[d]
         # A device whose constant cost takes all its time is left a token's worth of room.
-        a.room[d] = max(speed[d] * time - offset[d], 1e-6 * speed[d] * time)
+        a.room[d] = max(p.speed[d] * time - p.offset[d], 1e-6 * p.speed[d] * time)
         a.used[d] = 0
         a.held[d] = 0.0
         a.movable[d] = 0.0

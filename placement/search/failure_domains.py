@@ -10,46 +10,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from native.kernel import entry, kernel
+from placement.problem import LayerProblem, Problem, layer_of
 from placement.search.draft import holds
 from placement.search.flow import solve
 from placement.search.replicas import Flow, new_flow
-from placement.types import EMPTY, FloatArray, IntArray
+from placement.types import EMPTY, IntArray
 
 ROUNDS = 4
 """Passes over a layer; each exchange shifts tokens, so another pair may become the hottest."""
 
 
 @entry
-def part_layers(
-    load: FloatArray,
-    speed: FloatArray,
-    offset: FloatArray,
-    slots: NDArray[np.int64],
-    domain: NDArray[np.int64],
-    budget: NDArray[np.int64],
-    experts: IntArray,
-) -> None:
-    """Changes `experts` [L, D, S] by at most budget [L] copies per layer.
-
-    load: [L, E]; speed, offset: [D]; slots: [L, D]; domain: [D].
-    """
+def part_layers(p: Problem, budget: NDArray[np.int64], experts: IntArray) -> None:
+    """Changes `experts` [L, D, S] by at most budget [L] copies per layer."""
     L, D, S = experts.shape
-    f = new_flow(load.shape[1], D, S)
+    E = p.load.shape[1]
+    domain = p.failure_domain
+    f = new_flow(E, D, S)
     for layer in range(L):
         left = budget[layer]
         for _ in range(ROUNDS):
-            solve(f, experts[layer], load[layer], speed, offset)
+            solve(f, experts[layer], layer_of(p, layer))
             found = False
-            for i in range(load.shape[1]):
+            for i in range(E):
                 if i >= replicated(f):
                     break
                 hottest, second = two_hottest(f, i)
                 if left >= 2 and domain[f.device[hottest]] == domain[f.device[second]]:
                     found = True
                     left -= exchange(
-                        f, i, f.device[hottest], second, load[layer], speed, slots[layer], domain,
-                        experts[layer],
-                    )  # fmt: skip
+                        f, i, f.device[hottest], second, layer_of(p, layer), experts[layer]
+                    )
             if not found:
                 break
 
@@ -85,13 +76,11 @@ def exchange(
     i: int,
     keep: int,
     stub: int,
-    load: FloatArray,
-    speed: FloatArray,
-    slots: NDArray[np.int64],
-    domain: NDArray[np.int64],
+    p: LayerProblem,
     experts: IntArray,
 ) -> int:
     """Moves one replica out of the domain of device `keep`; returns the copies that takes."""
+    load, speed, slots, domain = p.load, p.speed, p.slots, p.failure_domain
     a = f.device[stub]
     sa = f.slot[stub]
     e = f.expert[i]

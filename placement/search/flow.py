@@ -21,6 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from native.kernel import entry, kernel
+from placement.problem import LayerProblem, Problem, layer_of
 from placement.search.replicas import Flow, list_stubs, new_flow
 from placement.types import FloatArray, IntArray
 
@@ -35,29 +36,27 @@ DRAINED = 1e-12
 
 
 @kernel
-def solve(
-    f: Flow, experts: IntArray, tokens: FloatArray, speed: FloatArray, offset: FloatArray
-) -> float:
-    """Splits one layer. Fills `f.flow` and `f.load`; returns the slowest device's time.
+def solve(f: Flow, experts: IntArray, p: LayerProblem) -> float:
+    """Splits one layer over experts [D, S]. Fills `f.flow` and `f.load`.
 
-    experts: [D, S]; tokens: [E]; speed: [D]; offset: [D] tokens' worth of constant time.
+    Returns the slowest device's time.
     """
-    replicated = list_stubs(f, experts, tokens, offset)
+    replicated = list_stubs(f, experts, p)
     total = 0.0
-    for d in range(speed.shape[0]):
+    for d in range(p.speed.shape[0]):
         total += f.load[d]
     for i in range(replicated):
-        total += tokens[f.expert[i]]
+        total += p.load[f.expert[i]]
         for stub in range(f.first[i], f.first[i + 1]):
             f.flow[stub] = 0.0
-    return settle(f, replicated, total, tokens, speed)
+    return settle(f, replicated, total, p.load, p.speed)
 
 
 @kernel
-def settle(f: Flow, replicated: int, total: float, tokens: FloatArray, speed: FloatArray) -> float:
+def settle(f: Flow, replicated: int, total: float, load: FloatArray, speed: FloatArray) -> float:
     """Moves flow until the slowest device is proven slowest; see `solve`."""
     for i in range(replicated):
-        fill_expert(f, i, tokens[f.expert[i]], speed)
+        fill_expert(f, i, load[f.expert[i]], speed)
     goal = total / speed.sum()
     drained = DRAINED * total
     level_along_tree(f, drained, speed)
@@ -279,13 +278,11 @@ def closed_bound(f: Flow, worst: int, drained: float, speed: FloatArray) -> floa
 
 
 @entry
-def layer_times(
-    experts: IntArray, load: FloatArray, speed: FloatArray, offset: FloatArray
-) -> FloatArray:
-    """float64 [L]: the slowest device's time under the best split of load [L, E]."""
+def layer_times(experts: IntArray, p: Problem) -> FloatArray:
+    """float64 [L]: the slowest device's time under the best split over experts [L, D, S]."""
     L, D, S = experts.shape
     times = np.empty(L)
-    f = new_flow(load.shape[1], D, S)
+    f = new_flow(p.load.shape[1], D, S)
     for layer in range(L):
-        times[layer] = solve(f, experts[layer], load[layer], speed, offset)
+        times[layer] = solve(f, experts[layer], layer_of(p, layer))
     return times

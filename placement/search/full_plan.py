@@ -13,15 +13,15 @@ shaken by a few fixed random factors, can be split; meeting the goal on the give
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.search.construct import Task, build_flexible, build_reserved, build_wrapped
+from placement.problem import Problem
+from placement.search.construct import build_flexible, build_reserved, build_wrapped
 from placement.search.flow import layer_times
-from placement.search.improve import improve_layers
+from placement.search.improve import Limits, improve_layers
 from placement.search.min_copies import ensure_copies
 from placement.types import EMPTY, FloatArray, IntArray
 
@@ -29,7 +29,7 @@ CLOSE = 0.0007
 """Distance from the bound that counts as met where replicas can join all devices."""
 
 CLOSE_UNJOINED = 0.003
-"""The same where there are too few replicas for that: experts must fit like bricks."""
+"""The same where there are too few replicas for that: then only whole experts can be moved."""
 
 ALIKE = 1.25
 """Devices whose capacities per slot differ by less than this factor count as alike."""
@@ -44,7 +44,7 @@ UNJOINED_STEPS = 4
 """Times more steps where few replicas join devices: many small exchanges, each tried quickly."""
 
 MISS_WEIGHT = 2.0
-"""Weight of missing the goal, which improvement may mend, against balance under shaken load."""
+"""Weight of missing the goal, which improvement may mend, against what shaken loads give."""
 
 UNLIMITED = 1 << 40
 """A move budget that never binds."""
@@ -61,49 +61,32 @@ class Way(Enum):
     WRAPPED = "wrapped"
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What to plan; arrays validated and contiguous."""
+def plan_layers(p: Problem, shakes: FloatArray) -> IntArray:
+    """int32 [L, D, S] placement of every layer; no layer's load may be zero throughout.
 
-    load: FloatArray
-    """[L, E] tokens, not all zero in any layer."""
-    speed: FloatArray
-    """[D]"""
-    offset: FloatArray
-    """[D] constant cost, in tokens."""
-    slots: NDArray[np.int64]
-    """[L, D]"""
-    bound: FloatArray
-    """[L] least time of the slowest device."""
-    domain: NDArray[np.int64]
-    """[D]"""
-    shakes: FloatArray
-    """[K, E] factors of about 1."""
-    least_copies: int
-
-
-def plan_layers(p: Problem) -> IntArray:
-    """int32 [L, D, S] placement of every layer."""
+    shakes: [K, E] factors of about 1, by which rival placements are judged.
+    """
     L, E = p.load.shape
-    D = p.speed.shape[0]
+    D = p.devices
     joined = p.slots.sum(axis=1) - E >= D - 1
     close = np.where(joined, CLOSE, CLOSE_UNJOINED)
     goal = p.bound * (1 + close)
     order = np.argsort(-p.load, axis=1, kind="stable")
     experts = _build(p, order, Way.FLEXIBLE, np.arange(L))
-    times = layer_times(experts, p.load, p.speed, p.offset)
+    times = layer_times(experts, p)
     rivals = np.flatnonzero((times > goal) & _unlike(p))
     if rivals.size:
-        _reserve_missed(p, experts, times, order, rivals, goal)
+        _reserve_missed(p, shakes, experts, times, order, rivals, goal)
     missed = times > goal
     _improve(p, experts, missed, joined, goal)
-    if p.least_copies == 1:
+    if p.min_copies == 1:
         _wrap_missed(p, experts, order, np.flatnonzero(missed & joined), goal)
     return experts
 
 
 def _reserve_missed(
     p: Problem,
+    shakes: FloatArray,
     experts: IntArray,
     times: FloatArray,
     order: NDArray[np.int64],
@@ -115,9 +98,10 @@ def _reserve_missed(
     Keeps `times` [L] of the slowest device up to date.
     """
     rival = _build(p, order, Way.RESERVED, rows)[rows]
-    rival_times = layer_times(rival, p.load[rows], p.speed, p.offset)
-    better = _judge(p, rival, rows, goal, rival_times) > _judge(
-        p, experts[rows], rows, goal, times[rows]
+    rival_times = layer_times(rival, p.of_layers(rows))
+    part = p.of_layers(rows)
+    better = _judge(part, shakes, rival, goal[rows], rival_times) > _judge(
+        part, shakes, experts[rows], goal[rows], times[rows]
     )
     experts[rows[better]] = rival[better]
     times[rows[better]] = rival_times[better]
@@ -131,13 +115,13 @@ def _wrap_missed(
     goal: FloatArray,
 ) -> None:
     """Replaces layers, out of `rows`, that still miss the goal by wrapped ones where faster."""
-    times = layer_times(experts[rows], p.load[rows], p.speed, p.offset)
+    times = layer_times(experts[rows], p.of_layers(rows))
     late = times > goal[rows] * (1 + CLOSE / 10)
     rows, times = rows[late], times[late]
     if rows.size == 0:
         return
     wrapped = _build(p, order, Way.WRAPPED, rows)[rows]
-    faster = layer_times(wrapped, p.load[rows], p.speed, p.offset) < times
+    faster = layer_times(wrapped, p.of_layers(rows)) < times
     experts[rows[faster]] = wrapped[faster]
 
 
@@ -145,16 +129,17 @@ def _build(p: Problem, order: NDArray[np.int64], way: Way, rows: NDArray[np.int6
     """int32 [L, D, S] with the layers `rows` built, the others empty."""
     L, D = p.slots.shape
     experts = np.full((L, D, int(p.slots.max())), EMPTY, np.int32)
-    task = Task(rows, p.load, order, p.speed, p.offset, p.slots, p.bound, p.domain, p.least_copies)
+    time = p.bound
     if way is Way.FLEXIBLE:
-        build_flexible(task, experts)
+        build_flexible(p, rows, order, time, experts)
     elif way is Way.RESERVED:
-        build_reserved(task, experts)
+        build_reserved(p, rows, order, time, experts)
     else:
         density = p.speed / np.maximum(p.slots, 1)
-        build_wrapped(task, np.argsort(-density, axis=1, kind="stable"), experts)
-    if p.least_copies > 1:
-        ensure_copies(experts, p.load, order, p.speed, p.slots, rows, p.least_copies)
+        ranking = np.argsort(-density, axis=1, kind="stable")
+        build_wrapped(p, rows, order, time, ranking, experts)
+    if p.min_copies > 1:
+        ensure_copies(experts, p, order, rows)
     return experts
 
 
@@ -169,29 +154,26 @@ def _improve(
         return
     L, D = p.slots.shape
     steps = max(LEAST_STEPS, min(MOST_STEPS, STEP_DEVICES // D))
-    improve_layers(
-        experts, p.load, p.speed, p.offset, p.slots, np.empty((L, D, 0), np.int32),
-        goal[None, :], np.where(chosen, UNLIMITED, 0), LEAST_GAIN * p.bound, p.least_copies,
-        np.where(joined, steps, steps * UNJOINED_STEPS),
-    )  # fmt: skip
+    limits = Limits(
+        copies=np.where(chosen, UNLIMITED, 0),
+        least_gain=LEAST_GAIN * p.bound,
+        steps=np.where(joined, steps, steps * UNJOINED_STEPS),
+    )
+    improve_layers(experts, p, np.empty((L, D, 0), np.int32), goal[None, :], limits)
 
 
 def _judge(
-    p: Problem,
-    experts: IntArray,
-    rows: NDArray[np.int64],
-    goal: FloatArray,
-    times: FloatArray,
+    p: Problem, shakes: FloatArray, experts: IntArray, goal: FloatArray, times: FloatArray
 ) -> FloatArray:
-    """Mean balance under shaken loads, minus a penalty for missing the goal, per layer of `rows`.
+    """[L] mean balancedness under shaken loads, minus a penalty for missing the goal.
 
     times: of the slowest device under the given load.
     """
-    score = -MISS_WEIGHT * np.maximum(times / goal[rows] - 1, 0.0)
-    for shake in p.shakes:
-        shaken = p.load[rows] * shake
-        ideal = (shaken.sum(axis=1) + p.offset.sum()) / p.speed.sum()
-        score += ideal / layer_times(experts, shaken, p.speed, p.offset) / p.shakes.shape[0]
+    score = -MISS_WEIGHT * np.maximum(times / goal - 1, 0.0)
+    for shake in shakes:
+        shaken = p._replace(load=p.load * shake)
+        ideal = (shaken.load.sum(axis=1) + p.offset.sum()) / p.speed.sum()
+        score += ideal / layer_times(experts, shaken) / shakes.shape[0]
     return score
 
 

@@ -23,7 +23,7 @@ OUTER_SHARE = 0.6
 per device at least, so that replicas can join its devices."""
 
 Planner = Callable[[FloatArray, FloatArray, NDArray[np.int64]], tuple[IntArray, FloatArray]]
-"""(load [L, E], speed [D], slots [L, D]) -> experts [L, D, S], shares [L, D, S]."""
+"""(load [L, E], speed [D], slots [L, D]) of one level -> experts [L, D, S], shares [L, D, S]."""
 
 
 def plan_by_groups(

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from native.kernel import entry, kernel
+from placement.problem import LayerProblem, Problem, layer_of
 from placement.search.draft import holds
 from placement.search.flow import DRAINED, shortage, solve
 from placement.search.replicas import Flow, new_flow, slot_flow
@@ -46,6 +47,17 @@ KEPT_PROMISE = 0.9
 
 HOPE = 0.3
 """Give up once the steps left, each as good as the last, would free less than this of the rest."""
+
+
+class Limits(NamedTuple):
+    """What the search may spend; one entry for each layer."""
+
+    copies: NDArray[np.int64]
+    """[L] copies to load at most."""
+    least_gain: FloatArray
+    """[L] tokens that a copy must free to be worth it."""
+    steps: NDArray[np.int64]
+    """[L] changes for each goal at most."""
 
 
 class Search(NamedTuple):
@@ -83,31 +95,20 @@ def new_search(D: int, S: int) -> Search:
 
 @entry
 def improve_layers(
-    experts: IntArray,
-    load: FloatArray,
-    speed: FloatArray,
-    offset: FloatArray,
-    slots: NDArray[np.int64],
-    current: IntArray,
-    goals: FloatArray,
-    budget: NDArray[np.int64],
-    least_gain: FloatArray,
-    least_copies: int,
-    steps: NDArray[np.int64],
+    experts: IntArray, p: Problem, current: IntArray, goals: FloatArray, limits: Limits
 ) -> None:
-    """Improves `experts` [L, D, S] by at most budget [L] copies per layer.
+    """Improves `experts` [L, D, S] within `limits`.
 
-    load: [L, E]; speed, offset: [D]; slots: [L, D]; goals: [G, L] time goals, met one after the
-    other; least_gain: [L] tokens; steps: [L] changes per goal. current: [L, D, S'] what devices
-    hold, besides `experts`; copies of these are free. S' = 0 says that all copies are.
+    goals: [G, L] time goals, met one after the other. current: [L, D, S'] what devices hold,
+    besides `experts`; copies of these are free. S' = 0 says that all copies are.
     """
     L, D, S = experts.shape
-    E = load.shape[1]
+    E = p.load.shape[1]
     f = new_flow(E, D, S)
     q = new_search(D, S)
     resident = np.zeros((D, E if current.shape[2] > 0 else 0), np.bool_)
     for layer in range(L):
-        left = budget[layer]
+        left = limits.copies[layer]
         if left == 0:
             continue
         if current.shape[2] > 0:
@@ -116,8 +117,8 @@ def improve_layers(
             mark_residents(current[layer], resident)
         for stage in range(goals.shape[0]):
             left -= improve(
-                f, q, experts[layer], load[layer], speed, offset, slots[layer], resident,
-                goals[stage, layer], left, least_gain[layer], least_copies, steps[layer],
+                f, q, experts[layer], layer_of(p, layer), resident, goals[stage, layer],
+                left, limits.least_gain[layer], limits.steps[layer],
             )  # fmt: skip
 
 
@@ -135,15 +136,11 @@ def improve(
     f: Flow,
     q: Search,
     experts: IntArray,
-    tokens: FloatArray,
-    speed: FloatArray,
-    offset: FloatArray,
-    slots: NDArray[np.int64],
+    p: LayerProblem,
     resident: NDArray[np.bool_],
     goal: float,
     budget: int,
     least_gain: float,
-    least_copies: int,
     steps: int,
 ) -> int:
     """Changes `experts` [D, S] until all tokens fit within `goal`; returns the copies spent.
@@ -151,14 +148,15 @@ def improve(
     resident: [D, E] experts a device holds anyway; copying these is free. An empty second axis
     means that copies cost nothing at all. least_gain: tokens a copy must free to be worth it.
     """
-    drained = DRAINED * tokens.sum()
-    solve(f, experts, tokens, speed, offset)
+    speed = p.speed
+    drained = DRAINED * p.load.sum()
+    solve(f, experts, p)
     stuck = shortage(f, drained, goal, speed)
     spent = 0
     for step in range(steps):
         if stuck <= least_gain:
             break
-        found = find_changes(f, q, experts, tokens, speed, slots, resident, goal, least_copies)
+        found = find_changes(f, q, experts, p, resident, goal)
         best = -1
         most = 0.0
         for k in range(found):
@@ -167,7 +165,7 @@ def improve(
             if spent + cost > budget:
                 continue
             e, g = apply(experts, change)
-            solve(f, experts, tokens, speed, offset)
+            solve(f, experts, p)
             gain = stuck - shortage(f, drained, goal, speed)
             undo(experts, change, e, g)
             weight = max(cost, FREE_COPY)
@@ -182,7 +180,7 @@ def improve(
             break
         spent += copies_needed(experts, q.change[best], resident)
         apply(experts, q.change[best])
-        solve(f, experts, tokens, speed, offset)
+        solve(f, experts, p)
         before = stuck
         stuck = shortage(f, drained, goal, speed)
         if (before - stuck) * (steps - step) < HOPE * stuck:
@@ -225,15 +223,13 @@ def find_changes(
     f: Flow,
     q: Search,
     experts: IntArray,
-    tokens: FloatArray,
-    speed: FloatArray,
-    slots: NDArray[np.int64],
+    p: LayerProblem,
     resident: NDArray[np.bool_],
     goal: float,
-    least_copies: int,
 ) -> int:
     """Fills q.promise and q.change with the most promising changes; returns how many."""
-    n_sources, n_targets = pick_devices(f, q, speed, goal)
+    n_sources, n_targets = pick_devices(f, q, p.speed, goal)
+    slots, load = p.slots, p.load
     free = resident.shape[1] == 0
     q.promise[:] = 0.0
     found = 0
@@ -242,7 +238,7 @@ def find_changes(
         excess = q.pool[a]
         for sa in range(slots[a]):
             if experts[a, sa] != EMPTY:
-                q.served[sa] = slot_flow(f, experts, tokens, a, sa)
+                q.served[sa] = slot_flow(f, experts, load, a, sa)
         for j in range(n_targets):
             b = q.targets[j]
             room = q.pool[b]
@@ -252,8 +248,8 @@ def find_changes(
                 droppable = True
                 fetch = 0.0
                 if g != EMPTY:
-                    freed = slot_flow(f, experts, tokens, b, sb)
-                    droppable = f.copies[g] > least_copies
+                    freed = slot_flow(f, experts, load, b, sb)
+                    droppable = f.copies[g] > p.min_copies
                     fetch = 0.0 if free or resident[a, g] else 1.0
                 movable = g == EMPTY or not holds(experts, a, g)
                 for sa in range(slots[a]):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.problem import Problem
 from placement.search.carry_over import carry_layers, house_layers
-from placement.search.improve import improve_layers
-from placement.types import EMPTY, FloatArray, IntArray
+from placement.search.improve import Limits, improve_layers
+from placement.types import EMPTY, IntArray
 
 STAGES = (0.5, 0.2, 0.08, 0.03, 0.01)
 """Distances from the bound, met one after the other: so a small budget goes to the worst devices
@@ -24,33 +25,21 @@ STEPS = 40
 """Changes per layer and stage at most."""
 
 
-def adapt_layers(
-    load: FloatArray,
-    speed: FloatArray,
-    offset: FloatArray,
-    slots: NDArray[np.int64],
-    bound: FloatArray,
-    current: IntArray,
-    budget: int,
-    least_copies: int,
-) -> tuple[IntArray, NDArray[np.int64]]:
+def adapt_layers(p: Problem, current: IntArray, budget: int) -> tuple[IntArray, NDArray[np.int64]]:
     """New placement int32 [L, D, S], and the copies [L] that had to be made whatever the budget.
 
-    load: [L, E]; speed, offset: [D]; slots: [L, D]; bound: [L]; current: [L, D, S']; budget:
-    copies per layer beyond those.
+    current: [L, D, S']; budget: copies per layer beyond those.
     """
-    L, D = slots.shape
-    experts = np.full((L, D, int(slots.max())), EMPTY, np.int32)
-    missing = carry_layers(load, slots, current, least_copies, experts)
+    L, D = p.slots.shape
+    experts = np.full((L, D, int(p.slots.max())), EMPTY, np.int32)
+    missing = carry_layers(p, current, experts)
     forced = np.zeros(L, np.int64)
     if (rows := np.flatnonzero(missing)).size:
         kept = experts.copy()
-        house_layers(load, speed, offset, slots, bound, rows, least_copies, experts)
+        house_layers(p, rows, experts)
         new = (experts != kept) & ~(experts[:, :, :, None] == current[:, :, None, :]).any(axis=3)
         forced = new.sum(axis=(1, 2))
-    goals = bound * (1 + np.array(STAGES))[:, None]
-    improve_layers(
-        experts, load, speed, offset, slots, current, goals, np.full(L, budget),
-        LEAST_GAIN * load.sum(axis=1), least_copies, np.full(L, STEPS),
-    )  # fmt: skip
+    goals = p.bound * (1 + np.array(STAGES))[:, None]
+    limits = Limits(np.full(L, budget), LEAST_GAIN * p.load.sum(axis=1), np.full(L, STEPS))
+    improve_layers(experts, p, current, goals, limits)
     return experts, forced

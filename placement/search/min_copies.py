@@ -12,61 +12,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from native.kernel import entry, kernel
+from placement.problem import LayerProblem, Problem, layer_of
 from placement.search.draft import fill_spare
-from placement.types import EMPTY, FloatArray, IntArray
+from placement.types import EMPTY, IntArray
 
 
 @entry
 def ensure_copies(
-    experts: IntArray,
-    load: FloatArray,
-    order: NDArray[np.int64],
-    speed: FloatArray,
-    slots: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    least_copies: int,
+    experts: IntArray, p: Problem, order: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> None:
     """Builds those layers of `experts` [L, D, S], out of `rows`, anew that lack copies.
 
-    load, order: [L, E]; speed: [D]; slots: [L, D].
+    order: [L, E] experts by falling load.
     """
-    copies = np.empty(load.shape[1], np.int32)
+    E = p.load.shape[1]
+    copies = np.empty(E, np.int32)
     for layer in rows:
-        if lacks_copies(experts[layer], load.shape[1], least_copies):
-            place_evenly(experts[layer], order[layer], speed, slots[layer], least_copies)
-            fill_spare(slots[layer], experts[layer], load[layer], copies)
+        if lacks_copies(experts[layer], E, p.min_copies):
+            place_evenly(experts[layer], order[layer], layer_of(p, layer))
+            fill_spare(p.slots[layer], experts[layer], p.load[layer], copies)
 
 
 @kernel
-def lacks_copies(experts: IntArray, E: int, least_copies: int) -> bool:
-    """Whether some expert has fewer than `least_copies` copies in experts [D, S]."""
+def lacks_copies(experts: IntArray, E: int, min_copies: int) -> bool:
+    """Whether some expert has fewer than `min_copies` copies in experts [D, S]."""
     copies = np.zeros(E, np.int64)
     for d in range(experts.shape[0]):
         for s in range(experts.shape[1]):
             if experts[d, s] != EMPTY:
                 copies[experts[d, s]] += 1
     for e in range(E):
-        if copies[e] < least_copies:
+        if copies[e] < min_copies:
             return True
     return False
 
 
 @kernel
-def place_evenly(
-    experts: IntArray,
-    order: NDArray[np.int64],
-    speed: FloatArray,
-    slots: NDArray[np.int64],
-    least_copies: int,
-) -> None:
-    """Fills `experts` [D, S] (emptied first) with `least_copies` of each expert in `order` [E]."""
+def place_evenly(experts: IntArray, order: NDArray[np.int64], p: LayerProblem) -> None:
+    """Fills `experts` [D, S] (emptied first) with `min_copies` of each expert in `order` [E]."""
+    speed, slots = p.speed, p.slots
     D = speed.shape[0]
     experts[:] = EMPTY
     free = slots.copy()
     taken = np.empty(D, np.bool_)
     for e in order:
         taken[:] = False
-        for _ in range(least_copies):
+        for _ in range(p.min_copies):
             best = -1
             for d in range(D):
                 if not taken[d] and (best < 0 or (free[d], speed[d]) > (free[best], speed[best])):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from native.kernel import kernel
+from placement.problem import LayerProblem
 from placement.types import FloatArray, IntArray
 
 
@@ -80,7 +81,7 @@ def new_flow(E: int, D: int, S: int) -> Flow:
 
 
 @kernel
-def list_stubs(f: Flow, experts: IntArray, tokens: FloatArray, offset: FloatArray) -> int:
+def list_stubs(f: Flow, experts: IntArray, p: LayerProblem) -> int:
     """Lists the replicas of replicated experts by expert and by device; loads the other ones."""
     D, S = experts.shape
     f.copies[:] = 0
@@ -98,14 +99,14 @@ def list_stubs(f: Flow, experts: IntArray, tokens: FloatArray, offset: FloatArra
             n += 1
     listed = 0
     for d in range(D):
-        f.load[d] = offset[d]
+        f.load[d] = p.offset[d]
         f.begin[d] = listed
         for s in range(S):
             e = experts[d, s]
             if e < 0:
                 continue
             if f.copies[e] == 1:
-                f.load[d] += tokens[e]
+                f.load[d] += p.load[e]
             else:
                 i = f.rank[e]
                 stub = f.first[i]
@@ -123,11 +124,11 @@ def list_stubs(f: Flow, experts: IntArray, tokens: FloatArray, offset: FloatArra
 
 
 @kernel
-def slot_flow(f: Flow, experts: IntArray, tokens: FloatArray, d: int, s: int) -> float:
+def slot_flow(f: Flow, experts: IntArray, load: FloatArray, d: int, s: int) -> float:
     """Tokens that slot s of device d serves in the solved layer."""
     e = experts[d, s]
     if f.copies[e] == 1:
-        return tokens[e]
+        return load[e]
     i = f.rank[e]
     for stub in range(f.first[i], f.first[i + 1]):
         if f.device[stub] == d:

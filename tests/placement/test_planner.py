@@ -45,7 +45,7 @@ def assert_valid(plan: Placement, load: np.ndarray, slots: np.ndarray) -> None:
     np.add.at(served, (layer, plan.experts[layer, device, slot]), plan.shares[plan.experts >= 0])
     np.testing.assert_allclose(served, load, atol=1e-6)
     assert (plan.shares >= 0).all()
-    assert plan.balance <= plan.bound * (1 + 1e-9)
+    assert plan.balancedness <= plan.bound * (1 + 1e-9)
 
 
 @settings(max_examples=150, deadline=None)
@@ -115,7 +115,7 @@ def test_split_serves_all_tokens(problem):
         ({"current": [[[0], [7]]]}, r"current\[0, 1, 0\] = 7 is not in"),
         ({"current": [[[0]]]}, r"current must have shape \[1, 2, slots\]"),
         ({"max_moves_per_layer": -1}, "max_moves_per_layer = -1 is negative"),
-        ({"domains": [0]}, r"domains must be integers of shape \[2\]"),
+        ({"failure_domains": [0]}, r"failure_domains must be integers of shape \[2\]"),
     ],
 )
 def test_bad_input_is_named(change, message):

@@ -35,7 +35,7 @@ UNEQUAL = np.repeat([1.0, 0.4], 8)
 )
 def test_planned_balance_meets_the_bound(kind, speed, slots, least):
     plan = plan_placement(loads(kind, 6), speed, slots)
-    assert plan.balance / plan.bound >= least
+    assert plan.balancedness / plan.bound >= least
 
 
 def test_speeds_are_used():
@@ -45,7 +45,7 @@ def test_speeds_are_used():
     # Shares planned for equal devices: the slow half is the bottleneck.
     times = blind.shares.sum(axis=2) / UNEQUAL
     assert load.sum() / UNEQUAL.sum() / times.max(axis=1).sum() < 0.6
-    assert plan.balance > 0.999
+    assert plan.balancedness > 0.999
 
 
 def test_other_load_than_planned_is_still_split_well():
@@ -75,8 +75,8 @@ def test_nudges_follow_drift():
         load, UNEQUAL, np.full(16, 17), current=plan.experts, max_moves_per_layer=3
     )
     assert len(nudged.moves) <= 3 * 8
-    assert nudged.balance > load.sum() / UNEQUAL.sum() / stale.max(axis=1).sum()
-    assert nudged.balance >= 0.97
+    assert nudged.balancedness > load.sum() / UNEQUAL.sum() / stale.max(axis=1).sum()
+    assert nudged.balancedness >= 0.97
 
 
 def test_no_move_where_none_pays():
@@ -117,4 +117,4 @@ def test_a_thousand_devices_are_planned_by_groups():
         assert set(range(384)) <= set(plan.experts[layer].ravel().tolist())
     ordered = np.sort(plan.experts, axis=2)
     assert not ((ordered[:, :, 1:] == ordered[:, :, :-1]) & (ordered[:, :, 1:] >= 0)).any()
-    assert plan.balance / plan.bound >= 0.98
+    assert plan.balancedness / plan.bound >= 0.98

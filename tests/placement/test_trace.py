@@ -31,7 +31,7 @@ def test_arrays_round_trip_through_a_file(trace):
         back = from_arrays(arrays)
     np.testing.assert_array_equal(back.counts, trace.counts)
     np.testing.assert_array_equal(back.start_s, trace.start_s)
-    assert back.domain == trace.domain
+    assert back.traffic_kind == trace.traffic_kind
 
 
 def test_records_round_trip_through_lines(trace):
@@ -39,7 +39,7 @@ def test_records_round_trip_through_lines(trace):
     back = from_records(json.loads(line) for line in lines)
     np.testing.assert_array_equal(back.counts, trace.counts)
     np.testing.assert_array_equal(back.window_s, trace.window_s)
-    assert back.domain == trace.domain
+    assert back.traffic_kind == trace.traffic_kind
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_observing_leaves_the_old_model_alone():
     np.testing.assert_array_equal(before.forecast(), kept)
 
 
-def test_domains_are_kept_apart():
+def test_kinds_of_traffic_are_kept_apart():
     chat, code = zipf(seed=1), zipf(seed=2)
     model = LoadModel()
     for a, b in zip(draws(chat, 5), draws(code, 5, seed=1), strict=True):
@@ -81,7 +81,7 @@ def test_shape_changes_and_empty_models_are_errors():
     with pytest.raises(ValueError, match="no window observed"):
         LoadModel().forecast()
     model = LoadModel().observe(np.ones((2, 4)), "chat")
-    with pytest.raises(ValueError, match="domain 'chat' have shape"):
+    with pytest.raises(ValueError, match="traffic kind 'chat' have shape"):
         model.observe(np.ones((2, 5)), "chat")
 
 
@@ -96,7 +96,7 @@ def test_decides_by_gap_and_change():
     drift[:, :4] *= 4
     nudge = decide(drift, planned, experts, speed, slots)
     assert nudge.action is Action.NUDGE
-    assert nudge.balance < nudge.possible
+    assert nudge.balancedness < nudge.possible
     other = decide(np.roll(planned, 11, axis=1), planned, experts, speed, slots)
     assert other.action is Action.REPLAN
     assert "of the layers" in other.reason

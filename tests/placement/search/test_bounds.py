@@ -8,6 +8,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from placement.planner import plan_placement
 from placement.search.bounds import layer_bounds
+from placement.validation import check_problem
 
 
 def optimal_time(tokens: np.ndarray, speed: np.ndarray, slots: np.ndarray) -> float:
@@ -75,7 +76,7 @@ def test_bound_holds_and_plan_is_near_the_optimum(name, experts, speed, slots, s
     tokens = np.ceil(rng.lognormal(0, 1, experts) * 100)
     rate, room = np.array(speed), np.array(slots)
     best = optimal_time(tokens, rate, room)
-    bound = layer_bounds(tokens[None], rate, room[None])[0]
+    bound = layer_bounds(check_problem(tokens[None], rate, room))[0]
     assert bound <= best * (1 + 1e-6)
     plan = plan_placement(tokens[None], rate, room)
     reached = (plan.shares[0].sum(axis=1) / rate).max()

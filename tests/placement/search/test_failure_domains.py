@@ -26,9 +26,9 @@ def hottest_share_a_domain(plan, domains) -> int:
 def test_hottest_replicas_are_apart(speed):
     load = np.random.default_rng(0).lognormal(0, 1, (8, 128)) * 1000
     domains = np.arange(16) // 4
-    plan = plan_placement(load, speed, [9] * 16, domains=domains)
+    plan = plan_placement(load, speed, [9] * 16, failure_domains=domains)
     assert hottest_share_a_domain(plan, domains) == 0
-    assert plan.balance >= 0.99
+    assert plan.balancedness >= 0.99
     blind = plan_placement(load, speed, [9] * 16)
     assert hottest_share_a_domain(blind, domains) > 0
 
@@ -38,7 +38,12 @@ def test_domains_keep_to_the_move_budget():
     domains = np.arange(8) // 2
     before = plan_placement(load, np.ones(8), [9] * 8)
     after = plan_placement(
-        load, np.ones(8), [9] * 8, current=before.experts, max_moves_per_layer=2, domains=domains
+        load,
+        np.ones(8),
+        [9] * 8,
+        current=before.experts,
+        max_moves_per_layer=2,
+        failure_domains=domains,
     )
     assert np.bincount(after.moves[:, 0], minlength=4).max() <= 2
 
