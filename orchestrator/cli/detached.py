@@ -105,14 +105,15 @@ def stop(name: str | None, timeout_s: float, console: Console | None = None) -> 
     """Ask a mesh to let requests under way finish and to end; 1 if it has not in time."""
     console = console_for(console)
     mesh = find(name)
+    # Without a log there is nothing to show.
+    shown = _Tail(Path(mesh.log or os.devnull), console, at_end=True)
     os.kill(mesh.pid, signal.SIGTERM)
-    shown = _Tail(Path(mesh.log), console, at_end=True) if mesh.log else None
     deadline_s = time.monotonic() + timeout_s
-    while mesh.alive and time.monotonic() < deadline_s:
-        if shown is not None:
-            shown.show()
+    while (alive := mesh.alive) and time.monotonic() < deadline_s:
+        shown.show()
         time.sleep(POLL_S)
-    if mesh.alive:
+    shown.show()
+    if alive:
         text = f"{mesh.mesh} (process {mesh.pid}) has not ended within {timeout_s:g} s"
         print(text, file=sys.stderr)
         return 1
