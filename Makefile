@@ -12,6 +12,7 @@ EXTRA ?=
 CONFIG ?=
 ARGS ?=
 ROUNDS ?= 5
+BENCH ?= $(basename $(notdir $(shell grep -l __main__ benchmarks/*.py)))
 LONG := long or nodes or chaos
 BIN := .venv/bin
 
@@ -46,10 +47,9 @@ lint: setup ## Check style, formatting and the import rules
 types: setup ## Check types
 	@$(BIN)/mypy
 
-bench-quick: setup ## Run every benchmark that has a --quick mode
-	@for script in $$(grep -l '__main__' benchmarks/*.py); do \
-		name=$$(basename $$script .py); echo "== $$name"; \
-		$(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+bench-quick: setup ## Run the benchmarks with --quick (BENCH=, ARGS=)
+	@for name in $(BENCH); do echo "== $$name"; \
+		$(BIN)/python -m benchmarks.$$name --quick $(ARGS) || exit 1; done
 
 clean: ## Remove .venv, caches and what builds left
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build

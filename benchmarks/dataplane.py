@@ -4,6 +4,10 @@ The kernel's time is what the slowest shard of that very call reports in its ans
 same without a dispatcher (`harness.bare_links`): frames made beforehand to the same shards, in
 rounds that take turns with the measured ones. The targets are ratios to it.
 
+Calls follow each other at once, which no engine's do; with `pause_us` the client computes for that
+long before each call, bare ones too, as an engine does with attention: by then who waited for the
+last call has gone to sleep.
+
 Cases vary one thing at a time around 2 shards, 16 rows x 2048, top-8 of 64 experts; each is
 measured in several rounds, and p50 is the median of the best round (other work on the machine only
 ever adds).
@@ -37,9 +41,16 @@ BASE_ROWS = 16
 NAMES = {"unix": "shared memory", "tcp": "TCP loopback"}
 GOAL_RATIO = 1.5
 """Overhead over the bare round trip: splitting, writing and adding up may take half of it."""
+BACK_TO_BACK_TCP = 2.0
+"""What is reached where the goal is missed; docs/performance.md says why."""
+PAUSE_US = 300.0
+"""Less than a layer's attention takes in the throughput benchmark, longer than waits spin."""
 LONG_SPIN_US = 5000.0
 """Longer than the native kernel's calls: for machines with a core for every process."""
 
+
+Batch = tuple[int, float]
+"""Rows, and the pause before each call in microseconds."""
 
 Timed = tuple[int, int, int, int]
 """Start, end of the sending and end of a call, and the kernel's time, in ns."""
@@ -53,6 +64,7 @@ def measure_rows(
     rows: int,
     rounds: int,
     round_s: float,
+    pause_us: float = 0.0,
 ) -> dict[str, float]:
     """p50 of the best round, and p99 over all, of one batch size; microseconds. Rounds of the
     dispatcher and of the bare client, which sends the same frames, take turns."""
@@ -65,14 +77,14 @@ def measure_rows(
     frames = frames_of(view, x, weights, ids)
 
     def call() -> Timed:
-        start_ns = time.perf_counter_ns()
+        start_ns = after_pause_ns(pause_us)
         sent = dispatcher.send(0, x, weights, ids)
         away_ns = time.perf_counter_ns()
         dispatcher.wait(sent)
         return start_ns, away_ns, time.perf_counter_ns(), 1000 * sent.compute_us
 
     def bare_call() -> Timed:
-        start_ns = time.perf_counter_ns()
+        start_ns = after_pause_ns(pause_us)
         compute_us = bare.call(frames)
         return start_ns, start_ns, time.perf_counter_ns(), 1000 * compute_us
 
@@ -94,6 +106,14 @@ def measure_rows(
     }
 
 
+def after_pause_ns(pause_us: float) -> int:
+    """The time after so long of computing."""
+    end_ns = time.perf_counter_ns() + int(1000 * pause_us)
+    while (now_ns := time.perf_counter_ns()) < end_ns:
+        pass
+    return now_ns
+
+
 def one_round(call: Callable[[], Timed], round_s: float) -> np.ndarray:
     """Calls for so long, after some that are not counted: [4, calls] microseconds."""
     for _ in range(WARM_CALLS):
@@ -105,7 +125,7 @@ def one_round(call: Callable[[], Timed], round_s: float) -> np.ndarray:
 
 
 def measure_mesh(
-    mesh: BareMesh, batches: list[int], folder: Path, arguments: argparse.Namespace
+    mesh: BareMesh, batches: list[Batch], folder: Path, arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     with bare_shards(mesh, folder) as (view, processes):
         pids = [os.getpid(), *(process.pid for process in processes)]
@@ -114,21 +134,30 @@ def measure_mesh(
             bare = BareClient(view, SECRET)
         for other in idle:  # a call opens the links
             measure_rows(other, bare, mesh, view, BASE_ROWS, 1, 0.0)
-        for rows in batches:
+        for rows, pause_us in batches:
             case = {k: v for k, v in asdict(mesh).items() if k not in ("intermediate",)}
             with undisturbed(pids, arguments.realtime):
-                timed = measure_rows(dispatcher, bare, mesh, view, rows, arguments.rounds, ROUND_S)
-            yield case | {"rows": rows} | timed
+                timed = measure_rows(
+                    dispatcher, bare, mesh, view, rows, arguments.rounds, ROUND_S, pause_us
+                )
+            yield case | {"rows": rows, "pause_us": pause_us} | timed
         for each in (dispatcher, *idle, bare):
             each.close()
 
 
-def cases(quick: bool) -> list[tuple[BareMesh, list[int]]]:
-    """Meshes and the batch sizes to measure on each; the first two hold the targets."""
+def cases(quick: bool) -> list[tuple[BareMesh, list[Batch]]]:
+    """Meshes and the batches to measure on each."""
     both = [replace(BASE, transport=transport) for transport in NAMES]
     native = [replace(mesh, kernel="native") for mesh in both]
+    paced = [(mesh, [(BASE_ROWS, PAUSE_US)]) for mesh in both]
     if quick:
-        return [(mesh, [BASE_ROWS]) for mesh in both + native]
+        return paced + [(mesh, [(BASE_ROWS, 0.0)]) for mesh in both + native]
+    return paced + [(mesh, [(rows, 0.0) for rows in batches]) for mesh, batches in sweeps(both)]
+
+
+def sweeps(both: list[BareMesh]) -> list[tuple[BareMesh, list[int]]]:
+    """Meshes and rows of calls that follow each other at once. both: one for each transport."""
+    native = [replace(mesh, kernel="native") for mesh in both]
     sweep = [(mesh, [1, 4, BASE_ROWS, 64, 256, 1024]) for mesh in both]
     for mesh in both:
         sweep += [(replace(mesh, shards=shards), [BASE_ROWS]) for shards in (1, 4)]
@@ -164,6 +193,25 @@ def slope(runs: list[dict[str, Any]], name: str, wanted: dict[str, Any]) -> dict
     }
 
 
+def is_base(run: dict[str, Any]) -> bool:
+    base = asdict(BASE) | {"rows": BASE_ROWS}
+    return all(run[k] == v for k, v in base.items() if k in run and k != "transport")
+
+
+def target(run: dict[str, Any]) -> Target:
+    back_to_back = not run["pause_us"]
+    return Target(
+        f"overhead over the bare round trip, {NAMES[run['transport']]}, "
+        f"{'back to back' if back_to_back else 'with pauses'}",
+        run["ratio"],
+        GOAL_RATIO,
+        "max",
+        "",
+        timed=True,
+        reached=BACK_TO_BACK_TCP if back_to_back and run["transport"] == "tcp" else None,
+    )
+
+
 def measure(arguments: argparse.Namespace) -> Report:
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="xm") as folder:
@@ -171,18 +219,11 @@ def measure(arguments: argparse.Namespace) -> Report:
             for run in measure_mesh(mesh, batches, Path(folder), arguments):
                 print(".", end="", flush=True)
                 runs.append(run)
-    targets = [
-        Target(f"overhead over the bare round trip, {NAMES[run['transport']]}, free kernel, "
-               "2 shards, 16 rows x 2048, top-8 of 64",
-               run["ratio"], GOAL_RATIO, "max", "", timed=True)
-        for run in runs
-        if all(run[k] == v for k, v in asdict(BASE).items() if k in run and k != "transport")
-        and run["rows"] == BASE_ROWS
-    ]  # fmt: skip
+    targets = [target(run) for run in runs if is_base(run)]
     slopes = []
     for transport in NAMES:
         wanted = {k: v for k, v in asdict(BASE).items() if k != "intermediate"}
-        wanted |= {"rows": BASE_ROWS, "transport": transport}
+        wanted |= {"rows": BASE_ROWS, "transport": transport, "pause_us": 0.0}
         for name in ("rows", "shards", "hidden", "num_experts", "clients"):
             slopes.append(slope(runs, name, wanted))
     return Report("dataplane", runs + [s for s in slopes if s], targets)

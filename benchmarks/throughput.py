@@ -3,32 +3,41 @@
 The mid-size model of the test checkpoints (8 layers, 64 experts, top-8, 768/384, bf16), random
 prompts, greedy. All engines stay loaded; rounds alternate between them, so each ratio is of runs a
 second apart, and the median of the rounds' ratios counts. Monolithic vLLM runs eagerly and with
-torch.compile, its OpenMP threads spinning (sleeping ones were slower in every run); the better one
-in each workload is the reference.
+torch.compile, with huge pages as the mesh has and its OpenMP threads spinning (sleeping ones were
+slower in every run); the better one in each workload is the reference. The targets are for what
+`expertmesh serve` chooses on this machine where the config leaves it open; the rest is shown
+beside it. --controls adds what tells kernel and data plane apart and what was tried:
+
+  all experts here   the mesh's engine with the shards' kernel in its own process: no data plane
+  half here          half of each layer in the engine's process, half in one shard
+  bound              monolithic vLLM with each OpenMP thread bound to a core
 """
 
 import argparse
 import tempfile
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.harness.engine_process import ALL_HERE, HALF_HERE
 from benchmarks.harness.local_mesh import LocalMesh, ShardShape
 from benchmarks.harness.priority import undisturbed
 from benchmarks.harness.report import Report, Target, run_benchmark
 from benchmarks.harness.timed_engine import TimedEngine, Timing, Workload
+from orchestrator.config.schema import MeshConfig
+from orchestrator.core_shares import available_cores, core_shares
 
-DECODE = [Workload(16, 32, 64), Workload(64, 32, 64)]
-PREFILL = [Workload(4, 512, 16)]
-GOAL = 1.0
+GOALS = {Workload(16, 32, 64): 1.0, Workload(64, 32, 64): 1.2, Workload(4, 512, 16): 1.3}
+"""What the mesh at its defaults should reach of monolithic vLLM at its best."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """shards: threads of each, none for monolithic; engines: replicas that share the batch."""
+    """shards: threads of each, none for monolithic; engines: replicas that share the batch; here:
+    see `engine_process`; variables: more environment."""
 
     name: str
     threads: int
@@ -36,19 +45,40 @@ class Setting:
     engines: int = 1
     spinning: bool = False
     compiled: bool = False
+    here: str = ""
+    variables: dict[str, str] = field(default_factory=dict)
 
 
+def default_setting() -> Setting:
+    """What an engine is started with beside two shards where the config says nothing."""
+    pools = {"cpu": {"vendor": "cpu", "shards": len(TWO_SHARDS)}}
+    config = MeshConfig.model_validate({"model": {"path": "/"}, "pools": pools})
+    threads = core_shares(config).engine_threads
+    return Setting(
+        f"mesh at its defaults: engine compiled, {threads} thread(s)",
+        threads,
+        TWO_SHARDS,
+        compiled=True,
+    )
+
+
+TWO_SHARDS = (1, 1)
 MONOLITHIC = [
-    Setting("monolithic, threads spin", 2, spinning=True),
-    Setting("monolithic, compiled, threads spin", 2, spinning=True, compiled=True),
+    Setting("monolithic, eager", 2, spinning=True),
+    Setting("monolithic, compiled", 2, spinning=True, compiled=True),
 ]
-MESH = Setting("engine 2 threads, 2 shards x 1", 2, (1, 1))
-ONE_THREAD = Setting("engine 1 thread, 2 shards x 1", 1, (1, 1))
-COMPILED = [
-    Setting("engine compiled, 2 threads, 2 shards x 1", 2, (1, 1), compiled=True),
-    Setting("engine compiled, 1 thread, 2 shards x 1", 1, (1, 1), compiled=True),
+BOUND = Setting(
+    "monolithic, compiled, bound", 2, spinning=True, compiled=True,
+    variables={"VLLM_CPU_OMP_THREADS_BIND": f"0-{available_cores() - 1}"},
+)  # fmt: skip
+OTHERS = [
+    Setting("engine eager, 1 thread", 1, TWO_SHARDS),
+    Setting("engine compiled, 2 threads", 2, TWO_SHARDS, compiled=True),
 ]
-TWO_ENGINES = Setting("2 engines x 1 thread, 2 shards x 1", 1, (1, 1), engines=2)
+CONTROLS = [
+    Setting("all experts here, 2 threads", 2, TWO_SHARDS, 1, True, True, ALL_HERE),
+    Setting("half here, 1 thread, 1 shard", 1, (1,), compiled=True, here=HALF_HERE),
+]
 
 
 def generate(engines: list[TimedEngine], workload: Workload, seed: int) -> Timing:
@@ -66,7 +96,11 @@ def generate(engines: list[TimedEngine], workload: Workload, seed: int) -> Timin
     )
 
 
-def row(name: str, workload: Workload, timings: list[Timing]) -> dict[str, Any]:
+def row(
+    name: str, workload: Workload, timings: list[Timing], reference: list[Timing]
+) -> dict[str, Any]:
+    """One line of the table; x: of the reference's speed, median and range of the rounds."""
+    ratios = speeds(timings) / speeds(reference)
     first = np.concatenate([timing.first_s for timing in timings]) * 1e3
     gaps = np.concatenate([timing.gaps_s for timing in timings]) * 1e3
     return {
@@ -75,6 +109,9 @@ def row(name: str, workload: Workload, timings: list[Timing]) -> dict[str, Any]:
         "prompt": workload.prompt_tokens,
         "new": workload.new_tokens,
         "tokens_per_s": float(np.median([timing.tokens_per_s for timing in timings])),
+        "x": float(np.median(ratios)),
+        "from": float(ratios.min()),
+        "to": float(ratios.max()),
         "ttft_p50_ms": float(np.percentile(first, 50)),
         "ttft_p99_ms": float(np.percentile(first, 99)),
         "itl_p50_ms": float(np.percentile(gaps, 50)),
@@ -83,36 +120,67 @@ def row(name: str, workload: Workload, timings: list[Timing]) -> dict[str, Any]:
 
 
 def measure(arguments: argparse.Namespace) -> Report:
-    meshes = [MESH] if arguments.quick else [MESH, ONE_THREAD, *COMPILED, TWO_ENGINES]
-    whole = MONOLITHIC[:1] if arguments.quick else MONOLITHIC
-    workloads = DECODE[:1] if arguments.quick else DECODE + PREFILL
+    default = default_setting()
+    settings = [*MONOLITHIC, default]
+    if not arguments.quick:
+        settings += OTHERS
+    if arguments.controls:
+        settings += [BOUND, *CONTROLS]
+    workloads = list(GOALS)[:1] if arguments.quick else list(GOALS)
     rounds = 2 if arguments.quick else arguments.rounds
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xm")))
         model = arguments.model or make_model(folder / "model")
-        mesh = stack.enter_context(LocalMesh(model, folder / "mesh"))
-        mesh.serve([ShardShape(threads=threads) for threads in MESH.shards])
-        engines: dict[str, list[TimedEngine]] = {}
-        for setting in whole + meshes:
-            address = mesh.address if setting.shards else None
-            engines[setting.name] = [
-                stack.enter_context(
-                    closing(
-                        TimedEngine(
-                            model, setting.threads, address, setting.spinning, setting.compiled
-                        )
-                    )
-                ).wait_ready()
-                for _ in range(setting.engines)
-            ]
+        meshes = Meshes(model, folder, stack)
+        engines = {s.name: start_engines(s, meshes, stack) for s in settings}
         runs, targets = [], []
-        pids = mesh.pids + [e.pid for replicas in engines.values() for e in replicas]
+        pids = meshes.pids + [e.pid for replicas in engines.values() for e in replicas]
         for workload in workloads:
             with undisturbed(pids, arguments.realtime):
                 timings = measure_workload(engines, workload, rounds)
-            runs += [row(name, workload, taken) for name, taken in timings.items()]
-            targets += compare(workload, timings, [s.name for s in whole], [m.name for m in meshes])
+            best = fastest(timings, [s.name for s in MONOLITHIC])
+            runs += [row(name, workload, taken, timings[best]) for name, taken in timings.items()]
+            targets.append(target(default.name, best, workload, timings))
     return Report("throughput", runs, targets, [f"model {model}, {rounds} alternating rounds"])
+
+
+class Meshes:
+    """A mesh for each set of shards, started when it is first asked for."""
+
+    def __init__(self, model: Path, folder: Path, stack: ExitStack) -> None:
+        self.model, self.folder, self._stack = model, folder, stack
+        self._meshes: dict[tuple[int, ...], LocalMesh] = {}
+
+    def address(self, shards: tuple[int, ...]) -> str:
+        if shards not in self._meshes:
+            folder = self.folder / f"mesh{len(self._meshes)}"
+            mesh = self._stack.enter_context(LocalMesh(self.model, folder))
+            mesh.serve([ShardShape(threads=threads) for threads in shards])
+            self._meshes[shards] = mesh
+        return self._meshes[shards].address
+
+    @property
+    def pids(self) -> list[int]:
+        return [pid for mesh in self._meshes.values() for pid in mesh.pids]
+
+
+def start_engines(setting: Setting, meshes: Meshes, stack: ExitStack) -> list[TimedEngine]:
+    """The engines of one setting, ready. What they compile is kept for settings of their kind:
+    vLLM does not tell an engine of a mesh from a plain one with the same model."""
+    kind = "mesh" if setting.shards else "whole"
+    variables = setting.variables | {"VLLM_CACHE_ROOT": str(meshes.folder / f"compiled-{kind}")}
+    address = meshes.address(setting.shards) if setting.shards else None
+    return [
+        stack.enter_context(
+            closing(
+                TimedEngine(
+                    meshes.model, setting.threads, address, setting.spinning, setting.compiled,
+                    setting.here, variables,
+                )
+            )
+        ).wait_ready()
+        for _ in range(setting.engines)
+    ]  # fmt: skip
 
 
 def make_model(folder: Path) -> Path:
@@ -134,27 +202,30 @@ def measure_workload(
     return timings
 
 
-def compare(
-    workload: Workload, timings: dict[str, list[Timing]], whole: list[str], meshes: list[str]
-) -> list[Target]:
-    speed = {name: np.array([t.tokens_per_s for t in taken]) for name, taken in timings.items()}
-    best = max(whole, key=lambda name: float(np.median(speed[name])))
-    return [
-        Target(
-            f"{name} / {best}: {workload.batch} x {workload.prompt_tokens} in, "
-            f"{workload.new_tokens} out",
-            float(np.median(speed[name] / speed[best])),
-            GOAL,
-            "min",
-            "x",
-        )
-        for name in meshes
-    ]
+def fastest(timings: dict[str, list[Timing]], names: list[str]) -> str:
+    return max(names, key=lambda name: float(np.median(speeds(timings[name]))))
+
+
+def speeds(timings: list[Timing]) -> np.ndarray:
+    return np.array([timing.tokens_per_s for timing in timings])
+
+
+def target(name: str, best: str, workload: Workload, timings: dict[str, list[Timing]]) -> Target:
+    return Target(
+        f"{name} / {best}: {workload.batch} x {workload.prompt_tokens} in, "
+        f"{workload.new_tokens} out",
+        float(np.median(speeds(timings[name]) / speeds(timings[best]))),
+        GOALS[workload],
+        "min",
+        "x",
+        timed=True,
+    )
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="checkpoint folder; made if not given")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--controls", action="store_true", help="further settings, see above")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import psutil
 
 from actors.engine import asgi_bridge
 from actors.engine.compile_cache import cache_variables
+from actors.engine.compiling import starts_eagerly
 from actors.engine.config import DROPPED_ENVIRONMENT, EngineConfig
 from actors.engine.core_process import as_main_module, no_garbage_collection
 from actors.engine.fate_sharing import PARENT_VARIABLE
@@ -243,8 +244,7 @@ class Engine:
 
         flags = {
             "disable_fastapi_docs": True,
-            # Compiling for a CPU takes longer than most models take to load.
-            "enforce_eager": current_platform.is_cpu(),
+            "enforce_eager": starts_eagerly(current_platform.is_cpu()),
             "worker_extension_cls": _EXTENSION,
             **self._config.flags,
         }

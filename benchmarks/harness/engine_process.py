@@ -1,6 +1,6 @@
 """One vLLM engine that generates on demand; `timed_engine` starts it as a process of its own.
 
-  python -m benchmarks.harness.engine_process MODEL [compiled]
+  python -m benchmarks.harness.engine_process MODEL [compiled] [all-here | half-here]
 
 Orders come as lines of JSON, {"prompts", "new_tokens"}; the answer to each is a line that begins
 with "answer ", before it "ready". Nothing here may import numba before vLLM is up (see
@@ -11,10 +11,13 @@ import json
 import os
 import sys
 from itertools import pairwise
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 ANSWER, READY = "answer ", "ready"
+ALL_HERE, HALF_HERE = "all-here", "half-here"
+"""Experts of a mesh's engine that are computed in this process instead (`in_process`)."""
 
 
 def load_engine(model: str, compiled: bool) -> Any:
@@ -59,7 +62,42 @@ def generate(llm: Any, prompts: list[list[int]], new_tokens: int) -> dict[str, A
     }
 
 
-def main(model: str, compiled: bool) -> None:
+class Late:
+    """`ExpertBackend` that makes the real one at the first call, when numba may be imported."""
+
+    def __init__(self, model: str, half: bool) -> None:
+        self._model, self._half = Path(model), half
+        self._made: Any = None
+
+    def send(self, *call: Any) -> Any:
+        if self._made is None:
+            self._made = self._make()
+        return self._made.send(*call)
+
+    def wait(self, call: Any) -> Any:
+        return self._made.wait(call)
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+
+    def _make(self) -> Any:
+        from actors.vllm_plugin import connection
+        from benchmarks.harness.in_process import InProcessExperts
+
+        others = None
+        if self._half:
+            connection._backend = None
+            others = connection.backend()
+            connection._backend = self
+        return InProcessExperts(self._model, others)
+
+
+def main(model: str, compiled: bool, here: set[str]) -> None:
+    if here:
+        from actors.vllm_plugin import connection
+
+        connection._backend = Late(model, HALF_HERE in here)
     llm = load_engine(model, compiled)
     print(READY, flush=True)
     for line in sys.stdin:
@@ -70,4 +108,5 @@ def main(model: str, compiled: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], "compiled" in sys.argv[2:])
+    words = set(sys.argv[2:])
+    main(sys.argv[1], "compiled" in words, words & {ALL_HERE, HALF_HERE})

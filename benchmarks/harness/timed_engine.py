@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import psutil
 
 from actors.dispatch.subscription import ADDRESS_VARIABLE, SECRET_VARIABLE
-from actors.process import thread_environment
+from actors.process import PASSIVE_THREADS, thread_environment
 from benchmarks.harness.engine_process import ANSWER, READY
 from benchmarks.harness.generate import ENVIRONMENT
 from benchmarks.harness.local_mesh import SECRET
@@ -53,7 +54,8 @@ class Timing:
 
 class TimedEngine:
     """One engine. address: of a mesh, None for monolithic vLLM; spinning: OpenMP's own default;
-    compiled: with torch.compile."""
+    compiled: with torch.compile; here: see `engine_process`; more: further environment.
+    Huge pages are given to all."""
 
     def __init__(
         self,
@@ -62,18 +64,22 @@ class TimedEngine:
         address: str | None,
         spinning: bool = False,
         compiled: bool = False,
+        here: str = "",
+        more: Mapping[str, str] | None = None,
     ) -> None:
         variables = ENVIRONMENT | thread_environment(threads)
         if spinning:
-            variables = ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
+            variables = {k: v for k, v in variables.items() if k not in PASSIVE_THREADS}
         if compiled:
             variables["TORCH_COMPILE_DISABLE"] = "0"
+        variables |= more or {}
         if address:
             variables |= {ADDRESS_VARIABLE: address, SECRET_VARIABLE: SECRET.decode()}
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the engine
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.harness.engine_process", str(model)]
-            + ["compiled"] * compiled,
+            + ["compiled"] * compiled
+            + [here] * bool(here),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,

@@ -45,7 +45,10 @@ def mesh_config(model: Path, name: str, **sections: Any) -> dict[str, Any]:
     return {
         "mesh": {"name": name},
         "model": {"path": str(model), "served_name": "tiny"},
-        "engines": {"vllm": {"max_num_seqs": 16, "max_num_batched_tokens": 512}},
+        # Eager: a checkpoint that is made for a test is compiled for nobody else.
+        "engines": {
+            "vllm": {"max_num_seqs": 16, "max_num_batched_tokens": 512, "enforce_eager": True}
+        },
         "pools": {
             "nvidia": {"vendor": "nvidia", "speed": 1.0, **pool},
             "ascend": {"vendor": "ascend", "speed": 0.5, **pool},
