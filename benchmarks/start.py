@@ -38,11 +38,14 @@ REALTIME = ("chrt", "--rr", "1")
 """In front of the command: before everything else on the machine."""
 
 
-def demo_config(flags: dict[str, Any]) -> dict[str, Any]:
-    """The demo's own config, with vLLM's flags added and any free port."""
+def demo_config(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The demo's own config at any free port, with what the options say of engines."""
     config: dict[str, Any] = yaml.safe_load((DEMO / "mesh.yaml").read_text())
     config["model"]["path"] = str(DEMO / "checkpoint")
-    config["engines"]["vllm"] = flags
+    if arguments.eager is not None:
+        config["engines"]["vllm"] = {"enforce_eager": arguments.eager}
+    if arguments.threads is not None:
+        config["engines"]["threads"] = arguments.threads
     return config | {"gateway": {"port": 0}}
 
 
@@ -82,10 +85,10 @@ def ask_ms(client: httpx.Client, tokens: int) -> float:
     return 1e3 * (time.monotonic() - began_s)
 
 
-def start(name: str, flags: dict[str, Any], cache: Path, realtime: bool) -> dict[str, Any]:
+def start(name: str, arguments: argparse.Namespace, cache: Path) -> dict[str, Any]:
     """One row: a mesh from start to stop."""
     with (
-        serving(demo_config(flags), cache, realtime) as (url, ready_s),
+        serving(demo_config(arguments), cache, arguments.realtime) as (url, ready_s),
         httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
     ):
         first_ms, *later_ms = [ask_ms(client, FEW) for _ in range(REQUESTS)]
@@ -100,10 +103,9 @@ def start(name: str, flags: dict[str, Any], cache: Path, realtime: bool) -> dict
 
 
 def measure(arguments: argparse.Namespace) -> Report:
-    flags = {} if arguments.eager is None else {"enforce_eager": arguments.eager}
     with tempfile.TemporaryDirectory(prefix="xm") as cache:
         names = ["first", *(f"later {n + 1}" for n in range(arguments.later))]
-        runs = [start(name, flags, Path(cache), arguments.realtime) for name in names]
+        runs = [start(name, arguments, Path(cache)) for name in names]
     return Report("start", runs, [target for run in runs for target in targets(run)])
 
 
@@ -120,6 +122,7 @@ def targets(run: dict[str, Any]) -> list[Target]:
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--later", type=int, default=2, help="starts with a warm cache")
+    parser.add_argument("--threads", type=int, help="of the engine; default: what the mesh chooses")
     eager = parser.add_mutually_exclusive_group()
     eager.add_argument("--eager", action="store_true", default=None, help="engines do not compile")
     eager.add_argument("--compiled", dest="eager", action="store_false", help="engines compile")

@@ -6,22 +6,29 @@ second apart, and the median of the rounds' ratios counts. Monolithic vLLM runs 
 torch.compile, with huge pages as the mesh has and its OpenMP threads spinning (sleeping ones were
 slower in every run); the better one in each workload is the reference. The targets are for what
 `expertmesh serve` chooses on this machine where the config leaves it open; the rest is shown
-beside it. --controls adds what tells kernel and data plane apart and what was tried:
+beside it. --settings names what to measure, each a gigabyte or three of memory:
 
-  all experts here   the mesh's engine with the shards' kernel in its own process: no data plane
-  half here          half of each layer in the engine's process, half in one shard
-  bound              monolithic vLLM with each OpenMP thread bound to a core
+  whole, whole-eager    monolithic vLLM
+  bound                 the same compiled, with each OpenMP thread bound to a core
+  default               a mesh as `expertmesh serve` would start it
+  eager, one-thread     the same but for that
+  no-spin               the same with threads that sleep at once
+  two-engines           two of them over the same shards
+  all-here              a mesh's engine with the shards' kernel in its own process: no data plane
+  half-here             half of each layer in the engine's process, half in one shard
 """
 
 import argparse
 import tempfile
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from actors.engine.compiling import starts_eagerly
+from actors.process import SHORT_SPIN
 from benchmarks.harness.engine_process import ALL_HERE, HALF_HERE
 from benchmarks.harness.local_mesh import LocalMesh, ShardShape
 from benchmarks.harness.priority import undisturbed
@@ -32,6 +39,11 @@ from orchestrator.core_shares import available_cores, core_shares
 
 GOALS = {Workload(16, 32, 64): 1.0, Workload(64, 32, 64): 1.2, Workload(4, 512, 16): 1.3}
 """What the mesh at its defaults should reach of monolithic vLLM at its best."""
+
+
+WHOLE, WHOLE_EAGER, DEFAULT = "whole", "whole-eager", "default"
+USUAL = [WHOLE, WHOLE_EAGER, DEFAULT, "eager"]
+QUICK = [WHOLE, DEFAULT]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,36 +61,38 @@ class Setting:
     variables: dict[str, str] = field(default_factory=dict)
 
 
-def default_setting() -> Setting:
-    """What an engine is started with beside two shards where the config says nothing."""
+TWO_SHARDS = (1, 1)
+
+
+def default_threads() -> int:
+    """Of an engine beside two shards where the config says nothing."""
     pools = {"cpu": {"vendor": "cpu", "shards": len(TWO_SHARDS)}}
     config = MeshConfig.model_validate({"model": {"path": "/"}, "pools": pools})
-    threads = core_shares(config).engine_threads
-    return Setting(
-        f"mesh at its defaults: engine compiled, {threads} thread(s)",
-        threads,
-        TWO_SHARDS,
-        compiled=True,
-    )
+    return core_shares(config).engine_threads
 
 
-TWO_SHARDS = (1, 1)
-MONOLITHIC = [
-    Setting("monolithic, eager", 2, spinning=True),
-    Setting("monolithic, compiled", 2, spinning=True, compiled=True),
-]
-BOUND = Setting(
-    "monolithic, compiled, bound", 2, spinning=True, compiled=True,
-    variables={"VLLM_CPU_OMP_THREADS_BIND": f"0-{available_cores() - 1}"},
-)  # fmt: skip
-OTHERS = [
-    Setting("engine eager, 1 thread", 1, TWO_SHARDS),
-    Setting("engine compiled, 2 threads", 2, TWO_SHARDS, compiled=True),
-]
-CONTROLS = [
-    Setting("all experts here, 2 threads", 2, TWO_SHARDS, 1, True, True, ALL_HERE),
-    Setting("half here, 1 thread, 1 shard", 1, (1,), compiled=True, here=HALF_HERE),
-]
+def settings() -> dict[str, Setting]:
+    cores, threads = available_cores(), default_threads()
+    bind = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}"}
+    here = replace(Setting("", cores, TWO_SHARDS), spinning=True, compiled=True, here=ALL_HERE)
+    compiled = not starts_eagerly(on_cpu=True)
+    default = Setting("", threads, TWO_SHARDS, compiled=compiled, variables=SHORT_SPIN)
+    whole = Setting("", cores, spinning=True, compiled=True)
+    found = {
+        WHOLE: whole,
+        WHOLE_EAGER: replace(whole, compiled=False),
+        "bound": replace(whole, variables=bind),
+        DEFAULT: default,
+        "eager": replace(default, compiled=False),
+        "one-thread": replace(default, threads=1),
+        "no-spin": replace(default, variables={}),
+        "spin2k": replace(default, threads=2, variables={"GOMP_SPINCOUNT": "2000"}),
+        "spin200k": replace(default, threads=2, variables={"GOMP_SPINCOUNT": "200000"}),
+        "two-engines": replace(default, engines=2),
+        "all-here": here,
+        "half-here": replace(default, threads=1, shards=(1,), here=HALF_HERE),
+    }
+    return {name: replace(setting, name=name) for name, setting in found.items()}
 
 
 def generate(engines: list[TimedEngine], workload: Workload, seed: int) -> Timing:
@@ -120,27 +134,25 @@ def row(
 
 
 def measure(arguments: argparse.Namespace) -> Report:
-    default = default_setting()
-    settings = [*MONOLITHIC, default]
-    if not arguments.quick:
-        settings += OTHERS
-    if arguments.controls:
-        settings += [BOUND, *CONTROLS]
+    usual = QUICK if arguments.quick else USUAL
+    names = arguments.settings.split(",") if arguments.settings else usual
+    wanted = [settings()[name] for name in names]
     workloads = list(GOALS)[:1] if arguments.quick else list(GOALS)
     rounds = 2 if arguments.quick else arguments.rounds
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xm")))
         model = arguments.model or make_model(folder / "model")
         meshes = Meshes(model, folder, stack)
-        engines = {s.name: start_engines(s, meshes, stack) for s in settings}
+        engines = {s.name: start_engines(s, meshes, stack) for s in wanted}
         runs, targets = [], []
         pids = meshes.pids + [e.pid for replicas in engines.values() for e in replicas]
         for workload in workloads:
             with undisturbed(pids, arguments.realtime):
                 timings = measure_workload(engines, workload, rounds)
-            best = fastest(timings, [s.name for s in MONOLITHIC])
+            best = fastest(timings, [name for name in names if not settings()[name].shards])
             runs += [row(name, workload, taken, timings[best]) for name, taken in timings.items()]
-            targets.append(target(default.name, best, workload, timings))
+            if DEFAULT in timings:
+                targets.append(target(best, workload, timings))
     return Report("throughput", runs, targets, [f"model {model}, {rounds} alternating rounds"])
 
 
@@ -210,11 +222,11 @@ def speeds(timings: list[Timing]) -> np.ndarray:
     return np.array([timing.tokens_per_s for timing in timings])
 
 
-def target(name: str, best: str, workload: Workload, timings: dict[str, list[Timing]]) -> Target:
+def target(best: str, workload: Workload, timings: dict[str, list[Timing]]) -> Target:
     return Target(
-        f"{name} / {best}: {workload.batch} x {workload.prompt_tokens} in, "
+        f"{DEFAULT} / {best}: {workload.batch} x {workload.prompt_tokens} in, "
         f"{workload.new_tokens} out",
-        float(np.median(speeds(timings[name]) / speeds(timings[best]))),
+        float(np.median(speeds(timings[DEFAULT]) / speeds(timings[best]))),
         GOALS[workload],
         "min",
         "x",
@@ -225,7 +237,9 @@ def target(name: str, best: str, workload: Workload, timings: dict[str, list[Tim
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="checkpoint folder; made if not given")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--controls", action="store_true", help="further settings, see above")
+    parser.add_argument(
+        "--settings", default="", help=f"comma separated; default {','.join(USUAL)}"
+    )
 
 
 if __name__ == "__main__":

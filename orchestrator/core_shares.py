@@ -1,9 +1,11 @@
 """What engines and shards get of the cores, where the config leaves it open.
 
-Engines and shards of a layer mostly take turns, but a thread that spins, or one more runnable
-thread than there are cores, takes the core from whoever has work. So an engine has the cores that
-shards and the rest leave, and at least one; and waits spin for long only where every thread has a
-core for itself (`docs/performance.md` has the measurements).
+An engine has the cores that shards and the rest leave. Where they leave none, it shares theirs: a
+layer's attention and its experts take turns, so two threads of an engine on the two cores of two
+shards are faster than one, as long as the threads of an engine spin for a moment between two
+kernels (`SHORT_SPIN`) and no longer, for then the shards have work. Engines and shards watch for
+each other's messages for long only where every thread has a core for itself
+(`docs/performance.md` has the measurements).
 """
 
 import os
@@ -14,6 +16,10 @@ from orchestrator.config.schema import MeshConfig
 
 LONG_SPIN_US = 5000.0
 """Longer than a shard computes for in most steps: nobody sleeps in between."""
+
+TAKING_TURNS = 2
+"""Threads an engine has at least, where its share of the machine has as many cores. More have not
+been measured on cores that shards need too."""
 
 OTHER_PROCESSES = 1
 """Cores for gateway, controller and Ray together: they have little to do while tokens are made."""
@@ -35,8 +41,10 @@ def core_shares(config: MeshConfig, cores: int | None = None) -> CoreShares:
         return CoreShares(given_threads or 1, _or(given_spin_us, DEFAULT_SPIN_US))
     shards = sum(pool.shards * pool.threads for pool in config.pools.values())
     replicas = config.engines.replicas
-    left = (cores or available_cores()) - shards - OTHER_PROCESSES
-    threads = given_threads or max(1, left // replicas)
+    cores = cores or available_cores()
+    left = cores - shards - OTHER_PROCESSES
+    at_least = max(1, min(TAKING_TURNS, cores // replicas))
+    threads = given_threads or max(at_least, left // replicas)
     roomy = replicas * threads <= left
     return CoreShares(threads, _or(given_spin_us, LONG_SPIN_US if roomy else DEFAULT_SPIN_US))
 

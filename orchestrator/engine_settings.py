@@ -3,6 +3,7 @@
 from actors.dispatch.subscription import ADDRESS_VARIABLE, SECRET_VARIABLE
 from actors.engine.config import EngineConfig
 from actors.experts.spec import ExpertSpec
+from actors.process import SHORT_SPIN
 from actors.wire.address import Address
 from orchestrator.config.schema import MeshConfig
 from orchestrator.run_dir import RunDir
@@ -37,6 +38,7 @@ def engine_config(
         ADDRESS_VARIABLE: str(directory),
         # Threads are ours to place: shards share the cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        **SHORT_SPIN,
     }
     if config.cluster.ray_address is None:
         environment |= _private_folders(run_dir)

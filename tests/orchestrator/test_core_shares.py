@@ -16,14 +16,18 @@ def make_config(**sections):
     ("cores", "replicas", "threads", "spin_us"),
     [
         (1, 1, 1, DEFAULT_SPIN_US),
-        (4, 1, 1, DEFAULT_SPIN_US),
-        (5, 1, 1, DEFAULT_SPIN_US),
-        (6, 1, 1, LONG_SPIN_US),
+        (2, 1, 2, DEFAULT_SPIN_US),
+        (2, 2, 1, DEFAULT_SPIN_US),
+        (5, 1, 2, DEFAULT_SPIN_US),
+        (6, 1, 2, DEFAULT_SPIN_US),
+        (7, 1, 2, LONG_SPIN_US),
         (16, 1, 11, LONG_SPIN_US),
         (16, 5, 2, LONG_SPIN_US),
     ],
 )
-def test_engines_have_what_the_shards_leave(cores, replicas, threads, spin_us):
+def test_engines_have_what_the_shards_leave_or_take_turns_with_them(
+    cores, replicas, threads, spin_us
+):
     config = make_config(engines={"replicas": replicas})
     assert core_shares(config, cores) == CoreShares(threads, spin_us)
 
