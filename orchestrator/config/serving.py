@@ -47,7 +47,8 @@ class EnginesConfig(Section):
     """Number of engines, each with its own KV cache."""
     threads: Count | None = None
     """CPU threads of one engine's kernels; unset: an engine's share of the cores that the shards'
-    threads leave, at least 1 (1 in a shared Ray cluster)."""
+    threads leave, or 2 where that is less and its share of the machine is 2 cores (1 in a shared
+    Ray cluster)."""
     kv_cache_gib: Count = 1
     """KV cache of one engine on a CPU, in whole GiB (vLLM takes no fractions); on GPUs set vLLM's
     `gpu_memory_utilization` below."""
