@@ -43,6 +43,8 @@ from placement.epoch import EMPTY_SLOT, PlanEpoch
 LAYERS, EXPERTS, SHARDS, SLOTS = 61, 384, 64, 8
 ROWS, TOP_K = 16, 8
 GOAL_US = 100.0
+EXTRA_REACHED_US = 2500.0
+"""What is reached where the goal is missed; docs/performance.md says why."""
 WINDOW_S = 0.05
 ELSEWHERE_BYTES = 4 << 20
 SECRET = b"views"
@@ -243,12 +245,14 @@ def measure(arguments: argparse.Namespace) -> Report:
         caller.close()
         views.stop()
     targets = [
-        Target(f"{name}, {run['view']}", run[key], GOAL_US, "max", "us")
+        Target(
+            f"{name}, {run['view']}", run[key], GOAL_US, "max", "us", timed=True, reached=reached
+        )
         for run in runs
         if not run["back to back"]
-        for name, key in (
-            ("adopting a view", "adopting_us"),
-            ("all that a view costs the calls", "extra_us"),
+        for name, key, reached in (
+            ("adopting a view", "adopting_us", None),
+            ("all that a view costs the calls", "extra_us", EXTRA_REACHED_US),
         )
     ]
     note = f"{LAYERS} layers x {EXPERTS} experts x {SHARDS} shards, {SLOTS} slots in each layer"
