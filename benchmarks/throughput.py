@@ -149,9 +149,9 @@ def measure(arguments: argparse.Namespace) -> Report:
         for workload in workloads:
             with undisturbed(pids, arguments.realtime):
                 timings = measure_workload(engines, workload, rounds)
-            best = fastest(timings, [name for name in names if not settings()[name].shards])
+            best = fastest(timings, [s.name for s in wanted if not s.shards] or names[:1])
             runs += [row(name, workload, taken, timings[best]) for name, taken in timings.items()]
-            if DEFAULT in timings:
+            if DEFAULT in timings and not settings()[best].shards:
                 targets.append(target(best, workload, timings))
     return Report("throughput", runs, targets, [f"model {model}, {rounds} alternating rounds"])
 
