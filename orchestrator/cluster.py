@@ -14,7 +14,7 @@ from actors.engine.config import EngineConfig
 from actors.lean_imports import LEAN_IMPORTS
 from actors.logs import COMPONENT_VARIABLE
 from actors.process import thread_environment
-from actors.wire.patience import SPIN_VARIABLE
+from actors.wire.spin_time import SPIN_VARIABLE
 from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import LoggingConfig, MeshConfig
 from orchestrator.core_shares import CoreShares

@@ -11,7 +11,7 @@ each other's messages for long only where every thread has a core for itself
 import os
 from dataclasses import dataclass
 
-from actors.wire.patience import DEFAULT_SPIN_US
+from actors.wire.spin_time import DEFAULT_SPIN_US
 from orchestrator.config.schema import MeshConfig
 
 LONG_SPIN_US = 5000.0

@@ -1,7 +1,8 @@
 """Clients that connected but are not yet served: each has a deadline to say who it is.
 
 Over TCP it must prove the mesh's secret; on a Unix socket, which only this user can open, it must
-bring a segment. Reads are non-blocking: a stranger costs the server's loop nothing but a place.
+bring a segment. Reads do not block, so a client that says nothing only takes a place
+among those that are on their way in.
 """
 
 import os

@@ -4,7 +4,7 @@ Frames that are complete after one look around are handed over together, so the 
 those of one layer into one kernel call. A client that sends anything but a frame is closed with a
 logged reason; the others do not notice. The time that the handler takes counts for no client's
 deadline: what arrived meanwhile is read before anybody is late (see `entrance.py`). Between calls
-the loop looks around for a short while (see `patience.py`), then tells the clients that share
+the loop looks around for a short while (see `spin_time.py`), then tells the clients that share
 memory with it that they have to ring, and blocks.
 """
 
@@ -22,10 +22,10 @@ from actors.wire.connections import Connection, Request, SharedConnection
 from actors.wire.entrance import ACCEPTS_AT_ONCE, ARRIVAL_TIMEOUT_S, MOST_ARRIVALS, Entrance
 from actors.wire.frame import MAX_ERROR_BYTES, Fault, FrameError, FrameKind, Header
 from actors.wire.handshake import draw_incarnation
-from actors.wire.patience import Patience
 from actors.wire.records import RecordError
 from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from actors.wire.shared_clients import SharedClients
+from actors.wire.spin_time import SpinTime
 
 __all__ = ["FrameServer", "Request"]
 
@@ -62,7 +62,7 @@ class FrameServer:
         """Watches connections for nothing but their end."""
         self._handling_s = 0.0
         self._shared = SharedClients()
-        self._patience = Patience()
+        self._spin_time = SpinTime()
         host = TcpHost(secret, security)
         self._entrances = [
             Entrance(address, self._clock, self.incarnation, host) for address in addresses
@@ -126,20 +126,20 @@ class FrameServer:
         """Spin for a while if that pays, then block until there is something to do."""
         start_s = time.perf_counter()
         spun_s = 0.0
-        while self._connections and spun_s < self._patience.spin_s:
+        while self._connections and spun_s < self._spin_time.spin_s:
             os.sched_yield()
             ready = self._look_at_segments()
             if len(self._connections) > len(self._shared):
                 self._look_at_sockets(ready, 0.0)
             spun_s = time.perf_counter() - start_s
             if ready:
-                self._patience.learn(spun_s, spun_s)
+                self._spin_time.learn(spun_s, spun_s)
                 if len(self._connections) == len(self._shared):
                     # Clients that call again at once must not keep others from coming in.
                     self._look_at_sockets(ready, 0.0)
                 return ready
         ready = self._sleep()
-        self._patience.learn(time.perf_counter() - start_s, spun_s)
+        self._spin_time.learn(time.perf_counter() - start_s, spun_s)
         return ready
 
     def _sleep(self) -> list[Request]:

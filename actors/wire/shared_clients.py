@@ -1,6 +1,6 @@
 """The segments of all clients that a server shares memory with, looked at in one native pass.
 
-An engine that is connected and has nothing to say must cost the others nothing.
+Calls of one engine must not take longer because other engines are connected without calling.
 """
 
 import numpy as np

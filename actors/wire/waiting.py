@@ -1,6 +1,6 @@
 """One place to wait for answers on all links of a client, whatever their transports.
 
-A wait spins for a while if that pays (see `patience`), then blocks on all sockets at once. Links
+A wait spins for a while if that pays (see `spin_time`), then blocks on all sockets at once. Links
 that are polled make progress in both; the others are written to by the servers themselves.
 """
 
@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 
 from actors.wire.link import ClientLink, LinkClosed
-from actors.wire.patience import DEFAULT_SPIN_US, Patience
 from actors.wire.slots import Parts, say_asleep, unanswered, yield_until_answered
+from actors.wire.spin_time import DEFAULT_SPIN_US, SpinTime
 from native.atomics import spin
 
 READ, WRITE = select.POLLIN, select.POLLOUT
@@ -29,7 +29,7 @@ class Waiting:
         self._links: dict[int, ClientLink] = {}
         self._polled: list[ClientLink] = []
         self._writing: set[int] = set()
-        self._patience = Patience()
+        self._spin_time = SpinTime()
 
     def watch(self, links: Sequence[ClientLink]) -> None:
         """From now on these links are looked at, and no others."""
@@ -47,11 +47,11 @@ class Waiting:
         if unanswered(parts) == 0:
             return True
         start_s = time.perf_counter()
-        done = self._spin(parts, self._patience.spin_s)
+        done = self._spin(parts, self._spin_time.spin_s)
         spun_s = time.perf_counter() - start_s
         if not done:
             done = self._sleep(parts, until_s)
-        self._patience.learn(time.perf_counter() - start_s, spun_s)
+        self._spin_time.learn(time.perf_counter() - start_s, spun_s)
         return done
 
     def news(self, tables: Sequence[Parts], until_s: float) -> None:

@@ -2,7 +2,7 @@
 
 Nothing is planned, written or added up: frames made beforehand are copied into the slots, or handed
 to the sockets, and the answers are left where they arrive. What a dispatcher takes beyond that is
-the price of its work. Waits spin by the product's rule (`actors.wire.patience`).
+the price of its work. Waits spin by the product's rule (`actors.wire.spin_time`).
 """
 
 import os
@@ -32,7 +32,6 @@ from actors.wire.frame import (
 from actors.wire.handshake import greet_server, receive_welcome
 from actors.wire.link import FIRST_SHAPE
 from actors.wire.node import node_id
-from actors.wire.patience import Patience
 from actors.wire.segment import (
     ANSWERED,
     CLIENT_ASLEEP,
@@ -42,6 +41,7 @@ from actors.wire.segment import (
     create_segment,
     state_word,
 )
+from actors.wire.spin_time import SpinTime
 from native.atomics import observe, publish
 
 CONNECT_TIMEOUT_S = 10.0
@@ -186,7 +186,7 @@ class BareClient:
 
     def __init__(self, view: MeshView, secret: bytes) -> None:
         self._bell = Bell()
-        self._patience = Patience()
+        self._spin_time = SpinTime()
         self._links: list[BareLink] = [
             BareShared(address, self._bell) if address.is_unix else BareStream(address, secret)
             for address in (shard.addresses_from(node_id())[0] for shard in view.shards)
@@ -202,7 +202,7 @@ class BareClient:
         self._bell.ring()
         start_s = time.perf_counter()
         left, spun_s = list(waiting), 0.0
-        while left and spun_s < self._patience.spin_s:
+        while left and spun_s < self._spin_time.spin_s:
             left = [link for link in left if not link.poll()]
             if left:
                 os.sched_yield()
@@ -211,7 +211,7 @@ class BareClient:
             if not left[0].poll():
                 left[0].wait()
             left = [link for link in left if not link.poll()]
-        self._patience.learn(time.perf_counter() - start_s, spun_s)
+        self._spin_time.learn(time.perf_counter() - start_s, spun_s)
         return max(link.take() for link in waiting)
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ from actors.process import thread_environment
 from actors.wire.address import parse_address
 from actors.wire.frame import RowCoding
 from actors.wire.node import node_id
-from actors.wire.patience import DEFAULT_SPIN_US, SPIN_VARIABLE
+from actors.wire.spin_time import DEFAULT_SPIN_US, SPIN_VARIABLE
 from benchmarks.harness.local_mesh import environment
 from placement.epoch import EMPTY_SLOT, PlanEpoch
 
@@ -42,7 +42,7 @@ class BareMesh:
     kernel: "free" or "native"; intermediate: I of the native kernel's experts.
     clients: connected dispatchers, of which one calls.
     rows_between_nodes: their coding, over TCP. spin_us: how long shards and client watch for each
-    other (see `actors.wire.patience`).
+    other (see `actors.wire.spin_time`).
     """
 
     shards: int = 2

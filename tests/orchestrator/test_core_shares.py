@@ -2,7 +2,7 @@
 
 import pytest
 
-from actors.wire.patience import DEFAULT_SPIN_US
+from actors.wire.spin_time import DEFAULT_SPIN_US
 from orchestrator.config.schema import MeshConfig
 from orchestrator.core_shares import LONG_SPIN_US, CoreShares, available_cores, core_shares
 

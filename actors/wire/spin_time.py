@@ -14,7 +14,7 @@ SPIN_VARIABLE = "EXPERTMESH_SPIN_US"
 DEFAULT_SPIN_US = 50.0
 LOST_CORE_S = 150e-6
 """A spin that lasted so much longer than it should have lost its core in between."""
-CALM_WAITS = 64
+BLOCKING_WAITS = 64
 """Waits that only block after the core was lost."""
 
 
@@ -34,20 +34,20 @@ def configured_spin_s() -> float:
     return spin_us * 1e-6
 
 
-class Patience:
-    """One waiting place's memory. `spin_s` is how long the next wait spins, 0 for not at all."""
+class SpinTime:
+    """What the waits of one place have shown. spin_s: how long the next one spins, or 0."""
 
     def __init__(self) -> None:
         self._longest_s = configured_spin_s()
         self.spin_s = self._longest_s
-        self._calm = 0
+        self._blocking = 0
 
     def learn(self, waited_s: float, spun_s: float) -> None:
         """waited_s: how long the last wait took in all; spun_s: the part of it spent spinning."""
         if spun_s > self.spin_s + LOST_CORE_S:
-            self._calm = CALM_WAITS
-        if self._calm:
-            self._calm -= 1
+            self._blocking = BLOCKING_WAITS
+        if self._blocking:
+            self._blocking -= 1
             self.spin_s = 0.0
         else:
             # A wait that blocked and was still no longer would have been caught by spinning.
