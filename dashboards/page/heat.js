@@ -42,12 +42,13 @@ export class Heat {
     canvas.addEventListener("blur", () => { this.cursor = null; this.draw(); });
   }
 
-  /** layers: the model's layer of each row; values: Float64Array [rows * columns]. */
-  show(layers, columns, values) {
+  /** layers: the model's layer of each row; values: Float64Array [rows * columns]; held: 1 where
+   * the shown shard serves the expert, others are left blank; null: all are shown. */
+  show(layers, columns, values, held = null) {
     const rows = layers.length;
     this.layers = layers;
     if (!this.data || this.data.columns !== columns) { this.from = 0; this.to = columns; }
-    this.data = { rows, columns, values };
+    this.data = { rows, columns, values, held };
     this.ratios = toMeans(rows, columns, values);
     this.draw();
   }
@@ -83,10 +84,11 @@ export class Heat {
     this.image.width = columns;
     this.image.height = rows;
     const context = this.image.getContext("2d");
+    const { held } = this.data;
     const pixels = context.createImageData(columns, rows);
     for (let i = 0; i < this.ratios.length; i++) {
       const [r, g, b] = table[Math.min(255, Math.round(255 * Math.log2(1 + this.ratios[i]) / Math.log2(1 + TOP)))];
-      pixels.data.set([r, g, b, 255], 4 * i);
+      pixels.data.set([r, g, b, held && !held[i] ? 0 : 255], 4 * i);
     }
     context.putImageData(pixels, 0, 0);
     return this.image;

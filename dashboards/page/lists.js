@@ -54,10 +54,36 @@ export function showHot(hot, homes) {
     element("span", { class: "num" }, `${(100 * h.share).toFixed(1)} %`), element("span", { class: "quiet" }, homes(h.layer, h.expert)))), "No traffic yet");
 }
 
-export function showHappenings(happenings) {
+/** Copies, the change under way, and what stands in its way. control: of control.js. */
+export function showPlacement(control, epoch) {
+  const { placement, view } = control;
+  const lines = [];
+  if (placement) {
+    const copies = Object.values(placement.copies).flat();
+    const parts = [0, 1, 2, 3].map((n) => [n, copies.filter((c) => (n === 3 ? c >= 3 : c === n)).length]);
+    const most = Math.max(1, ...parts.map(([, n]) => n));
+    for (const [n, many] of parts) {
+      if (n === 0 && many === 0) continue;
+      const name = n === 0 ? "no copy" : n === 1 ? "1 copy" : n === 3 ? "3 and more" : `${n} copies`;
+      lines.push(element("div", { class: "item" }, element("b", n === 0 ? { class: "bad" } : {}, name), bar(many / most), element("span", { class: "num" }, `${number(many)} experts`)));
+    }
+    const safe = placement.survives_any_node ? "Any node may be lost without losing an expert." : placement.survives_any_shard ? "Any one shard may be lost without losing an expert." : "Some experts have one copy only: losing its shard stops requests that need them.";
+    lines.push(element("p", { class: "quiet" }, safe));
+  }
+  for (const problem of control.problems()) lines.push(element("p", { class: "bad" }, problem));
+  const change = control.change();
+  if (change) lines.push(element("div", { class: "change" }, element("b", {}, change.title), bar(change.part), ...change.lines.map((text) => element("p", { class: "quiet" }, text))));
+  else if (view) lines.push(element("p", { class: "quiet" }, view.planning ? "A plan is being made." : `Epoch ${epoch}${view.followed ? ", followed by every dispatcher" : ", not yet followed by every dispatcher"}; nothing is moving.`));
+  if (lines.length) document.getElementById("change").replaceChildren(...lines);
+}
+
+/** happenings: what the gateway saw; events: the control plane's own history, which knows the reasons. */
+export function showHappenings(happenings, events = []) {
   const list = document.getElementById("events");
-  if (!happenings.length) return;
-  list.replaceChildren(...happenings.toReversed().map((h) => element("li", {},
+  const told = events.map((e) => ({ time_s: e.wall_s, subject: e.transaction ? `${e.subject} · transaction ${e.transaction}` : e.subject, level: "info", text: `${e.step}: ${e.reason}` }));
+  const all = [...happenings, ...told].sort((a, b) => a.time_s - b.time_s).slice(-200);
+  if (!all.length) return;
+  list.replaceChildren(...all.toReversed().map((h) => element("li", {},
     element("time", { datetime: new Date(h.time_s * 1000).toISOString() }, new Date(h.time_s * 1000).toLocaleTimeString([], { hour12: false })),
     element("b", {}, h.subject), element("span", { class: h.level }, h.text))));
 }

@@ -15,7 +15,7 @@ export async function get(path) {
   const headers = key === null ? {} : { authorization: `Bearer ${key}` };
   const response = await fetch(prefix + path, { headers, cache: "no-store" });
   if (response.status === 401) throw new Unauthorized();
-  if (!response.ok) throw new Error(`${path}: status ${response.status}`);
+  if (!response.ok) throw Object.assign(new Error(`${path}: status ${response.status}`), { status: response.status });
   return response;
 }
 

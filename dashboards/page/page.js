@@ -1,8 +1,9 @@
 // Puts every look on the page, and keeps the expert matrix up to date by differences.
 
 import { drawCurves, drawLayers, rates } from "./charts.js";
+import { Control } from "./control.js";
 import { Heat, ramp } from "./heat.js";
-import { showEngines, showHappenings, showHot, showShards } from "./lists.js";
+import { showEngines, showHappenings, showHot, showPlacement, showShards } from "./lists.js";
 import { Unauthorized, follow, get, hasKey, setKey } from "./live.js";
 import { decodeMatrix } from "./matrix.js";
 import { number, seconds } from "./words.js";
@@ -17,6 +18,7 @@ let points = [];
 let matrix = null; // totals
 let windows = []; // {at, values}: differences of the last minute
 let fetching = false;
+const control = new Control();
 const heat = new Heat($("heat"), $("heat-labels"), onCell);
 
 // -- theme
@@ -52,9 +54,18 @@ function onLook(report) {
     showLists(report);
     curves();
     updateMatrix();
+    control.refresh(report.status.epoch).then(() => showControl(report)).catch(() => {});
   }
   freshness();
   performance.measure("update", "look");
+}
+
+function showControl(report) {
+  showPlacement(control, report.status.epoch);
+  showHappenings(report.happenings, control.events);
+  showHot(report.hot ?? [], homes);
+  const change = control.change();
+  $("t-epoch-note").textContent = change ? change.title : control.view ? "nothing is moving" : "";
 }
 
 function showStatus({ status }) {
@@ -93,7 +104,7 @@ function showLists(report) {
   showShards(shards, points.at(-1)?.shards ?? {});
   showEngines(components.filter((c) => c.kind === "engine" || c.kind === "router"), report.engines);
   showHot(report.hot ?? [], homes);
-  showHappenings(report.happenings);
+  showHappenings(report.happenings, control.events);
   const select = $("heat-shard");
   const ids = ["", ...shards.map((s) => s.id)];
   if (select.options.length !== ids.length) {
@@ -131,7 +142,7 @@ async function updateMatrix() {
     const shard = $("heat-shard").value;
     if (shard) {
       const own = decodeMatrix(await (await get(`/api/v1/telemetry/matrix?shard=${encodeURIComponent(shard)}`)).arrayBuffer());
-      showMatrix(own.rows, own.columns, own.values);
+      showMatrix(own.rows, own.columns, own.values, control.heldBy(shard, look.layers, own.columns));
       return;
     }
     const got = decodeMatrix(await (await get(`/api/v1/telemetry/matrix?since=${matrix?.sequence ?? 0}`)).arrayBuffer());
@@ -163,20 +174,20 @@ function lastMinute() {
 }
 
 let shown = null;
-function showMatrix(rows, columns, values) {
+let pinned = false; // a chosen expert stays on the line below until the pointer leaves
+function showMatrix(rows, columns, values, held = null) {
   shown = { rows, columns, values };
   const any = values.some((v) => v > 0);
   $("heat-empty").hidden = any;
   $("heat-axis").textContent = `${rows} layers × ${columns} experts`;
-  if (rows && look.layers.length === rows) heat.show(look.layers, columns, values);
+  if (rows && look.layers.length === rows) heat.show(look.layers, columns, values, held);
 }
 
-function homes() {
-  return "";
-}
+const homes = (layer, expert) => control.where(layer, expert);
 
 function onCell(cell, chosen, event) {
   $("tip").hidden = !cell || !event;
+  if (!cell) pinned = false;
   if (!cell || !shown) return;
   const { row, expert } = cell;
   const value = shown.values[row * shown.columns + expert];
@@ -184,6 +195,7 @@ function onCell(cell, chosen, event) {
   const layer = look.layers[row];
   const text = `Layer ${layer}, expert ${expert}: ${number(value)} assignments, ${ratio.toFixed(2)} × the layer's mean`;
   const where = homes(layer, expert);
+  if (chosen) { pinned = true; } else if (event && pinned) return;
   $("cell").textContent = where ? `${text}; ${where}` : text;
   if (event) {
     const box = $("heat-box").getBoundingClientRect();

@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import uvicorn
 
+from orchestrator.api.models import ClusterView, EpochView, EventView, PlacementView
 from orchestrator.config.telemetry import TelemetryConfig
 from orchestrator.expert_load import ExpertLoad, sum_load
 from orchestrator.gateway.app import build_app
@@ -39,6 +41,8 @@ class MovingMesh(FakeMesh):
     idle: bool = False
     epoch: int = 1
     dead: set[str] = field(default_factory=set)
+    change: dict[str, Any] | None = None
+    lines: list[EventView] = field(default_factory=list)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -110,6 +114,79 @@ class MovingMesh(FakeMesh):
             for n in range(self.num_shards)
         }
         return sum_load("tiny", tuple(range(self.num_layers)), by_shard, self.num_experts)
+
+    async def placement(self) -> PlacementView:
+        held = {
+            self.shard_id(n): {
+                layer: np.flatnonzero(self.home[layer] == n).tolist()
+                for layer in range(self.num_layers)
+            }
+            for n in range(self.num_shards)
+        }
+        copies = np.ones((self.num_layers, self.num_experts), int)
+        # A second copy of every tenth expert.
+        for layer in range(self.num_layers):
+            for expert in range(0, self.num_experts, 10):
+                shard = self.shard_id((self.home[layer][expert] + 1) % self.num_shards)
+                held[shard][layer] = sorted([*held[shard][layer], expert])
+                copies[layer][expert] = 2
+        return PlacementView(
+            epoch=EpochView(term=1, number=self.epoch),
+            layers=list(range(self.num_layers)),
+            experts=self.num_experts,
+            shards=held,
+            copies={layer: row.tolist() for layer, row in enumerate(copies)},
+            least_copies=1,
+            loss_of_shard={},
+            loss_of_node={},
+            loss_of_pool={},
+            survives_any_shard=False,
+            survives_any_node=False,
+        )
+
+    async def view(self) -> ClusterView:
+        return ClusterView.model_validate(VIEW | {"transaction": self.change})
+
+    async def history(self, after: int, limit: int) -> list[EventView]:
+        return [line for line in self.lines if line.number > after][:limit]
+
+
+VIEW: dict[str, Any] = {
+    "term": 1,
+    "epoch": {"term": 1, "number": 1},
+    "followed": True,
+    "recovering": False,
+    "places": [],
+    "pools": [],
+    "nodes": [],
+    "transaction": None,
+    "transactions": 3,
+    "planning": None,
+    "rolling": None,
+    "rules": [],
+    "problems": {},
+    "dispatchers": [],
+}
+CHANGE = {
+    "id": 4,
+    "kind": "rebalance",
+    "phase": "preparing",
+    "batch": 2,
+    "batches": 3,
+    "copies": 17,
+    "bytes": 17 * 52_224,
+    "gain": 0.31,
+    "reason": "balance 1.92 -> 1.07 of 1.05 possible, 31.0% of the experts' time, "
+    "for 887808 bytes in 0.4 s; a gain below 5.0% would not have paid",
+    "why_back": "",
+    "phase_s": 1.25,
+}
+LINES = [
+    EventView(number=1, wall_s=0, subject="mesh", step="plan", transaction=0,
+              reason="first placement, on 4 shards"),
+    EventView(number=2, wall_s=0, subject="load", step="consider", transaction=4,
+              reason=str(CHANGE["reason"]), figures={}),
+]  # fmt: skip
 
 
 def moving_mesh(**options: object) -> MovingMesh:
