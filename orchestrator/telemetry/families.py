@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from prometheus_client.core import Metric as Family
 
+from orchestrator.api.models import ClusterView
 from orchestrator.status import ComponentState, ComponentStatus
 from orchestrator.telemetry.snapshot import (
     Snapshot,
@@ -51,6 +52,7 @@ def families_of(snapshot: Snapshot, age_s: float, silence_s: float, hot: int) ->
         *_of_layers(snapshot),
         *_of_hot_experts(snapshot, hot),
         *_of_replicas(snapshot),
+        *_of_control(snapshot.control),
     ]
 
 
@@ -122,6 +124,26 @@ def _of_hot_experts(snapshot: Snapshot, most: int) -> list[Family]:
         family("expertmesh_hot_expert_layer", ((rank, e.layer) for rank, e in ranked)),
         family("expertmesh_hot_expert_number", ((rank, e.expert) for rank, e in ranked)),
         family("expertmesh_hot_expert_share", ((rank, e.share) for rank, e in ranked)),
+    ]
+
+
+def _of_control(view: ClusterView | None) -> list[Family]:
+    if view is None:
+        return []
+    change = view.transaction
+    follow = sum(follower.adopted == view.epoch for follower in view.dispatchers)
+    running = [((change.kind, change.phase), 1.0)] if change else []
+    return [
+        family("expertmesh_transactions_total", [((), view.transactions)]),
+        family("expertmesh_transaction_running", running),
+        family("expertmesh_transaction_phase_seconds", [((), change.phase_s if change else 0)]),
+        family("expertmesh_transaction_bytes", [((), change.bytes if change else 0)]),
+        family("expertmesh_transaction_predicted_gain", [((), change.gain if change else 0)]),
+        family(
+            "expertmesh_dispatchers",
+            [(("yes",), follow), (("no",), len(view.dispatchers) - follow)],
+        ),
+        family("expertmesh_problems", [((), len(view.problems))]),
     ]
 
 

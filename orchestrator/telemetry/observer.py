@@ -11,11 +11,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client.core import Metric
 
+from orchestrator.api.models import ClusterView, EpochView
 from orchestrator.config.telemetry import TelemetryConfig
 from orchestrator.gateway.mesh import Mesh, MeshLostError
 from orchestrator.telemetry import matrix
@@ -38,6 +40,9 @@ KEPT_HAPPENINGS = 200
 
 Pages = Callable[[], Awaitable[Mapping[str, str]]]
 """Metrics pages of the engines, by id."""
+
+
+T = TypeVar("T")
 
 
 class NoSuchShard(KeyError):
@@ -70,6 +75,9 @@ class Observer:
         self._looked_s: float | None = None
         self._busy: Window | None = None
         """The last window with traffic: a quiet one says nothing about balance."""
+        self._placed: EpochView | None = None
+        self._replicas: NDArray[np.int32] | None = None
+        """[L, E] copies of each expert in the epoch `_placed`."""
         self._ticked = asyncio.Event()
         self.snapshot: Snapshot | None = None
         self.engines: Mapping[str, EngineFigures] = {}
@@ -98,7 +106,10 @@ class Observer:
     async def look(self) -> None:
         """Take a snapshot. Raises MeshLostError if the controller does not answer."""
         self.engines = {id: engine_figures(page) for id, page in (await self._pages()).items()}
-        status, load = await asyncio.gather(self._mesh.status(), self._load())
+        status, load, control = await asyncio.gather(
+            self._mesh.status(), self._told(self._mesh.expert_load), self._told(self._mesh.view)
+        )
+        await self._look_at_placement(control)
         window = self._take(load)
         before = self.snapshot
         if window is not None and window.assignments:
@@ -110,6 +121,8 @@ class Observer:
             status,
             self._totals,
             self._busy,
+            self._replicas,
+            control,
         )
         self._before.append((self._number, self._totals.counts))
         self.happenings += happenings(before.mesh if before else None, status, self._unix())
@@ -144,13 +157,24 @@ class Observer:
             return matrix.encode(totals.counts, number)
         return matrix.encode(totals.counts - known, number, since)
 
-    async def _load(self) -> "ExpertLoad | None":
-        """None where no mesh is up yet: the rest of the look is worth having."""
+    async def _told(self, ask: Callable[[], Awaitable[T]]) -> T | None:
+        """None where the mesh cannot tell yet: the rest of the look is worth having."""
         try:
-            return await self._mesh.expert_load()
+            return await ask()
         except MeshLostError as error:
-            log.debug("no expert load: %r", error)
+            log.debug("the mesh does not tell: %r", error)
             return None
+
+    async def _look_at_placement(self, control: ClusterView | None) -> None:
+        """Once for each epoch: it is large."""
+        epoch = control.epoch if control is not None else None
+        if epoch is None or epoch == self._placed:
+            return
+        placement = await self._told(self._mesh.placement)
+        if placement is not None and placement.epoch is not None:
+            self._placed = placement.epoch
+            rows = [placement.copies[layer] for layer in placement.layers]
+            self._replicas = np.array(rows, np.int32)
 
     def _take(self, load: "ExpertLoad | None") -> Window | None:
         now_s = self._clock()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.api.models import ClusterView
 from orchestrator.status import ComponentKind, ComponentStatus, MeshStatus
 
 Counts = NDArray[np.int64]
@@ -54,7 +55,8 @@ class HotExpert:
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
     """number: counts the looks. taken_s: when, on the gateway's clock. window: the last one with
-    traffic, None before any. replicas: [L, E] copies of each expert, None if nobody said."""
+    traffic, None before any. replicas: [L, E] copies of each expert; control: what the control
+    plane says; None where nobody said."""
 
     number: int
     taken_s: float
@@ -62,6 +64,7 @@ class Snapshot:
     totals: Totals
     window: Window | None
     replicas: NDArray[np.int32] | None = None
+    control: ClusterView | None = None
 
     @property
     def shards(self) -> list[ComponentStatus]:

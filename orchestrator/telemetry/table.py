@@ -195,6 +195,55 @@ MESH = (
         ("copies",),
         "Experts of all layers with 0, 1, 2, 3, or 4 and more copies.",
     ),
+    Metric(
+        "expertmesh_transactions_total",
+        _C,
+        "1",
+        (),
+        "Changes of placement that were begun; their number, kept over restarts.",
+    ),
+    Metric(
+        "expertmesh_transaction_running",
+        _G,
+        "1",
+        ("kind", "phase"),
+        "1 for the change of placement under way; no series without one.",
+    ),
+    Metric(
+        "expertmesh_transaction_phase_seconds",
+        _G,
+        "s",
+        (),
+        "How long the change under way has been in its phase; 0 without one.",
+    ),
+    Metric(
+        "expertmesh_transaction_bytes",
+        _G,
+        "By",
+        (),
+        "What the change under way loads in all; 0 without one.",
+    ),
+    Metric(
+        "expertmesh_transaction_predicted_gain",
+        _G,
+        "1",
+        (),
+        "Part of the experts' time that the change under way is predicted to save; 0 without one.",
+    ),
+    Metric(
+        "expertmesh_dispatchers",
+        _G,
+        "1",
+        ("follows",),
+        "Dispatchers that follow the current epoch (yes) and that do not yet (no).",
+    ),
+    Metric(
+        "expertmesh_problems",
+        _G,
+        "1",
+        (),
+        "What the control plane cannot put right now; the page and the status API say why.",
+    ),
 )
 """From the controller, shards and engines, as the gateway last saw them."""
 

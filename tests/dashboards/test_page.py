@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.telemetry.matrix import encode
-from tests.dashboards.moving_mesh import moving_mesh, served
+from tests.dashboards.moving_mesh import CHANGE, LINES, moving_mesh, served
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.long
@@ -54,6 +54,23 @@ def test_an_expert_is_found_by_pointer_and_by_keys(open_page):
         for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight", "ArrowRight"):
             page.keyboard.press(key)
         assert re.match(r"Layer 1, expert 3: [\d.,]+( k)? assignments", text(page, "#cell"))
+
+
+def test_it_tells_who_lives_where_and_why_things_move(open_page):
+    mesh = moving_mesh(change=CHANGE, lines=list(LINES))
+    with served(mesh) as url:
+        page = open_page(url)
+        wait_for_load(page)
+        until(page, "document.querySelector('#events').textContent.includes('first placement')")
+        assert "Transaction 4: rebalance, preparing" in text(page, "#change")
+        assert "would not have paid" in text(page, "#change")
+        assert re.search(r"2 copies\s*32 experts", text(page, "#change"))
+        page.hover("#heat", position={"x": 5, "y": 5})
+        until(page, "document.querySelector('#tip').textContent.includes('2 copies: on ')")
+        mesh.change = None
+        until(page, "document.querySelector('#change').textContent.includes('nothing is moving')")
+        page.select_option("#heat-shard", "cpu-0")
+        page.hover("#heat", position={"x": 9, "y": 5})
 
 
 def test_dragging_zooms_and_escape_shows_all(open_page):

@@ -54,8 +54,8 @@ def test_every_metric_that_is_shown_is_in_the_table_and_every_other_way_round():
     shown = {f.name: f for f in plain_text(page) if f.name.startswith("expertmesh_")}
     created = {name for name in shown if name.endswith("_created")}
     named = {m.name.removesuffix("_total"): m for m in METRICS}
-    # Nobody told the copies of experts, and one look makes no window.
-    windows = {n for n in named if re.search("balancedness|peak|hot_expert|replicas", n)}
+    # One look makes no window.
+    windows = {n for n in named if re.search("balancedness|peak|hot_expert", n)}
     assert shown.keys() - created <= named.keys()
     assert named.keys() - shown.keys() == windows
     for name, family in shown.items():
