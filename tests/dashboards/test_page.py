@@ -18,12 +18,12 @@ def text(page, selector):
 
 def until(page, condition):
     """Wait for a condition in the page; playwright's own way needs `eval`, which is forbidden."""
-    wait_until(lambda: page.evaluate(condition))
+    wait_until(lambda: page.evaluate(condition), timeout_s=90)
 
 
 def wait_for_load(page):
     until(page, "document.querySelector('#heat-empty').hidden")
-    page.wait_for_selector("#c-load .plot-container")
+    until(page, "document.querySelector('#c-load .plot-container') !== null")
 
 
 def test_it_shows_the_mesh_and_keeps_up(open_page):
@@ -40,7 +40,7 @@ def test_it_shows_the_mesh_and_keeps_up(open_page):
         until(page, "document.querySelector('#t-epoch').textContent === '2'")
         assert text(page, "#ready") == "not ready"
         assert "killed by SIGKILL" in text(page, "#events")
-        page.wait_for_selector("#shards .dot.dead")
+        until(page, "document.querySelector('#shards .dot.dead') !== null")
 
 
 def test_an_expert_is_found_by_pointer_and_by_keys(open_page):
@@ -48,7 +48,7 @@ def test_an_expert_is_found_by_pointer_and_by_keys(open_page):
         page = open_page(url)
         wait_for_load(page)
         page.hover("#heat", position={"x": 5, "y": 5})
-        page.wait_for_selector("#tip:visible")
+        until(page, "!document.querySelector('#tip').hidden")
         assert text(page, "#tip").startswith("Layer 0 · expert 0")
         page.focus("#heat")
         for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight", "ArrowRight"):
@@ -93,10 +93,10 @@ def test_dragging_zooms_and_escape_shows_all(open_page):
 def test_keys_are_asked_for_and_sent(open_page):
     with served(moving_mesh(), keys=("secret",)) as url:
         page = open_page(url)
-        page.wait_for_selector("#key-form:visible")
+        until(page, "!document.querySelector('#key-form').hidden")
         page.fill("#key", "wrong")
         page.keyboard.press("Enter")
-        page.wait_for_selector("#key-wrong:visible")
+        until(page, "!document.querySelector('#key-wrong').hidden")
         page.fill("#key", "secret")
         page.keyboard.press("Enter")
         wait_for_load(page)
@@ -111,12 +111,12 @@ def test_an_idle_mesh_and_a_lost_controller_say_so(open_page):
         assert text(page, "#heat-empty") == "Waiting for the first tokens"
         assert text(page, "#t-balance") == "–"
         mesh.silent = True
-        page.wait_for_selector("#stale:visible")
+        until(page, "!document.querySelector('#stale').hidden")
         assert "The controller does not answer" in text(page, "#stale")
         assert text(page, "#live").endswith("old")
         assert page.locator("#shards .item").count() == 4
         mesh.silent = False
-        page.wait_for_selector("#stale", state="hidden")
+        until(page, "document.querySelector('#stale').hidden")
 
 
 def test_text_from_the_mesh_is_text(open_page):
