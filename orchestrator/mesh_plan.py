@@ -15,7 +15,7 @@ from orchestrator.config.bytesize import format_bytes
 from orchestrator.errors import UserError
 from placement.cost_model import DeviceCost, expected_reads, planner_speed
 from placement.epoch import PlanEpoch
-from placement.memory import plan_memory
+from placement.memory import share_slots
 from placement.planner import plan_placement
 
 REFERENCE_TOKENS = 64
@@ -73,9 +73,8 @@ def slots_of_memory(
         for capacity in capacities
     ]
     try:
-        planned = plan_memory(
+        return share_slots(
             np.ones((layers, experts)) if load is None else load,
-            1,
             np.array(room, np.int64),
             min_copies=min_copies,
             max_redundant_per_layer=None if redundant == "fill" else redundant,
@@ -88,7 +87,6 @@ def slots_of_memory(
             f"({layers} layers of {experts}, {format_bytes(needed * spec.bytes_per_expert)})",
             "raise `memory` of the pools or add shards",
         ) from None
-    return planned.slots
 
 
 def relative_speeds(

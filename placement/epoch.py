@@ -16,7 +16,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-EMPTY_SLOT = -1
+from placement.types import EMPTY
+
+EMPTY_SLOT = EMPTY
 
 
 @dataclass(frozen=True, slots=True, eq=False)
