@@ -215,6 +215,7 @@ class _Session:
             body_timeout_s=settings.body_timeout_s,
             send_timeout_s=settings.send_timeout_s,
             logging=self._config.logging,
+            telemetry=self._config.telemetry,
         )
         mesh = RayMesh(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
         known = Secrets()
