@@ -54,7 +54,9 @@ class Telemetry:
 
     async def metrics(self, request: Request) -> Response:
         """Metrics of the gateway, of the mesh as last seen, and of all engines."""
-        page, media_type = page_of(await self._families(), request.headers.get("accept", ""))
+        pages, accept = await self._pages(), request.headers.get("accept", "")
+        # In a thread: a large mesh takes tens of milliseconds.
+        page, media_type = await asyncio.to_thread(lambda: page_of(self._families(pages), accept))
         return Response(page, media_type=media_type)
 
     async def telemetry(self, _: Request) -> Response:
@@ -84,11 +86,14 @@ class Telemetry:
         """Push everything to a collector now and then, until cancelled."""
         while True:
             await asyncio.sleep(self._config.otlp_interval_s)
-            await asyncio.to_thread(push.push, await self._families())
+            pages = await self._pages()
+            families = await asyncio.to_thread(self._families, pages)
+            await asyncio.to_thread(push.push, families)
 
-    async def _families(self) -> list[Metric]:
-        engines = engine_families(await self._pages())
-        return [*self._own(), *self._observer.families(self._silence_s()), *engines]
+    def _families(self, pages: Mapping[str, str]) -> list[Metric]:
+        """Everything; pages: of the engines."""
+        mesh = self._observer.families(self._silence_s())
+        return [*self._own(), *mesh, *engine_families(pages)]
 
     async def _events(self) -> AsyncIterator[bytes]:
         points: Iterable[Point] = list(self._observer.points)

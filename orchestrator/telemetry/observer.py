@@ -110,7 +110,8 @@ class Observer:
             self._mesh.status(), self._told(self._mesh.expert_load), self._told(self._mesh.view)
         )
         await self._look_at_placement(control)
-        window = self._take(load)
+        # Of hundreds of shards it takes tens of milliseconds, in the loop that carries tokens.
+        window = await asyncio.to_thread(self._take, load)
         before = self.snapshot
         if window is not None and window.assignments:
             self._busy = window
