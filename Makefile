@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-long test-random lint types bench-quick clean
+.PHONY: help setup serve test test-long test-random faults mutants lint types bench-quick clean
 
 # The first Python that is new enough; `make setup PYTHON=...` chooses another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -14,6 +14,7 @@ ARGS ?=
 ROUNDS ?= 5
 BENCH ?= $(basename $(notdir $(shell grep -l __main__ benchmarks/*.py)))
 LONG := long or nodes or chaos
+SLOWEST := --durations 20 --durations-min 5
 BIN := .venv/bin
 
 help: ## List the targets
@@ -29,15 +30,21 @@ serve: setup ## Start a mesh and serve it until Ctrl-C (CONFIG=, ARGS=)
 	@exec $(BIN)/expertmesh serve $(CONFIG) $(ARGS)
 
 test: setup ## Run the tests (ARGS= for pytest)
-	@exec $(BIN)/python -m pytest -m 'not ($(LONG))' $(ARGS)
+	@exec $(BIN)/python -m pytest -m 'not ($(LONG))' $(SLOWEST) $(ARGS)
 
 test-long: setup ## Run what takes longer: all models, several nodes, killed parts
-	@exec $(BIN)/python -m pytest -m '$(LONG)' $(ARGS)
+	@exec $(BIN)/python -m pytest -m '$(LONG)' $(SLOWEST) $(ARGS)
 
 test-random: setup ## Run the property tests with ROUNDS new seeds, which are printed
 	@for round in $$(seq $(ROUNDS)); do \
 		$(BIN)/python -m pytest -m hypothesis --seed $$(od -An -N3 -tu4 /dev/urandom) $(ARGS) \
 		|| exit 1; done
+
+faults: setup ## Break the code in known ways and see that tests notice (ARGS= words of names)
+	@exec $(BIN)/python scripts/faults.py $(ARGS)
+
+mutants: setup ## Mutation tests of one part, which go on where they stopped (ARGS="wire")
+	@exec $(BIN)/python scripts/mutants.py $(ARGS)
 
 lint: setup ## Check style, formatting and the import rules
 	@$(BIN)/ruff check .

@@ -34,6 +34,9 @@ RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # A start that a signal ended early has an answer that nobody asks for any more.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    # Serve gives a proxy up that is not ready after three times so long. On a busy machine the
+    # default of 5 s is too little for what it imports, and the endpoint would not open.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 
 

@@ -25,7 +25,7 @@ from orchestrator.status import ComponentKind
 ROOT = Path(__file__).resolve().parents[2]
 CLI = (sys.executable, "-m", "orchestrator.cli")
 START_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 240.0
 SHARED_MEMORY = re.compile(r" (/dev/shm/\S+)$", re.MULTILINE)
 TRACK_S = 0.05
 
@@ -188,10 +188,10 @@ class MeshProcess:
         return answer
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=30, trust_env=False)
+        return httpx.get(self.url + path, timeout=120, trust_env=False)
 
     def post(self, path: str, body: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=60, trust_env=False)
+        return httpx.post(self.url + path, json=body, timeout=240, trust_env=False)
 
     def complete(self, prompt: str = "one two three", **options: Any) -> str:
         """Greedy text."""
@@ -269,7 +269,7 @@ def serving(config: Mapping[str, Any]) -> Iterator[MeshProcess]:
         assert mesh.left_over() == []
 
 
-def run_cli(*arguments: str, timeout_s: float = 60, **variables: str) -> Any:
+def run_cli(*arguments: str, timeout_s: float = 240, **variables: str) -> Any:
     """One command that ends by itself; its stdout and stderr are text."""
     return subprocess.run(
         [*CLI, *arguments],

@@ -12,6 +12,7 @@ import httpx
 import psutil
 import pytest
 
+from orchestrator.ray_session import RAY_ENVIRONMENT
 from tests.e2e.mesh_process import MeshProcess, environment, mesh_config, wait_until
 from tests.orchestrator.gateway.ray_fakes import free_port
 from tests.processes import living
@@ -20,7 +21,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
 CPUS = 12
 START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 120.0
+"""Ray gives what runs there 30 s before it ends a node."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def head() -> Iterator[str]:
             *("--include-dashboard=false", "--object-store-memory=100000000"),
             "--disable-usage-stats",
         ]
-        variables = environment(RAY_AUTH_MODE="disabled", RAY_worker_niceness="0")
+        variables = environment(RAY_AUTH_MODE="disabled", **RAY_ENVIRONMENT)
         ray = subprocess.Popen(
             command, env=variables, stdout=subprocess.DEVNULL, start_new_session=True
         )

@@ -24,7 +24,7 @@ from tests.actors.dispatch.views import content
 from tests.orchestrator.building import epoch, view
 
 SECRET = b"of this mesh"
-WAIT_S = 10.0
+WAIT_S = 60.0
 HELLO = pack(HelloHead(role="engine", pid=1, node="n"))
 FIRST = ViewVersion(1, 1)
 
@@ -43,7 +43,7 @@ async def listening(folder: Path) -> AsyncIterator[tuple[Directory, Address, Add
 
 def run(test: Callable[[Directory, Address, Address], Coroutine[Any, Any, None]], folder: Path):
     async def body() -> None:
-        async with asyncio.timeout(60), listening(folder) as (directory, local, remote):
+        async with asyncio.timeout(240), listening(folder) as (directory, local, remote):
             await test(directory, local, remote)
 
     asyncio.run(body())

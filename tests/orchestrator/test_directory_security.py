@@ -18,7 +18,7 @@ from tests.actors.wire.between import between
 from tests.orchestrator.test_directory import FIRST, until, view
 
 SECRET = b"of this mesh"
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 async def listening(protection: Protection, **files: Path) -> Directory:

@@ -18,7 +18,7 @@ from tests.actors.fakes import StaticViews, epoch, view
 from tests.actors.wire.bare_server import SECRET
 
 HELD = [{0: list(range(8)), 1: list(range(8))}]
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 def reached(

@@ -123,9 +123,9 @@ def test_clients_with_either_row_coding_are_merged() -> None:
     with running(server):
         for dispatcher in dispatchers:  # connect
             dispatcher.wait(dispatcher.send(0, rows, weights, ids))
-        kernel.before_compute = lambda: (busy.set(), go_on.wait(5))
+        kernel.before_compute = lambda: (busy.set(), go_on.wait(60))
         first = dispatchers[0].send(0, rows, weights, ids)
-        assert busy.wait(5)
+        assert busy.wait(60)
         calls = [dispatcher.send(0, rows, weights, ids) for dispatcher in dispatchers]
         go_on.set()
         dispatchers[0].wait(first)
@@ -225,7 +225,7 @@ def test_hung_shard_misses_its_deadline(mesh: Mesh) -> None:
     full = {0: list(range(8)), 1: list(range(8))}
     addresses = [mesh.add(full), mesh.add(full)]
     released = threading.Event()
-    mesh.kernels[0].before_compute = lambda: released.wait(10)
+    mesh.kernels[0].before_compute = lambda: released.wait(60)
     views = StaticViews(view(epoch([full, full]), addresses, deadline_s=0.3))
     dispatcher = Dispatcher(views, SECRET)
     rows, weights, ids = batch()

@@ -98,7 +98,7 @@ def test_body_grows_its_link_while_calls_are_away(stack, tmp_path, transport: st
     dispatcher = Dispatcher(views, SECRET)
     stack.callback(dispatcher.close)
     for kernel in kernels:
-        kernel.before_compute = lambda: released.wait(10)
+        kernel.before_compute = lambda: released.wait(60)
     # At 16 bytes a row and 12 an assignment, the second outgrows the first slots of 4 MB.
     batches = [batch(tokens, 8, seed=tokens) for tokens in (10, 90_000, 20)]
     calls = [dispatcher.send(0, *of) for of in batches]
@@ -210,7 +210,7 @@ def test_shard_that_was_replaced_meanwhile(stack, tmp_path) -> None:
     assert_right(dispatcher, dispatcher.send(0, rows, weights, ids), rows, weights, ids)
     released = threading.Event()
     stack.callback(released.set)
-    kernel.before_compute = lambda: released.wait(10)
+    kernel.before_compute = lambda: released.wait(60)
     away = dispatcher.send(0, rows, weights, ids)
     shard(stack, tmp_path, 1, FULL)
     heir = view(epoch([FULL], 2), [Address(f"{tmp_path}/s1")], deadline_s=0.5)

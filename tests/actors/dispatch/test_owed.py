@@ -12,7 +12,7 @@ from tests.actors.dispatch.test_dispatcher import Mesh
 from tests.actors.fakes import HIDDEN, StaticViews, epoch, view
 from tests.actors.wire.bare_server import SECRET
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 HELD = [{0: list(range(8)), 1: list(range(8))}]
 ROWS = 20
 

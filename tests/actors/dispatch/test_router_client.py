@@ -59,9 +59,9 @@ def test_lost_router_with_two_calls_on_their_way_loses_nothing(stack, tmp_path) 
         wanted = [run(client, 0, *of) for of in batches]
         started = threading.Event()
         for kernel in routed.mesh.kernels:
-            kernel.before_compute = lambda: (started.set(), released.wait(10))
+            kernel.before_compute = lambda: (started.set(), released.wait(60))
         calls = [client.send(0, *of) for of in batches]
-        assert started.wait(10)
+        assert started.wait(60)
         # The router ends with all three calls unanswered; its thread is held by the shards.
         threading.Timer(0.1, released.set).start()
     with routed.router():

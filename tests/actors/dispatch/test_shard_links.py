@@ -18,7 +18,7 @@ from placement.cost_model import DeviceCost
 from tests.actors.fakes import StaticViews, epoch, running, view
 
 SECRET = b"a test's secret"
-WAIT_S = 20.0
+WAIT_S = 60.0
 FULL = {0: [0, 1, 2, 3, 4, 5, 6, 7], 1: [0, 1, 2, 3, 4, 5, 6, 7]}
 
 

@@ -26,7 +26,7 @@ from actors.wire.messages import PREFIX, read_head, receive_message
 from tests.actors.dispatch.views import content, random_view
 
 SECRET = b"of this mesh"
-WAIT_S = 10.0
+WAIT_S = 60.0
 SOON_S = 0.1
 """For what must not happen."""
 

@@ -26,7 +26,7 @@ class FakeKernel:
 
     def load(self, layer: int, experts: list[int]) -> None:
         self.reached.set()
-        assert self.gate.wait(10.0)
+        assert self.gate.wait(60.0)
         if layer in self.broken:
             raise ModelRefused(f"layer {layer} lacks a tensor")
         self.layers[layer] = list(experts)
@@ -94,7 +94,7 @@ def test_cancel_ends_a_load_after_the_layer_it_is_at(held: Holdings, kernel: Fak
     kernel.reached.clear()
     loading = threading.Thread(target=held.prepare, args=((1, 1), keys((0, 2), (1, 2)), MUCH, FAST))
     loading.start()
-    assert kernel.reached.wait(10.0)
+    assert kernel.reached.wait(60.0)
     assert held.now.loading == keys((0, 2), (1, 2))
     cancelling = threading.Thread(target=held.cancel, args=((1, 2),))
     cancelling.start()

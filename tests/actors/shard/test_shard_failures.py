@@ -22,7 +22,7 @@ from tests.actors.wire import serving
 from tests.actors.wire.bare_server import SECRET
 from tests.actors.wire.serving import EVERY_EXPERT
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 POISON = 5
 Rule = Callable[[list[int]], Exception | None]
 

@@ -19,7 +19,7 @@ from actors.wire.segment import ANSWERED, FIRST_STATE, POSTED, SegmentShape
 from tests.actors.fakes import HIDDEN, running
 from tests.actors.wire.serving import Client, RawSegment, is_closed_by_peer, shard_server
 
-WAIT_S = 5.0
+WAIT_S = 60.0
 SHAPE = SegmentShape(2, 1, 1)
 
 

@@ -22,7 +22,7 @@ from tests.actors.fakes import running
 from tests.actors.wire.bare_server import SECRET
 from tests.actors.wire.serving import Client, RawSegment, shard_server
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class BusyServer:

@@ -35,7 +35,7 @@ from tests.actors.wire.bare_server import SECRET
 from tests.actors.wire.between import between, exactly
 from tests.actors.wire.serving import Client, is_closed_by_peer, shard_server
 
-WAIT_S = 5.0
+WAIT_S = 60.0
 AUTHENTICATED = TcpSecurity(Protection.AUTHENTICATED)
 ENCRYPTED = TcpSecurity(Protection.ENCRYPTED)
 TCP = "tcp:127.0.0.1:0"

@@ -82,6 +82,7 @@ def test_a_wrong_method_is_named():
         ({"authorization": "Basic key-b"}, 401),
         ({"authorization": "Bearer key-b"}, 200),
         ({"authorization": "bearer key-a"}, 200),
+        ({"authorization": "Bearer  key-a "}, 200),
     ],
 )
 def test_keys_guard_everything_but_health(headers, status):
@@ -91,7 +92,9 @@ def test_keys_guard_everything_but_health(headers, status):
         assert answer.status == status
         if status == 401:
             assert answer.headers["www-authenticate"] == "Bearer"
-            assert answer.json()["error"]["code"] == "invalid_api_key"
+            error = answer.json()["error"]
+            assert error["code"] == "invalid_api_key"
+            assert error["message"] == "no valid API key: send `Authorization: Bearer KEY`"
     assert get(FakeMesh({"a": FakeEngine()}), "/health", keys=("key-a",)).status == 200
 
 

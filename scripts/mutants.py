@@ -1,0 +1,139 @@
+"""Mutation tests: change small things in a package's code, one at a time, and see a test fail.
+
+    python scripts/mutants.py wire            # goes on where it was stopped
+    python scripts/mutants.py wire --show     # what survived so far, with the changes
+    python scripts/mutants.py                 # the parts there are
+
+mutmut does it, in a copy of the tracked files below .cache/mutants, one for each part; verdicts of
+functions that did not change are kept there. It leaves out decorated functions, so compiled ones
+(`native.compiled`): those are held to plain references by their tests and to `tests/faults`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / ".cache" / "mutants"
+SOURCES = ("native", "placement", "actors", "orchestrator")
+ALSO = ("benchmarks", "examples", "scripts", "tests", "README.md", "docs", "Makefile")
+CAUGHT = ("killed", "timeout", "caught by type check", "segfault")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """files: patterns of what is changed; tests: those that should notice, quick ones only."""
+
+    files: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+PARTS = {
+    "auth": Part(
+        ("orchestrator/gateway/auth.py",), ("tests/orchestrator/gateway/test_surface.py",)
+    ),
+    "directory": Part(
+        ("orchestrator/directory*.py",),
+        ("tests/orchestrator/test_directory.py", "tests/orchestrator/test_directory_security.py"),
+    ),
+    "wire": Part(("actors/wire/*.py",), ("tests/actors/wire", "tests/actors/dispatch")),
+    "dispatch": Part(("actors/dispatch/*.py",), ("tests/actors/dispatch",)),
+    "placement": Part(("placement/*.py",), ("tests/placement",)),
+}
+
+
+def workspace(name: str) -> Path:
+    """The part's copy of the tracked files, brought up to date."""
+    folder = FOLDER / name
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for file in filter(None, listed.stdout.split("\0")):
+        _bring(ROOT / file, folder / file)
+        if not file.endswith(".py"):  # mutmut copies nothing else
+            _bring(ROOT / file, folder / "mutants" / file)
+    part = PARTS[name]
+    config = {
+        "source_paths": SOURCES,
+        "only_mutate": part.files,
+        "also_copy": ALSO,
+        "pytest_add_cli_args_test_selection": part.tests,
+        "pytest_add_cli_args": ("-p", "no:cacheprovider", "-m", "not (long or ray or vllm or e2e)"),
+        "use_git_change_detection": False,
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in config.items()]
+    text = (ROOT / "pyproject.toml").read_text()
+    (folder / "pyproject.toml").write_text("\n".join([text, "[tool.mutmut]", *lines, ""]))
+    return folder
+
+
+def _bring(source: Path, target: Path) -> None:
+    """Copy a file that is new or was changed."""
+    if not source.is_file():
+        return
+    if target.is_file():
+        ours, theirs = source.stat(), target.stat()
+        if (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns):
+            return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, target)
+
+
+def mutmut(folder: Path, *arguments: str) -> str:
+    """What mutmut prints, also where it fails."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "mutmut", *arguments],
+        cwd=folder, env=_environment(folder), capture_output=True, text=True, check=False,
+    ).stdout  # fmt: skip
+
+
+def _environment(folder: Path) -> dict[str, str]:
+
+    return {**os.environ, "PYTHONPATH": str(folder / "mutants"), "OMP_NUM_THREADS": "1"}
+
+
+def verdicts(folder: Path) -> dict[str, str]:
+    """Verdict by the mutant's name."""
+    found = {}
+    for line in mutmut(folder, "results", "--all", "true").splitlines():
+        name, _, verdict = line.strip().rpartition(": ")
+        if name:
+            found[name] = verdict
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", nargs="?", choices=sorted(PARTS))
+    parser.add_argument("only", nargs="*", help="names of mutants, such as 'actors.wire.frame*'")
+    parser.add_argument("--show", action="store_true", help="list what survived and run nothing")
+    parser.add_argument("--children", default="2", help="processes at once")
+    options = parser.parse_args()
+    if options.part is None:
+        print("\n".join(f"{name:10} {' '.join(part.files)}" for name, part in PARTS.items()))
+        return 0
+    folder = workspace(options.part)
+    if not options.show:
+        command = [sys.executable, "-P", "-m", "mutmut", "run", "--max-children", options.children]
+        subprocess.run([*command, *options.only], cwd=folder, env=_environment(folder), check=False)
+    found = verdicts(folder)
+    tried = {n: v for n, v in found.items() if v not in ("not checked", "skipped")}
+    caught = sum(verdict in CAUGHT for verdict in tried.values())
+    for name, verdict in tried.items():
+        if verdict not in CAUGHT:
+            print(f"{verdict}: {name}")
+            if options.show:
+                print(mutmut(folder, "show", name))
+    share = 100 * caught / len(tried) if tried else 0.0
+    print(f"{options.part}: {caught} of {len(tried)} tried caught ({share:.1f} %), "
+          f"{len(found) - len(tried)} not tried")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
