@@ -2,6 +2,7 @@
 
     python scripts/mutants.py wire            # goes on where it was stopped
     python scripts/mutants.py wire --show     # what survived so far, with the changes
+    python scripts/mutants.py wire --again    # try that again, after tests were added
     python scripts/mutants.py                 # the parts there are
 
 mutmut does it, in a copy of the tracked files below .cache/mutants, one for each part; verdicts of
@@ -23,6 +24,7 @@ FOLDER = ROOT / ".cache" / "mutants"
 SOURCES = ("native", "placement", "actors", "orchestrator")
 ALSO = ("benchmarks", "examples", "scripts", "tests", "README.md", "docs", "Makefile")
 CAUGHT = ("killed", "timeout", "caught by type check", "segfault")
+UNTRIED = ("not checked", "skipped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ def workspace(name: str) -> Path:
     )
     for file in filter(None, listed.stdout.split("\0")):
         _bring(ROOT / file, folder / file)
-        if not file.endswith(".py"):  # mutmut copies nothing else
+        # mutmut copies nothing else, and tests only once.
+        if not file.endswith(".py") or file.startswith("tests/"):
             _bring(ROOT / file, folder / "mutants" / file)
     part = PARTS[name]
     config = {
@@ -93,7 +96,6 @@ def mutmut(folder: Path, *arguments: str) -> str:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-
     return {**os.environ, "PYTHONPATH": str(folder / "mutants"), "OMP_NUM_THREADS": "1"}
 
 
@@ -107,12 +109,28 @@ def verdicts(folder: Path) -> dict[str, str]:
     return found
 
 
+def survivors(found: dict[str, str]) -> list[str]:
+    """Mutants that were tried and that no test noticed."""
+    return [name for name, said in found.items() if said not in (*CAUGHT, *UNTRIED)]
+
+
+def report(name: str, found: dict[str, str]) -> str:
+    """The score in one line."""
+    tried = sum(said not in UNTRIED for said in found.values())
+    caught = sum(said in CAUGHT for said in found.values())
+    share = 100 * caught / tried if tried else 0.0
+    return (
+        f"{name}: {caught} of {tried} tried caught ({share:.1f} %), {len(found) - tried} not tried"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", nargs="?", choices=sorted(PARTS))
     parser.add_argument("only", nargs="*", help="names of mutants, such as 'actors.wire.frame*'")
     parser.add_argument("--show", action="store_true", help="list what survived and run nothing")
     parser.add_argument("--children", default="2", help="processes at once")
+    parser.add_argument("--again", action="store_true", help="try again what survived so far")
     options = parser.parse_args()
     if options.part is None:
         print("\n".join(f"{name:10} {' '.join(part.files)}" for name, part in PARTS.items()))
@@ -120,18 +138,13 @@ def main() -> int:
     folder = workspace(options.part)
     if not options.show:
         command = [sys.executable, "-P", "-m", "mutmut", "run", "--max-children", options.children]
-        subprocess.run([*command, *options.only], cwd=folder, env=_environment(folder), check=False)
+        again = survivors(verdicts(folder)) if options.again else []
+        names = [*options.only, *again]
+        subprocess.run([*command, *names], cwd=folder, env=_environment(folder), check=False)
     found = verdicts(folder)
-    tried = {n: v for n, v in found.items() if v not in ("not checked", "skipped")}
-    caught = sum(verdict in CAUGHT for verdict in tried.values())
-    for name, verdict in tried.items():
-        if verdict not in CAUGHT:
-            print(f"{verdict}: {name}")
-            if options.show:
-                print(mutmut(folder, "show", name))
-    share = 100 * caught / len(tried) if tried else 0.0
-    print(f"{options.part}: {caught} of {len(tried)} tried caught ({share:.1f} %), "
-          f"{len(found) - len(tried)} not tried")  # fmt: skip
+    for name in survivors(found):
+        print(mutmut(folder, "show", name) if options.show else f"{found[name]}: {name}")
+    print(report(options.part, found))
     return 0
 
 
