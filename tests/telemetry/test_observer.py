@@ -41,24 +41,35 @@ def looked(mesh, looks=2):
     return observer
 
 
+async def shown(app, headers=None):
+    """The metrics once the mesh and its engine have been looked at."""
+    async with asyncio.timeout(60):
+        while True:
+            page = await call(app, "GET", "/metrics", headers=headers)
+            if b"vllm:generation" in page.body and b"expertmesh_epoch " in page.body:
+                return page
+            await asyncio.sleep(0.05)
+
+
 def test_every_metric_that_is_shown_is_in_the_table_and_every_other_way_round():
     async def main():
-        mesh = moving_mesh()
-        app = build_app(GatewayConfig(mesh="test", model_name="tiny"), mesh, frozenset())
+        mesh, once = moving_mesh(), TelemetryConfig(interval_s=3600)
+        app = build_app(
+            GatewayConfig(mesh="test", model_name="tiny", telemetry=once), mesh, frozenset()
+        )
         async with app.router.lifespan_context(app):
             await call(app, "POST", "/v1/completions")
-            await asyncio.sleep(0.1)
-            return (await call(app, "GET", "/metrics")).body.decode()
+            return (await shown(app)).body.decode()
 
     page = asyncio.run(main())
-    shown = {f.name: f for f in plain_text(page) if f.name.startswith("expertmesh_")}
-    created = {name for name in shown if name.endswith("_created")}
+    found = {f.name: f for f in plain_text(page) if f.name.startswith("expertmesh_")}
+    created = {name for name in found if name.endswith("_created")}
     named = {m.name.removesuffix("_total"): m for m in METRICS}
     # One look makes no window.
     windows = {n for n in named if re.search("balancedness|peak|hot_expert", n)}
-    assert shown.keys() - created <= named.keys()
-    assert named.keys() - shown.keys() == windows
-    for name, family in shown.items():
+    assert found.keys() - created <= named.keys()
+    assert named.keys() - found.keys() == windows
+    for name, family in found.items():
         if name in named:
             assert (family.type, family.documentation) == (named[name].kind, named[name].help)
 
@@ -85,8 +96,7 @@ def test_both_formats_can_be_read():
     async def main(accept):
         app = build_app(GatewayConfig(mesh="test", model_name="tiny"), moving_mesh(), frozenset())
         async with app.router.lifespan_context(app):
-            await asyncio.sleep(0.1)
-            return await call(app, "GET", "/metrics", headers={"accept": accept})
+            return await shown(app, {"accept": accept})
 
     answer = asyncio.run(main("application/openmetrics-text;version=1.0.0"))
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
