@@ -8,19 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from placement.trace import Trace, from_arrays, from_records, to_arrays, to_records
-
-
-@pytest.fixture
-def trace() -> Trace:
-    rng = np.random.default_rng(0)
-    base = rng.lognormal(0, 1, (2, 32))
-    counts = []
-    for _ in range(6):
-        base *= rng.lognormal(0, 0.3, base.shape)
-        counts.append(rng.poisson(base * 200))
-    T = len(counts)
-    return Trace(np.array(counts), np.arange(T) * 30.0, np.full(T, 30.0), ("chat", "code") * 3)
+from placement.trace import from_arrays, from_records, to_arrays, to_records
 
 
 def test_arrays_round_trip_through_a_file(trace):
