@@ -36,6 +36,7 @@ def _memory_of(shard: ShardMemory, shards: Sequence[ShardMemory]) -> int:
         return shard.free_bytes
     neighbours = [other for other in shards if other.on_host and other.node == shard.node]
     sharing = [other for other in neighbours if other.limit_bytes is None]
-    free_bytes = min(other.free_bytes for other in sharing)
+    # The one that looked first saw the memory before anybody had filled any.
+    free_bytes = max(other.free_bytes for other in sharing)
     promised_bytes = sum(other.limit_bytes or 0 for other in neighbours)
     return max(0, free_bytes - promised_bytes) // len(sharing)

@@ -1,7 +1,8 @@
 """The one module that creates and kills Ray actors.
 
-Everything else holds handles. Actors do not restart by themselves: what to do about a dead
-component is the controller's decision.
+Everything else holds handles. All are detached and named, so that none ends with who started it and
+each is found again. Ray restarts the controller; what to do about any other dead process is the
+controller's decision.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +23,7 @@ from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.mesh import Mesh
 from orchestrator.logging_setup import log_environment
 from orchestrator.run_dir import RunDir
+from orchestrator.runtime.names import ActorName, parse_name
 
 if TYPE_CHECKING:
     # Both import torch, which who starts a controller or an engine need not wait for.
@@ -34,8 +36,10 @@ BATCH_RUNNER = "batch-runner"
 ON_THE_HEAD = {"node:__internal_head__": 0.001}
 """A resource that Ray gives the head node: Ray ends with that node, so what must not be lost with
 any other belongs there."""
-CONTROL_CONCURRENCY = 4
-"""Control calls a component answers at once: its status while it loads, for example."""
+CONTROL_CONCURRENCY = 8
+"""Control calls a component answers at once: its description while it loads, for example."""
+ENGINE_CONCURRENCY = 1024
+"""Requests one engine actor may be handed at once; vLLM queues what it does not run."""
 CONTROL_GROUP = "control"
 """Ray concurrency group of an engine's control calls."""
 
@@ -56,6 +60,8 @@ def start_controller(config: MeshConfig, run_dir: RunDir, secret: bytes) -> Acto
             num_cpus=0,
             resources=ON_THE_HEAD,
             max_concurrency=64,
+            # The one actor that Ray restarts: the others' restarts are its decision.
+            max_restarts=-1,
             # Ray hands these on to the actors that the controller starts.
             runtime_env={"env_vars": log_environment(config.logging, CONTROLLER)},
         )
@@ -160,8 +166,22 @@ def find_controller() -> ActorHandle | None:
         return None
 
 
+def find_actor(name: ActorName) -> ActorHandle | None:
+    """The process of that name in this namespace, if Ray has it."""
+    try:
+        return ray.get_actor(str(name))
+    except ValueError:
+        return None
+
+
+def living_actors() -> set[ActorName]:
+    """Components of this namespace's mesh, whoever started them."""
+    names = (parse_name(str(name)) for name in ray.util.list_named_actors())
+    return {name for name in names if name is not None}
+
+
 def start_shard(
-    config: "ShardConfig", pool: PoolConfig, secret: bytes, spin_us: float
+    name: ActorName, config: "ShardConfig", pool: PoolConfig, secret: bytes, spin_us: float
 ) -> ActorHandle:
     """One expert shard, on a node that has what its pool asks for."""
     from actors.shard.shard import ExpertShard
@@ -169,7 +189,7 @@ def start_shard(
     return _start(
         ExpertShard,
         (config, secret),
-        name=f"shard/{config.id}",
+        name=name,
         num_cpus=pool.threads,
         environment=_environment(pool.threads, spin_us) | LEAN_IMPORTS,
         max_concurrency=CONTROL_CONCURRENCY,
@@ -177,13 +197,15 @@ def start_shard(
     )
 
 
-def start_router(config: "RouterConfig", secret: bytes, spin_us: float) -> ActorHandle:
+def start_router(
+    name: ActorName, config: "RouterConfig", secret: bytes, spin_us: float
+) -> ActorHandle:
     from actors.router.router import ExpertRouter
 
     return _start(
         ExpertRouter,
         (config, secret),
-        name=f"router/{config.id}",
+        name=name,
         num_cpus=0,
         environment=_environment(1, spin_us),
         max_concurrency=CONTROL_CONCURRENCY,
@@ -191,7 +213,11 @@ def start_router(config: "RouterConfig", secret: bytes, spin_us: float) -> Actor
 
 
 def start_engine(
-    config: EngineConfig, resources: Mapping[str, float], shares: CoreShares, max_concurrency: int
+    name: ActorName,
+    config: EngineConfig,
+    resources: Mapping[str, float],
+    shares: CoreShares,
+    max_concurrency: int = ENGINE_CONCURRENCY,
 ) -> ActorHandle:
     """One vLLM engine, on a node that has these Ray resources; max_concurrency bounds the requests
     it is handed at once."""
@@ -200,7 +226,7 @@ def start_engine(
     return _start(
         with_control_group(Engine, CONTROL_CALLS),
         (config,),
-        name=engine_actor_name(config.engine_id),
+        name=name,
         num_cpus=shares.engine_threads,
         # The rest of its environment holds the mesh's secret, and Ray writes what it is given here
         # into its logs: the engine sets that itself, before it imports vLLM.
@@ -230,10 +256,6 @@ def with_control_group(actor_class: type, calls: Iterable[str]) -> type:
     )
 
 
-def engine_actor_name(engine_id: str) -> str:
-    return f"engine/{engine_id}"
-
-
 def _environment(threads: int, spin_us: float) -> dict[str, str]:
     return thread_environment(threads) | {SPIN_VARIABLE: f"{spin_us:g}"}
 
@@ -242,7 +264,7 @@ def _start(
     actor_class: type,
     arguments: tuple[Any, ...],
     *,
-    name: str,
+    name: ActorName,
     num_cpus: int,
     environment: dict[str, str],
     max_concurrency: int,
@@ -254,13 +276,14 @@ def _start(
     return _handle(
         ray.remote(concurrency_groups=concurrency_groups or {})(actor_class)  # type: ignore[call-overload]
         .options(
-            name=name,
+            name=str(name),
+            lifetime="detached",
             num_cpus=num_cpus,
             num_gpus=resources.pop("GPU", 0),
             resources=resources,
             max_concurrency=max_concurrency,
             max_restarts=0,
-            runtime_env={"env_vars": environment | {COMPONENT_VARIABLE: name.rpartition("/")[2]}},
+            runtime_env={"env_vars": environment | {COMPONENT_VARIABLE: name.id}},
         )
         .remote(*arguments)
     )

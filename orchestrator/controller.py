@@ -1,44 +1,62 @@
-"""The controller: starts a mesh, holds its plan epoch, answers what it is doing.
+"""The controller: one mesh's control plane, as a detached named Ray actor.
 
-A detached named Ray actor. This first version brings a mesh up and down and watches it; what to do
-about a changed load or a dead component is decided elsewhere and will act through the same methods.
-The data plane does not need it: dispatchers keep serving with the last epoch they were told.
+It decides nothing itself: the core (`orchestrator.control`) does, the runner acts, and what they
+need of the world is in `orchestrator.runtime`. The data plane does not need it: dispatchers keep
+serving with the last epoch they were told. If its process dies Ray starts another, which reads the
+journal, finds the mesh's processes by their names, asks them what they hold, and goes on.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
+import time
 from collections.abc import Awaitable, Iterable
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-from ray.exceptions import RayError
+import ray
 
+from actors.descriptions import ShardDescription
+from actors.experts.families import read_expert_spec
+from actors.experts.fingerprint import fingerprint
 from actors.listening import ready_to_listen, remove_sockets
 from actors.wire.address import Address
 from actors.wire.node import node_id
 from orchestrator import cluster
-from orchestrator.bring_up import BringUp, tcp_security
-from orchestrator.components import Component, MeshParts
+from orchestrator.api.views import cluster_view, placement_view
 from orchestrator.config.schema import MeshConfig
-from orchestrator.config.serving import RouterMode
+from orchestrator.control.events import ComponentDied, EnginesLoad, LoadSeen
+from orchestrator.control.journal import Journal, JournalError
+from orchestrator.control.lifecycle import Kind, Life
+from orchestrator.control.runner import Runner
+from orchestrator.control.state import EngineLoad, Intent, State
 from orchestrator.directory import Directory
 from orchestrator.errors import UserError
+from orchestrator.expert_load import sum_load
 from orchestrator.logging_setup import set_up_logging
 from orchestrator.ray_session import node_logs
-from orchestrator.readiness import readiness
-from orchestrator.root_cause import cause_of
 from orchestrator.run_dir import RunDir
+from orchestrator.runtime.components import RayComponents
+from orchestrator.runtime.engine_load import engine_load
+from orchestrator.runtime.followers import DirectoryFollowers
+from orchestrator.runtime.intent import first_state
+from orchestrator.runtime.load_collector import LoadCollector
+from orchestrator.runtime.mesh import Mesh, is_private, tcp_security
+from orchestrator.runtime.names import ActorName
+from orchestrator.runtime.process import bounded
+from orchestrator.runtime.progress import Step, is_up, readiness, step_of
+from orchestrator.runtime.state_dir import state_dir
+from orchestrator.runtime.status import STATES, component_statuses
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus, MeshStatus
-from orchestrator.watch import Watch
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
-FIRST_TERM = 1
-"""Term of this mesh's views; there is one controller in the life of a mesh."""
+LOOK_S = 0.05
+"""Pause between two looks at how far a start is."""
+LOCK_TIMEOUT_S = 10.0
+"""How long a predecessor's journal may stay locked while its process ends."""
+LOAD_WINDOW_S = 1.0
 
 
 class Controller:
@@ -49,148 +67,298 @@ class Controller:
         self._config = config
         self._run_dir = run_dir
         self._secret = secret
-        self._private = config.cluster.ray_address is None
-        self._parts = MeshParts()
-        self._directory = Directory(secret, FIRST_TERM, tcp_security(config))
-        settings = config.controller
-        self._watch = Watch(settings.probe_interval_s, settings.suspect_after_probes, node_logs())
-        self._watching: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._beginning: asyncio.Task[None] | None = None
+        self._loads: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._directory: Directory | None = None
+        self._components: RayComponents | None = None
+        self._followers: DirectoryFollowers | None = None
+        self._runner: Runner | None = None
+        self._collector: LoadCollector | None = None
+        self._queued: dict[str, int] = {}
+        context = ray.get_runtime_context()
+        if context.was_current_actor_reconstructed:
+            log.warning("started again after the death of its process")
+            context.current_actor.recover.remote()
 
     # -- life
 
     async def start(self) -> str:
-        """Bring the mesh up: shards, plan, experts, router, engines. Returns the kernels in use.
+        """Bring the mesh up, or find it up; returns the expert kernels in use. Idempotent.
 
         On failure the mesh is left as far as it got, for `status`; the caller stops it.
 
         Raises:
             UserError: the model, the memory or a component's start will not do.
         """
-        listen = [self._run_dir.socket("directory")]
-        if not self._private:
-            listen.append("tcp:node:0")
+        await self._begin()
+        assert self._components is not None
+        while not is_up(self._state):
+            if self._components.refusals:
+                raise self._components.refusals[0]
+            self._check_plan()
+            self._check_given_up()
+            await asyncio.sleep(LOOK_S)
+        said = (process.said for process in self._components)
+        return "; ".join(sorted({s.kernel for s in said if isinstance(s, ShardDescription)}))
+
+    async def recover(self) -> None:
+        """Go on with a mesh that another process of this actor began."""
+        await self._begin()
+
+    async def stop(self) -> None:
+        """Let requests under way finish, then end every component. Idempotent."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop())
+        await asyncio.shield(self._stopping)
+
+    async def _begin(self) -> None:
+        if self._beginning is None:
+            self._beginning = asyncio.create_task(self._set_up())
+        await asyncio.shield(self._beginning)
+
+    async def _set_up(self) -> None:
+        """Read the journal, open the directory, run the core."""
+        path = self._config.model.path
+        spec = await asyncio.to_thread(read_expert_spec, path)
+        mark = await asyncio.to_thread(fingerprint, path)
         try:
-            await self._directory.listen(ready_to_listen(listen))
+            journal = await self._open_journal()
+            before = journal.read()
+        except JournalError as error:
+            raise UserError(str(error)) from error
+        alive = await asyncio.to_thread(cluster.living_actors)
+        now_s = time.monotonic()
+        state = first_state(self._config, spec, mark, before, alive, now_s)
+        term = state.intent.term
+        self._directory = Directory(self._secret, term, tcp_security(self._config))
+        addresses = await self._listen(self._directory, state.intent.directory)
+        mesh = Mesh(self._config, self._run_dir, self._secret, spec, mark, addresses[-1])
+        self._components = RayComponents(mesh, term, node_logs(), self._tell_death)
+        if state.intent.epoch is not None:
+            self._components.placed.set()
+        self._followers = DirectoryFollowers(self._directory, mesh, self._components)
+        self._runner = Runner(
+            with_directory(state, addresses),
+            journal,
+            self._components,
+            self._followers,
+            probe_interval_s=self._config.controller.probe_interval_s,
+        )
+        shape = (len(spec.layers), spec.num_experts)
+        timeout_s = self._config.controller.call_timeout_s
+        self._collector = LoadCollector(shape, timeout_s, time.monotonic)
+        await self._runner.start()
+        self._loads = asyncio.create_task(self._collect_loads())
+
+    async def _open_journal(self) -> Journal:
+        """The journal; a predecessor whose process is just ending is waited for."""
+        deadline_s = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                return Journal(state_dir(self._config.cluster), self._config.mesh.name)
+            except JournalError as error:
+                if "is held by" not in str(error) or time.monotonic() >= deadline_s:
+                    raise
+            await asyncio.sleep(LOOK_S)
+
+    async def _listen(self, directory: Directory, before: Iterable[str]) -> list[Address]:
+        """Open the directory where dispatchers know it from before, if they do."""
+        texts = list(before) or [self._run_dir.socket("directory")]
+        if not list(before) and not is_private(self._config):
+            texts.append("tcp:node:0")
+        try:
+            await directory.listen(ready_to_listen(texts))
         except ValueError as error:
             raise UserError(
                 str(error), "set router.tls_certificate and tls_key to PEM files on every node"
             ) from None
-        self._watching = asyncio.create_task(self._watch.run(lambda: self._parts.all))
-        await BringUp(
-            self._config, self._run_dir, self._secret, self._parts, self._watch, self._directory
-        ).run()
-        self._parts.phase = ("Serve", "")
-        return "; ".join(sorted({str(shard.info["kernel"]) for shard in self._parts.shards}))
+        return directory.addresses
 
-    async def stop(self) -> None:
-        """Let requests under way finish, then end every component. Idempotent."""
-        if self._stopping:
+    def _check_plan(self) -> None:
+        """Raises UserError where the shards' memory does not hold the experts."""
+        problem = self._state.facts.problems.get("plan", "")
+        if problem and self._state.intent.epoch is None:
+            raise UserError(
+                problem.removeprefix("no plan: "), "raise `memory` of the pools or add shards"
+            )
+
+    def _check_given_up(self) -> None:
+        for place in self._state.intent.places.values():
+            if place.failed:
+                raise UserError(f"{place.kind} {place.id} did not start: {place.failed}")
+
+    async def _stop(self) -> None:
+        if self._beginning is not None:
+            with contextlib.suppress(Exception):  # then there is less to stop
+                await self._beginning
+        if self._loads is not None:
+            self._loads.cancel()
+        if self._runner is None or self._components is None or self._directory is None:
             return
-        self._stopping = True
-        self._parts.phase = ("Stop", "waiting for requests under way")
-        if self._watching is not None:
-            self._watching.cancel()
-        drain_s = self._config.controller.drain_timeout_s
-        serving = [c for c in self._parts.engines if c.state is ComponentState.READY]
-        await self._all(self._bounded(c.handle.drain.remote(drain_s), drain_s + 1) for c in serving)
-        for component in self._parts.all:
-            component.state = ComponentState.DRAINING
-        if not self._private:
-            # On other nodes their sockets go only if they remove them; here the run folder goes.
-            await self._all(self._bounded(c.handle.stop.remote(), 15.0) for c in self._parts.all)
-        for component in self._parts.all:
-            cluster.kill(component.handle)
+        await self._runner.halt()
+        await self._end_components(self._components)
+        try:
+            await self._runner.close("asked for: every process is ended")
+        except JournalError as error:
+            log.warning("while stopping: %s", error)
         await self._directory.close()
         remove_sockets([self._run_dir.socket("directory")])
 
+    async def _end_components(self, components: RayComponents) -> None:
+        components.close()
+        drain_s = self._config.controller.drain_timeout_s
+        processes = [process for process in components if not process.died.done()]
+        serving = [
+            process
+            for process in processes
+            if process.name.kind is Kind.ENGINE and self._life(process.name) is Life.READY
+        ]
+        await _all(bounded(p.handle.drain.remote(drain_s), drain_s + 1) for p in serving)
+        if not is_private(self._config):
+            # On other nodes their sockets go only if they remove them; here the run folder goes.
+            await _all(bounded(p.handle.stop.remote(), 15.0) for p in processes)
+        for process in processes:
+            process.kill()
+
+    # -- what the core is told
+
+    def _tell_death(self, name: ActorName, why: str) -> None:
+        if self._runner is not None:
+            self._runner.tell(lambda now_s: ComponentDied(now_s, name.id, name.generation, why))
+
+    async def _collect_loads(self) -> None:
+        """Every window, what experts and engines were asked for."""
+        assert self._runner is not None
+        assert self._components is not None
+        assert self._collector is not None
+        while True:
+            await asyncio.sleep(LOAD_WINDOW_S)
+            try:
+                window = await self._collector.collect(self._state, self._components)
+            except Exception:  # one odd answer must not end the telemetry
+                log.exception("the load could not be collected")
+                continue
+            counts, busy = window.counts.astype("float64"), window.busy
+            self._runner.tell(lambda now_s, c=counts, b=busy: LoadSeen(now_s, c, busy=b))  # type: ignore[misc]
+            load = engine_load(process.said for process in self._components)
+            load = EngineLoad(sum(self._queued.values()), load.waiting, load.running, load.kv_used)
+            self._runner.tell(lambda now_s, e=load: EnginesLoad(now_s, e))  # type: ignore[misc]
+
+    async def take_queue(self, gateway: str, queued: int) -> None:
+        """A gateway replica tells how many requests wait in it."""
+        self._queued[gateway] = queued
+
     # -- questions
 
-    async def phase(self) -> tuple[str, str]:
+    async def phase(self) -> Step:
         """(step of the start-up, how far it is), for people."""
-        return self._parts.phase
+        if self._stopping is not None:
+            return "Stop", "waiting for requests under way"
+        return step_of(self._state) if self._runner else ("Start the controller", "")
 
     async def status(self) -> dict[str, Any]:
         """`MeshStatus` as JSON values."""
         ready, reason = self._readiness()
+        state, epoch = self._state, self._state.intent.epoch
+        said = self._components.said if self._components else lambda _id, _generation: None
+        directory = self._directory.addresses if self._directory else []
         return MeshStatus(
             mesh=self._config.mesh.name,
             model=self._config.model.name,
-            address=str(self._directory_address) if self._directory.addresses else "",
+            address=str(directory[-1]) if directory else "",
             ready=ready,
             reason=reason,
-            epoch=self._parts.view.epoch.number if self._parts.view else 0,
+            epoch=epoch.id.number if epoch else 0,
             router_mode=self._config.router.mode,
-            components=[self._own_status(), *(c.status() for c in self._parts.all)],
+            components=[
+                self._own_status(),
+                *component_statuses(state, self._config.pools, said),
+            ],
         ).model_dump(mode="json")
 
     async def engines(self) -> list[dict[str, str]]:
         """id, state and actor name of each engine, for the gateway."""
-        return [
-            {"id": c.id, "state": c.state, "actor_name": cluster.engine_actor_name(c.id)}
-            for c in self._parts.engines
-        ]
+        found = []
+        for id, component in self._state.facts.components.items():
+            place = self._state.intent.places.get(id)
+            if place is not None and place.kind is Kind.ENGINE:
+                name = ActorName(Kind.ENGINE, id, component.generation)
+                state = STATES[component.life]
+                found.append({"id": id, "state": str(state), "actor_name": str(name)})
+        return found
 
     async def expert_load(self) -> dict[str, Any]:
-        """`ExpertLoad` as JSON values. A shard that is dead or silent counts as zero."""
-        from orchestrator.expert_load import sum_load
+        """`ExpertLoad` as JSON values: since this controller started."""
+        assert self._collector is not None
+        keys = self._state.intent.keys
+        layers = tuple(sorted({key.group for key in keys}))
+        experts = len(keys) // len(layers)
+        return sum_load(
+            self._config.model.name, layers, dict(self._collector.totals), experts
+        ).to_json()
 
-        spec = self._parts.spec
-        assert spec is not None
-        ready = [s for s in self._parts.shards if s.state is ComponentState.READY]
-        answers = await asyncio.gather(*map(self._load_of, ready))
-        by_shard = {
-            shard.id: counts
-            for shard, counts in zip(ready, answers, strict=True)
-            if counts is not None
-        }
-        return sum_load(self._config.model.name, spec.layers, by_shard, spec.num_experts).to_json()
+    async def view(self) -> dict[str, Any]:
+        """`ClusterView` as JSON values."""
+        assert self._runner is not None
+        pids = {p.name.id: p.said.pid for p in self._components or () if p.said is not None}
+        return cluster_view(
+            self._state,
+            time.monotonic(),
+            mesh=self._config.mesh.name,
+            model=self._config.model.name,
+            refuses=self._runner.problem,
+            pids=pids,
+        ).model_dump(mode="json")
 
-    async def _load_of(self, shard: Component) -> "NDArray[np.int64] | None":
-        try:
-            async with asyncio.timeout(self._config.controller.call_timeout_s):
-                counts: NDArray[np.int64] = await shard.handle.load_counts.remote()
-                return counts
-        except (TimeoutError, RayError) as error:
-            log.warning("no load counts from shard %s: %s", shard.id, error)
-            return None
+    async def placement(self) -> dict[str, Any]:
+        """`PlacementView` as JSON values."""
+        return placement_view(self._state).model_dump(mode="json")
+
+    async def history(self, after: int = 0, limit: int = 100) -> list[dict[str, object]]:
+        """See `Journal.history`."""
+        return self._runner.history(after, limit) if self._runner else []
+
+    async def ask(
+        self, verb: str, target: str = "", number: int = 0, dry_run: bool = False
+    ) -> tuple[bool, str]:
+        """See `Runner.ask`."""
+        if self._runner is None or self._stopping is not None:
+            return False, "the mesh is starting or stopping: ask again when it serves"
+        return await self._runner.ask(verb, target, number, dry_run=dry_run)
+
+    # -- inside
+
+    @property
+    def _state(self) -> State:
+        return self._runner.state if self._runner else State(intent=Intent())
+
+    def _life(self, name: ActorName) -> Life | None:
+        component = self._state.facts.components.get(name.id)
+        return component.life if component and component.generation == name.generation else None
 
     def _readiness(self) -> tuple[bool, str]:
-        if self._stopping:
+        if self._stopping is not None:
             return False, "the mesh is stopping"
-        return readiness(
-            self._parts.all,
-            self._parts.view.epoch if self._parts.view else None,
-            needs_router=self._config.router.mode is RouterMode.ACTOR,
-        )
+        return readiness(self._state)
 
     def _own_status(self) -> ComponentStatus:
-        step, detail = self._parts.phase
+        step, detail = step_of(self._state) if self._runner else ("Start the controller", "")
+        stopping = self._stopping is not None
         return ComponentStatus(
             id="controller",
             kind=ComponentKind.CONTROLLER,
             node=node_id().partition("/")[0],
             pid=os.getpid(),
-            state=ComponentState.DRAINING if self._stopping else ComponentState.READY,
+            state=ComponentState.DRAINING if stopping else ComponentState.READY,
             detail=f"{step}: {detail}" if detail else step,
         )
 
-    @property
-    def _directory_address(self) -> Address:
-        """Where an engine finds the mesh: TCP in a shared cluster, where it may be elsewhere."""
-        return self._directory.addresses[-1]
 
-    # -- bringing down
+def with_directory(state: State, addresses: Iterable[Address]) -> State:
+    """The state with where dispatchers follow the mesh, for whoever comes after this controller."""
+    return replace(state, intent=replace(state.intent, directory=tuple(map(str, addresses))))
 
-    @staticmethod
-    async def _bounded(answer: Awaitable[Any], timeout_s: float) -> None:
-        try:
-            await asyncio.wait_for(answer, timeout_s)
-        except TimeoutError:
-            log.warning("while stopping: no answer within %g s", timeout_s)
-        except RayError as error:
-            log.warning("while stopping: %s", cause_of(error))
 
-    @staticmethod
-    async def _all(calls: Iterable[Awaitable[Any]]) -> None:
-        await asyncio.gather(*calls)
+async def _all(calls: Iterable[Awaitable[Any]]) -> None:
+    await asyncio.gather(*calls)

@@ -9,12 +9,19 @@ import os
 import secrets
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import ray
 from pydantic import SecretStr
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from actors.dispatch.subscription import SECRET_VARIABLE
 from orchestrator import cluster
@@ -38,6 +45,9 @@ POLL_S = 0.1
 LOOK_S = 1.0
 """Time between two looks at Ray's own processes while the mesh serves."""
 PHASE_TIMEOUT_S = 5.0
+MAX_CONTROLLER_LOSSES = 60
+"""Failed calls to the controller in one start, with a pause after each; a restart costs a few."""
+CONTROLLER_PAUSE_S = 0.5
 GATEWAY_START_TIMEOUT_S = 60.0
 """An endpoint that is just being opened can be closed only after that."""
 STOP_MARGIN_S = 20.0
@@ -177,29 +187,38 @@ class _Session:
         """Show the controller's phases until its start is through."""
         assert self._controller is not None
         assert self._gateway is not None
-        shown, done = "", False
-        try:
-            while not done:
-                done = bool(ray.wait([started], timeout=POLL_S)[0])
-                self._stop.check()
-                self._check_ray()
-                phase: ray.ObjectRef[tuple[str, str]] = self._controller.phase.remote()
-                try:
-                    step, detail = ray.get(phase, timeout=PHASE_TIMEOUT_S)
-                except GetTimeoutError:
-                    continue  # busy, or lost: the next look at Ray tells
-                if step != shown and not done:
-                    progress.step(step)
-                    shown = step
-                elif detail:
-                    progress.update(detail)
-                if _finished(self._gateway, 0):
-                    self._await_gateway()
-            log.debug("expert kernels: %s", ray.get(started))
-        except RayError as error:
+        shown = ""
+        losses = 0
+        while True:
+            done = _finished(started, POLL_S)
+            self._stop.check()
             self._check_ray()
-            who = "the controller ended: " if isinstance(error, RayActorError) else ""
-            raise UserError(who + cause_of(error)) from error
+            if _finished(self._gateway, 0):
+                self._await_gateway()
+            try:
+                if done:
+                    log.debug("expert kernels: %s", ray.get(started))
+                    break
+                phase: ray.ObjectRef[tuple[str, str]] = self._controller.phase.remote()
+                step, detail = ray.get(phase, timeout=PHASE_TIMEOUT_S)
+            except GetTimeoutError:
+                continue  # busy, or lost: the next look at Ray tells
+            except RayActorError as error:
+                # Ray starts it again; what it has started lives on and is found.
+                losses += 1
+                if losses > MAX_CONTROLLER_LOSSES:
+                    raise UserError(f"the controller ended: {cause_of(error)}") from error
+                self._stop.wait(CONTROLLER_PAUSE_S)
+                started = self._controller.start.remote()
+                continue
+            except RayError as error:
+                self._check_ray()
+                raise UserError(cause_of(error)) from error
+            if step != shown:
+                progress.step(step)
+                shown = step
+            elif detail:
+                progress.update(detail)
         progress.done()
 
     def _open_gateway(self) -> "ray.ObjectRef[str]":
@@ -256,14 +275,19 @@ class _Session:
     def _end_controller(self, progress: Progress) -> None:
         """Requests under way may finish; a second signal cuts them off."""
         assert self._controller is not None
-        stopped: ray.ObjectRef[None] = self._controller.stop.remote()
-        timeout_s = self._config.controller.drain_timeout_s + STOP_MARGIN_S
+        deadline_s = time.monotonic() + self._config.controller.drain_timeout_s + STOP_MARGIN_S
         try:
-            done = self._stop.wait_second(lambda: _finished(stopped, POLL_S), timeout_s)
-            if done:
-                ray.get(stopped)
-            elif self._stop.second:
-                progress.update("requests under way are cut off")
+            while (left_s := deadline_s - time.monotonic()) > 0:
+                stopped: ray.ObjectRef[None] = self._controller.stop.remote()
+                done = self._stop.wait_second(partial(_finished, stopped, POLL_S), left_s)
+                if self._stop.second and not done:
+                    progress.update("requests under way are cut off")
+                try:
+                    if done:
+                        ray.get(stopped)
+                    break
+                except ActorUnavailableError:  # Ray is just starting it again
+                    self._stop.wait_second(lambda: False, CONTROLLER_PAUSE_S)
             cluster.kill(self._controller)
         except (RayError, OSError, TimeoutError) as error:
             log.warning("while stopping: %s", cause_of(error))

@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import os
 import platform
+import secrets
 import shutil
 import time
 from collections.abc import AsyncGenerator, Coroutine
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
+from actors.descriptions import EngineDescription
 from actors.engine import asgi_bridge
 from actors.engine.compile_cache import cache_variables
 from actors.engine.compiling import starts_eagerly
@@ -37,11 +39,13 @@ from actors.engine.fate_sharing import PARENT_VARIABLE
 from actors.engine.flags import parse_flags
 from actors.engine.lifecycle import EngineState, check_transition
 from actors.engine.messages import EngineReply, HttpRequest, Refusal, ResponseStart
+from actors.engine.scheduler_load import scheduler_load
 from actors.engine.scratch import make_scratch
 from actors.engine.unavailable import telling_missing_experts
 from actors.engine.warm_up import warm_up
 from actors.logs import start_logging
 from actors.vllm_plugin.register import ADDRESS_VARIABLE
+from actors.wire.node import node_id
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -67,7 +71,7 @@ a millisecond of CPU in several processes, which is time that vLLM and the exper
 MAX_PACE_S = 0.05
 """However many streams there are, none halts longer than this between two items."""
 
-CONTROL_CALLS = ("status", "check_health", "drain", "stop")
+CONTROL_CALLS = ("status", "describe", "check_health", "drain", "stop")
 """Methods that never wait behind requests: the cluster module gives them a concurrency group of
 their own, which in Ray is an event loop of its own. They look at the engine from its main one, so a
 hanging engine does not look well."""
@@ -90,18 +94,35 @@ class Engine:
         self._max_running = 0
         self._scratch: Path | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._incarnation = secrets.randbits(64) or 1
+        self._starting: asyncio.Task[None] | None = None
+        self._watcher = (0, 0)
+        self._watchers_changed = asyncio.Condition()
         self._cleanup = contextlib.AsyncExitStack()
         # vLLM's processes are tied to the life of the thread that starts them (`fate_sharing`),
         # so this thread must live as long as they do.
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm-loader")
 
     async def start(self) -> None:
-        """Load the model; returns when the engine serves.
+        """Load the model; returns when the engine serves. Idempotent: a second controller may ask
+        for a start that the first one asked for.
 
         Raises `InvalidFlagError` for a flag that vLLM refuses, and vLLM's own errors otherwise;
         the engine is dead after either.
         """
-        self._loop = asyncio.get_running_loop()
+        if self._starting is None:
+            self._loop = asyncio.get_running_loop()
+            self._starting = asyncio.create_task(self._start())
+        await asyncio.shield(self._starting)
+
+    async def hold(self, watcher: tuple[int, int]) -> None:
+        """What `actors.watched` does, for an actor with an event loop."""
+        async with self._watchers_changed:
+            self._watcher = max(self._watcher, watcher)
+            self._watchers_changed.notify_all()
+            await self._watchers_changed.wait_for(lambda: self._watcher > watcher)
+
+    async def _start(self) -> None:
         self._move(EngineState.LOADING, f"loading {self._config.model}")
         began_s = time.monotonic()
         try:
@@ -140,6 +161,10 @@ class Engine:
         """What the engine is doing, in terms of the mesh's `ComponentStatus` and a few more."""
         return await self._in_main_loop(self._status())
 
+    async def describe(self) -> EngineDescription:
+        """Who this is and how much it has to do. Changes nothing."""
+        return await self._in_main_loop(self._describe())
+
     async def check_health(self) -> None:
         """Raise `RuntimeError` unless the engine serves or drains."""
         await self._in_main_loop(self._check_health())
@@ -176,6 +201,20 @@ class Engine:
             "in_flight": self._in_flight,
             "max_running": self._max_running,
         }
+
+    async def _describe(self) -> EngineDescription:
+        self._notice_death()
+        return EngineDescription(
+            incarnation=self._incarnation,
+            pid=os.getpid(),
+            node=node_id(),
+            state=str(self._state),
+            detail=self._detail,
+            memory_bytes=self._parameter_bytes,
+            in_flight=self._in_flight,
+            max_running=self._max_running,
+            **scheduler_load(),
+        )
 
     async def _check_health(self) -> None:
         self._notice_death()

@@ -7,14 +7,15 @@ import logging
 import os
 import threading
 from dataclasses import dataclass
-from typing import Any
 
+from actors.descriptions import RouterDescription
 from actors.dispatch.dispatcher import Dispatcher
 from actors.dispatch.subscription import Subscription
 from actors.listening import ready_to_listen, remove_sockets
 from actors.logs import start_logging
 from actors.process import limit_threads
 from actors.router.server import RouterServer
+from actors.watched import Watched
 from actors.wire.address import parse_address
 from actors.wire.node import node_id
 from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
@@ -47,20 +48,28 @@ class ExpertRouter:
         self._config = config
         self._secret = secret
         self._state = "starting"
-        self._views = Subscription(parse_address(config.directory), secret, "router")
+        self._views: Subscription | None = None
+        self._starting = threading.Lock()
+        self._watched = Watched()
         self._server: RouterServer | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self) -> dict[str, Any]:
-        """Follow the mesh and open the sockets.
-
-        Returns {"id", "incarnation", "pid", "node", "addresses"}; incarnation: what the data links'
-        WELCOME says.
+    def start(self) -> RouterDescription:
+        """Follow the mesh and open the sockets. Idempotent.
 
         Raises:
             ConnectionError: the directory does not answer.
         """
-        self._views.start(FIRST_VIEW_TIMEOUT_S)
+        with self._starting:
+            if self._server is None:
+                self._start()
+        return self.describe()
+
+    def _start(self) -> None:
+        if self._views is None:
+            directory = parse_address(self._config.directory)
+            self._views = Subscription(directory, self._secret, "router")
+            self._views.start(FIRST_VIEW_TIMEOUT_S)
         self._server = RouterServer(
             Dispatcher(self._views, self._secret),
             ready_to_listen(self._config.listen),
@@ -70,13 +79,10 @@ class ExpertRouter:
         self._thread = threading.Thread(target=self._serve, name="routes", daemon=True)
         self._thread.start()
         self._state = "ready"
-        return {
-            "id": self._config.id,
-            "incarnation": self._server.incarnation,
-            "pid": os.getpid(),
-            "node": node_id(),
-            "addresses": [str(address) for address in self._server.addresses],
-        }
+
+    def hold(self, watcher: tuple[int, int]) -> None:
+        """See `actors.watched`."""
+        self._watched.hold(watcher)
 
     def _serve(self) -> None:
         assert self._server is not None
@@ -86,20 +92,27 @@ class ExpertRouter:
             log.exception("the data links failed")
             os._exit(1)
 
-    def status(self) -> dict[str, Any]:
-        """State, pid, epoch followed and batches routed."""
-        return {
-            "pid": os.getpid(),
-            "node": node_id(),
-            "state": self._state,
-            "epoch": self._views.current().epoch.number if self._state == "ready" else 0,
-            "calls": self._server.calls if self._server else 0,
-        }
+    def describe(self) -> RouterDescription:
+        """Who this is, where it listens, what it follows. Changes nothing."""
+        server, views = self._server, self._views
+        assert server is not None
+        assert views is not None
+        return RouterDescription(
+            incarnation=server.incarnation,
+            pid=os.getpid(),
+            node=node_id(),
+            addresses=tuple(map(str, server.addresses)),
+            state=self._state,
+            epoch=views.current().epoch.number,
+            calls=server.calls,
+        )
 
     def stop(self) -> None:
         """Close the sockets. Idempotent."""
         self._state = "draining"
-        self._views.stop()
+        self._watched.release()
+        if self._views is not None:
+            self._views.stop()
         if self._server is not None and self._thread is not None:
             self._server.stop()
             self._thread.join(timeout=5.0)

@@ -12,11 +12,11 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from actors.descriptions import ShardDescription
 from actors.device import free_memory_bytes, scratch_bytes
 from actors.experts.families import read_expert_spec
 from actors.experts.fingerprint import fingerprint
@@ -27,8 +27,9 @@ from actors.kernels.slot_kernel import SlotKernel
 from actors.listening import ready_to_listen, remove_sockets
 from actors.logs import start_logging
 from actors.process import limit_threads, return_free_memory
-from actors.shard.holdings import Held, Holdings, Key, Order
+from actors.shard.holdings import Holdings, Key, Order
 from actors.shard.server import ShardServer
+from actors.watched import Watched
 from actors.wire.node import node_id
 from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from placement.cost_model import DeviceCost
@@ -58,23 +59,6 @@ class ShardConfig:
     security: TcpSecurity = HANDSHAKE_ONLY
 
 
-@dataclass(frozen=True, slots=True)
-class ShardDescription:
-    """What a shard says of itself, whoever asks and however often.
-
-    incarnation: of this process, what its links' WELCOME says, 0 before `start`. fingerprint: of
-    the checkpoint. held: what it holds and loads, and the newest command it obeyed.
-    """
-
-    incarnation: int
-    pid: int
-    node: str
-    addresses: tuple[str, ...]
-    fingerprint: str
-    bytes_per_expert: int
-    held: Held
-
-
 class ExpertShard:
     """Holds experts, computes them for whoever asks."""
 
@@ -91,16 +75,25 @@ class ExpertShard:
         self._thread: threading.Thread | None = None
         self._holdings: Holdings | None = None
         self._fingerprint = ""
+        self._free_bytes = 0
+        self._cost: DeviceCost | None = None
+        self._starting = threading.Lock()
+        self._watched = Watched()
 
-    def start(self) -> dict[str, Any]:
-        """Choose the kernel and open the data links; the shard is empty until `load`.
+    def start(self) -> ShardDescription:
+        """Choose the kernel and open the data links; the shard is empty until `prepare` or `load`.
 
-        Returns {"id", "incarnation", "pid", "node", "addresses", "kernel", "bytes_per_expert",
-        "free_bytes", "fingerprint"}; incarnation: what the data links' WELCOME says.
+        Idempotent: a second controller may ask for a start that the first one asked for.
 
         Raises:
             ModelRefused: the checkpoint has no routed experts this shard can compute.
         """
+        with self._starting:
+            if self._server is None:
+                self._start()
+        return self.describe()
+
+    def _start(self) -> None:
         self._spec = read_expert_spec(Path(self._config.model_path))
         if self._config.device != "cpu":
             import_shape_functions()
@@ -118,17 +111,12 @@ class ExpertShard:
         )
         self._thread = threading.Thread(target=self._serve, name="expert-calls", daemon=True)
         self._thread.start()
-        return {
-            "id": self._config.id,
-            "incarnation": self._server.incarnation,
-            "pid": os.getpid(),
-            "free_bytes": free_memory_bytes(self._config.device),
-            "node": node_id(),
-            "addresses": [str(address) for address in self._server.addresses],
-            "kernel": self._kernel.describe(),
-            "bytes_per_expert": self._kernel.bytes_per_expert,
-            "fingerprint": fingerprint(Path(self._config.model_path)),
-        }
+        self._free_bytes = free_memory_bytes(self._config.device)
+        self._state, self._detail = "ready", self._kernel.describe()
+
+    def hold(self, watcher: tuple[int, int]) -> None:
+        """See `actors.watched`."""
+        self._watched.hold(watcher)
 
     def _serve(self) -> None:
         assert self._server is not None
@@ -186,8 +174,17 @@ class ExpertShard:
             node=node_id(),
             addresses=tuple(map(str, server.addresses)),
             fingerprint=self._fingerprint,
+            kernel=kernel.describe(),
             bytes_per_expert=kernel.bytes_per_expert,
+            free_bytes=self._free_bytes,
+            cost=self._cost,
             held=holdings.now,
+            state=self._state,
+            detail=self._detail,
+            memory_bytes=kernel.resident_bytes(),
+            calls=server.calls,
+            failed_calls=server.failed_calls,
+            busy_s=server.busy_s,
         )
 
     def _holdings_changed(self) -> None:
@@ -200,36 +197,26 @@ class ExpertShard:
         self._state, self._detail = "ready", self._kernel.describe()
 
     def measure(self) -> DeviceCost:
-        """What calls cost this device, at the model's real shapes and the emulated speed."""
+        """What calls cost this device, at the model's real shapes and the emulated speed. Measured
+        once; the shard should hold nothing yet, or its calls wait."""
         assert self._spec is not None
-        from actors.kernels.calibration import measure_cost
+        with self._starting:
+            if self._cost is None:
+                from actors.kernels.calibration import measure_cost
 
-        cost = measure_cost(self._spec, torch.device(self._config.device))
-        return cost.scaled(self._config.emulated_speed)
+                cost = measure_cost(self._spec, torch.device(self._config.device))
+                self._cost = cost.scaled(self._config.emulated_speed)
+        return self._cost
 
     def load_counts(self) -> np.ndarray:
         """int64 [L, E]: assignments computed since the start, per (layer, expert)."""
         assert self._server is not None
         return self._server.tokens.copy()
 
-    def status(self) -> dict[str, Any]:
-        """State, pid, bytes and slots held, calls served and failed, the kernel's busy time."""
-        kernel, server = self._kernel, self._server
-        return {
-            "pid": os.getpid(),
-            "node": node_id(),
-            "state": self._state,
-            "detail": self._detail,
-            "memory_bytes": kernel.resident_bytes() if kernel else 0,
-            "slots": len(self._holdings.now.holdings) if self._holdings else 0,
-            "calls": server.calls if server else 0,
-            "failed_calls": server.failed_calls if server else 0,
-            "busy_s": server.busy_s if server else 0.0,
-        }
-
     def stop(self) -> None:
         """Close the data links. Idempotent."""
         self._state = "draining"
+        self._watched.release()
         if self._server is not None and self._thread is not None:
             self._server.stop()
             self._thread.join(timeout=5.0)

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
+from actors.descriptions import RouterDescription, ShardDescription
 from actors.dispatch.mesh_view import MeshView, Peer
 from actors.experts.families import read_expert_spec
 from actors.experts.fingerprint import fingerprint
@@ -112,7 +113,7 @@ class LocalMesh:
         """
         old, self._processes = self._processes, []
         self._epoch += 1
-        infos = [self._start_shard(number, shape, tcp) for number, shape in enumerate(shards)]
+        said_by = [self._start_shard(number, shape, tcp) for number, shape in enumerate(shards)]
         capacities = [
             ShardCapacity(
                 f"s{n}",
@@ -134,15 +135,15 @@ class LocalMesh:
             call_deadline_s=30.0, expert_wait_s=expert_wait_s, epoch=plan.epoch,
             rows_between_nodes=rows,
             shards=tuple(
-                _peer(f"s{n}", info, shape.speed, "elsewhere" if tcp else info["node"])
-                for n, (info, shape) in enumerate(zip(infos, shards, strict=True))
+                _peer(f"s{n}", said, shape.speed, "elsewhere" if tcp else said.node)
+                for n, (said, shape) in enumerate(zip(said_by, shards, strict=True))
             ),
         )  # fmt: skip
         self._publish()
         if mode == "actor":
-            info = self._start_router()
+            said = self._start_router()
             self._view = self._view.with_routers(
-                (_peer("r0", info, 1.0, info["node"]),), self._directory.next_version
+                (_peer("r0", said, 1.0, said.node),), self._directory.next_version
             )
             self._publish()
         self._end(old)
@@ -169,27 +170,29 @@ class LocalMesh:
         _answer(orders)
         return int(empty[0].pid)
 
-    def _start_shard(self, number: int, shape: ShardShape, tcp: bool) -> dict[str, Any]:
+    def _start_shard(self, number: int, shape: ShardShape, tcp: bool) -> ShardDescription:
         where = "tcp:127.0.0.1:0" if tcp else f"unix:{self._folder}/s{self._epoch}-{number}"
         config = ShardConfig(
             f"s{number}", "local", str(self._weights), "cpu", shape.threads, (where,),
             log_level="WARNING",
         )  # fmt: skip
-        return self._start(_serve_shard, (config,), shape.threads)
+        said: ShardDescription = self._start(_serve_shard, (config,), shape.threads)
+        return said
 
-    def _start_router(self) -> dict[str, Any]:
+    def _start_router(self) -> RouterDescription:
         where = f"unix:{self._folder}/r{self._epoch}"
-        return self._start(_serve_router, (self.address, where), 1)
+        said: RouterDescription = self._start(_serve_router, (self.address, where), 1)
+        return said
 
-    def _start(self, target: Any, arguments: tuple[Any, ...], threads: int) -> dict[str, Any]:
+    def _start(self, target: Any, arguments: tuple[Any, ...], threads: int) -> Any:
+        """What the process says of itself when it has started."""
         here, there = self._spawn.Pipe()
         process = self._spawn.Process(target=target, args=(*arguments, there), daemon=True)
         with environment(thread_environment(threads) | LEAN_IMPORTS):
             process.start()
         there.close()
         self._processes.append((process, here))
-        info: dict[str, Any] = _answer(here)
-        return info
+        return _answer(here)
 
     @property
     def pids(self) -> list[int]:
@@ -221,9 +224,9 @@ def _answer(orders: Connection) -> Any:
     return orders.recv()
 
 
-def _peer(name: str, info: dict[str, Any], speed: float, node: str) -> Peer:
-    addresses = tuple(map(parse_address, info["addresses"]))
-    return Peer(name, info["incarnation"], node, addresses, TYPICAL_COST.scaled(speed))
+def _peer(name: str, said: ShardDescription | RouterDescription, speed: float, node: str) -> Peer:
+    addresses = tuple(map(parse_address, said.addresses))
+    return Peer(name, said.incarnation, node, addresses, TYPICAL_COST.scaled(speed))
 
 
 @contextmanager

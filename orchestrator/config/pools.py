@@ -18,6 +18,12 @@ class PoolConfig(Section):
     """Torch device a shard computes on: `cpu`, `cuda`, `npu`, or one device such as `cuda:0`."""
     shards: Count = 1
     """Number of shards."""
+    spares: Annotated[int, Field(ge=0)] = 0
+    """Further shards that are started and hold nothing: they load at once what a lost shard held
+    alone, where the others have no room."""
+    max_shards: Annotated[int, Field(ge=0)] = 0
+    """Where greater than `shards`, the pool grows to so many while its shards are busy and shrinks
+    to `shards` when they are not; 0: it keeps its size."""
     threads: Count = 1
     """CPU threads of each shard's kernels."""
     memory: ByteSize | None = None
@@ -67,3 +73,5 @@ class PlacementConfig(Section):
 
     redundant_slots: Annotated[int | Literal["fill"], BeforeValidator(_check_slots)] = "fill"
     """Replicas beyond one per expert, in each MoE layer; `fill` uses all memory of the shards."""
+    min_copies: Count = 1
+    """Shards every expert lives on; with 2, the loss of any one shard is not felt."""

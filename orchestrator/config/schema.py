@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, StringConstraints
 
 from orchestrator.config.batch import BatchConfig
-from orchestrator.config.fields import ConfigPath, Count, DnsName, Seconds, Section
+from orchestrator.config.fields import ByteSize, ConfigPath, Count, DnsName, Seconds, Section
 from orchestrator.config.pools import PlacementConfig, PoolConfig, check_speeds
 from orchestrator.config.serving import EnginesConfig, GatewayConfig, ModelConfig, RouterConfig
 from orchestrator.config.telemetry import TelemetryConfig
@@ -32,13 +32,16 @@ class ClusterConfig(Section):
     temp_dir: ConfigPath | None = None
     """Folder of the private Ray session's sockets and logs; unset: one of its own under the
     system's temporary folder."""
+    state_dir: ConfigPath | None = None
+    """Folder of what outlives a mesh's processes, such as the controller's journal, on the head
+    node; unset: `expertmesh` below `$XDG_STATE_HOME` or `~/.local/state`."""
     room_timeout_s: Seconds = 8.0
     """How long shards and engines may wait for nodes that have what they ask for, in a cluster that
     is joined; give it longer where an autoscaler adds nodes."""
 
 
 class ControllerConfig(Section):
-    """Time limits of the controller."""
+    """Limits of the controller's decisions."""
 
     shard_start_timeout_s: Seconds = 300.0
     """How long a shard may take to start and load its experts."""
@@ -51,8 +54,21 @@ class ControllerConfig(Section):
     suspect_after_probes: Count = 5
     """A ready component that gave no answer to so many looks in a row is `suspect` until it answers
     again: it counts as missing, and engines get no new requests meanwhile."""
+    replace_after_s: Seconds = 10.0
+    """How long a component may be suspect before it is ended and replaced; a shard that dispatchers
+    still get answers from is not."""
+    restart_budget: Count = 5
+    """Deaths in a row after which a component is given up until `expertmesh restart` is asked for.
+    The pauses between restarts grow; five minutes of service clear the count."""
+    load_bandwidth: Annotated[ByteSize, Field(gt=0)] = 200_000_000
+    """Bytes a second at which a shard loads experts while it serves, such as `200MB`; what changes
+    of the placement are predicted to take follows from it."""
+    rebalance_pause_s: Seconds = 30.0
+    """Shortest time between two changes of the placement that the load alone asks for."""
+    rebalance_gain: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Part of the experts' time that such a change must save; 0.02 is 2 %."""
     drain_timeout_s: Seconds = 30.0
-    """How long requests under way may take to finish when the mesh stops."""
+    """How long requests under way may take to finish when the mesh, or an engine, stops."""
 
 
 class LogLevel(StrEnum):

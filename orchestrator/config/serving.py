@@ -45,6 +45,9 @@ class EnginesConfig(Section):
 
     replicas: Count = 1
     """Number of engines, each with its own KV cache."""
+    max_replicas: Annotated[int, Field(ge=0)] = 0
+    """Where greater than `replicas`, engines are added up to so many while requests wait or the KV
+    caches are full, and go again when they are idle; 0: their number stays."""
     threads: Count | None = None
     """CPU threads of one engine's kernels; unset: an engine's share of the cores that the shards'
     threads leave, or 2 where that is less and its share of the machine is 2 cores (1 in a shared

@@ -64,7 +64,8 @@ def take_load(
 ) -> None:
     """Take in one window of load."""
     if counts.sum() > 0:
-        turn.change_facts(load=turn.facts.load.observe(counts, traffic))
+        rows = turn.facts.rows + float(counts.mean())
+        turn.change_facts(load=turn.facts.load.observe(counts, traffic), rows=rows)
         turn.changed = True
     elif traffic in turn.facts.load.kinds:
         turn.change_facts(load=turn.facts.load.quiet(traffic))
@@ -96,9 +97,10 @@ def consider(turn: Turn) -> None:
     elif (
         since_s >= turn.settings.consider_s
         and turn.now_s - facts.settled_s >= turn.settings.rebalance_cooldown_s
-        and facts.load.kinds
+        and facts.rows >= turn.settings.least_rows
         and not lost_keys(turn)
     ):
+        turn.change_facts(rows=0.0)
         ask(turn, "the load is considered", anew=False)
 
 
@@ -130,6 +132,7 @@ def ask(
         load=load,
         planned_load=turn.facts.planned_load,
         min_copies=turn.settings.min_copies,
+        most_redundant=turn.settings.most_redundant,
         anew=anew,
         dry_run=dry_run,
         reason=reason,
@@ -267,7 +270,7 @@ def _with_cordoned(turn: Turn, target: Copies) -> dict[str, Keys]:
 def _room(turn: Turn, id: str) -> ShardRoom:
     said = turn.facts.components[id].said
     weight = turn.facts.components[id].weight
-    return ShardRoom(said.capacity_bytes, said.key_bytes, said.rate * weight)
+    return ShardRoom(said.capacity_bytes, said.key_bytes, said.rate * weight, said.call_rows)
 
 
 def _as_held(turn: Turn, id: str) -> ShardRoom:

@@ -11,11 +11,15 @@ from orchestrator.control.keys import Copies, Keys
 
 @dataclass(frozen=True, slots=True)
 class ShardRoom:
-    """What a plan may count on: bytes for weights, bytes per kind of key, relative speed."""
+    """What a plan may count on: bytes for weights, bytes per kind of key, relative speed.
+
+    call_rows: what a call costs on top, in rows.
+    """
 
     capacity_bytes: int
     key_bytes: Mapping[str, int]
     rate: float
+    call_rows: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,7 +27,8 @@ class PlanRequest:
     """Place `keys` on `shards`. current: copies now, of these and of shards that leave.
 
     load: [L, E] tokens expected; planned_load: what the current placement was planned for; None
-    where unknown. anew: the set of shards changed, so that keeping what is there will not do.
+    where unknown. most_redundant: copies of a layer beyond `min_copies` each, at most; None: as
+    many as fit. anew: the set of shards changed, so that keeping what is there will not do.
     forbidden: keys that a shard must not be given.
     """
 
@@ -36,6 +41,7 @@ class PlanRequest:
     anew: bool
     dry_run: bool
     reason: str
+    most_redundant: int | None = None
     forbidden: Mapping[str, Keys] = field(default_factory=dict)
 
 

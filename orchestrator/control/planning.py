@@ -4,7 +4,7 @@ plane that knows of layers and experts. Pure, but slow: a runner calls it in a t
 Every shard keeps room for one copy free, so that two shards can always exchange copies.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +12,16 @@ from numpy.typing import NDArray
 
 from orchestrator.control.batching import bytes_of
 from orchestrator.control.keys import EXPERT, NO_KEYS, Copies, Keys, PlacedKey, minus
-from orchestrator.control.plan_request import PlanRequest, Proposal, ShardRoom
+from orchestrator.control.plan_request import PlanRequest, Proposal
 from orchestrator.control.rules import NoPlaceAllowed, honour
+from placement.memory import share_slots
 from placement.policy.decision import decide
 from placement.policy.policies import Policy, Situation, decided, replanned
 from placement.types import EMPTY, IntArray, Placement
+
+ROWS_PER_CALL = 256
+"""Assignments of a call that is planned for, as in decoding with a few dozen requests: how much the
+constant part of calls weighs depends on it."""
 
 NUDGE_COPIES = 4
 """Copies per layer that a nudge may load."""
@@ -90,16 +95,18 @@ def make_plan(request: PlanRequest, policy: Policy = decided) -> Proposal:
     """
     grid = Grid.of(request.keys)
     shards = sorted(request.shards)
-    slots = _slots(grid, request.shards, shards, request.min_copies)
-    rate = np.array([request.shards[shard].rate for shard in shards])
     shape = (len(grid.layers), grid.experts)
     load = np.ones(shape) if request.load is None else request.load
+    slots = _slots(grid, request, shards, load)
+    rate = np.array([request.shards[shard].rate for shard in shards])
+    offset = _offset(request, shards, load)
     anew = request.anew or _is_astray(request)
     current = grid.array({shard: request.current.get(shard, NO_KEYS) for shard in shards}, shards)
     seen = Situation(
         load=load,
         speed=rate,
         slots=slots,
+        offset=offset,
         current=current,
         planned_load=load if request.planned_load is None else request.planned_load,
         counts=load,
@@ -110,13 +117,13 @@ def make_plan(request: PlanRequest, policy: Policy = decided) -> Proposal:
         step = replanned(seen) if anew else policy(seen)
     except ValueError as error:
         raise NoPlan(str(error)) from error
-    balance = _balance(load, current, rate, slots)
+    balance = _balance(load, current, seen)
     if step.placement is None:
         return Proposal(
             target=request.current,
             balance=balance,
             predicted=balance,
-            possible=decide(load, load, current, rate, slots).possible,
+            possible=decide(load, load, current, rate, slots, offset).possible,
             bytes=0,
             load=load,
             reason=step.reason,
@@ -140,7 +147,7 @@ def _propose(
     predicted = placement.balancedness
     if request.forbidden:
         target = _by_rules(request, grid, target, slots, shards, load)
-        predicted = _balance(load, grid.array(target, shards), seen.speed, slots)
+        predicted = _balance(load, grid.array(target, shards), seen)
     loaded = minus(target, request.current)
     return Proposal(
         target={shard: keys for shard, keys in target.items() if keys},
@@ -184,37 +191,44 @@ def _by_rules(
         raise NoPlan(str(error)) from error
 
 
-def _balance(
-    load: NDArray[np.float64],
-    current: IntArray,
-    rate: NDArray[np.float64],
-    slots: NDArray[np.int64],
-) -> float:
+def _balance(load: NDArray[np.float64], current: IntArray, seen: Situation) -> float:
     """Of the placement as it is; 0 where it leaves an expert out."""
     for row in current:
         if np.unique(row[row != EMPTY]).size < load.shape[1]:
             return 0.0
-    return decide(load, load, current, rate, slots).balancedness
+    return decide(load, load, current, seen.speed, seen.slots, seen.offset).balancedness
+
+
+def _offset(
+    request: PlanRequest, shards: list[str], load: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """[D] tokens that the constant part of as many calls as carry the load costs each shard."""
+    calls = float(load.sum(axis=1).mean()) / ROWS_PER_CALL
+    return calls * np.array([request.shards[shard].call_rows for shard in shards])
 
 
 def _slots(
-    grid: Grid, rooms: Mapping[str, ShardRoom], shards: list[str], min_copies: int
+    grid: Grid, request: PlanRequest, shards: list[str], load: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """[L, D] experts each shard may hold of each layer: its memory spread evenly over the layers,
-    less one copy that stays free for exchanges."""
-    L = len(grid.layers)
-    slots = np.zeros((L, len(shards)), np.int64)
-    for device, shard in enumerate(shards):
-        room = rooms[shard]
-        fit = room.capacity_bytes // room.key_bytes[EXPERT] - 1
-        total = min(max(fit, 0), L * grid.experts)
-        slots[:, device] = total // L
-        slots[: total % L, device] += 1
-    least = min_copies * grid.experts
-    if not len(shards) or (slots.sum(axis=1) < least).any():
-        have = int(slots.sum())
-        raise NoPlan(
-            f"{len(shards)} shards have room for {have} copies, {min_copies} of each of "
-            f"{L * grid.experts} experts are needed: add shards or memory"
-        )
-    return slots
+    """[L, D] experts each shard may hold of each layer. Each keeps room for one copy free, for
+    exchanges, unless all of it is needed to hold every expert."""
+    L, copies = len(grid.layers), request.min_copies
+    rooms = [request.shards[shard] for shard in shards]
+    fit = np.array(
+        [min(room.capacity_bytes // room.key_bytes[EXPERT], len(request.keys)) for room in rooms],
+        np.int64,
+    )
+    for kept in (1, 0):
+        try:
+            return share_slots(
+                load,
+                np.maximum(fit - kept, 0),
+                min_copies=copies,
+                max_redundant_per_layer=request.most_redundant,
+            )
+        except ValueError:
+            continue
+    raise NoPlan(
+        f"{len(shards)} shards have room for {int(fit.sum())} copies, {copies} of each of "
+        f"{L * grid.experts} experts are needed: add shards or memory"
+    )

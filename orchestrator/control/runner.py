@@ -43,7 +43,7 @@ from orchestrator.control.journal import Journal, JournalError
 from orchestrator.control.lifecycle import Life
 from orchestrator.control.plan_request import PlanRequest, Proposal
 from orchestrator.control.planning import NoPlan, make_plan
-from orchestrator.control.state import EpochId, State
+from orchestrator.control.state import EpochId, Intent, State
 from orchestrator.control.step import step
 
 log = logging.getLogger(__name__)
@@ -99,12 +99,36 @@ class Runner:
 
     async def stop(self) -> None:
         """End without ending any component. Idempotent."""
+        await self.halt()
+        self._journal.close()
+
+    async def close(self, reason: str) -> None:
+        """End, and have the journal say that the mesh is over: who reads it next starts anew.
+
+        Raises:
+            JournalError: that cannot be written.
+        """
+        await self.halt()
+        over = Intent(term=self.state.intent.term, transactions=self.state.intent.transactions)
+        note = Note(
+            id="stop", step="stop", subject="mesh", reason=reason, transaction=0, figures={}
+        )
+        try:
+            await asyncio.to_thread(self._journal.write, over, [note], time.time())
+        finally:
+            self._journal.close()
+
+    async def halt(self) -> None:
+        """Decide and act no more. Idempotent."""
         tasks = [*self._loops, *self._doing.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._loops = []
-        self._journal.close()
+
+    def history(self, after: int = 0, limit: int = 100) -> list[dict[str, object]]:
+        """See `Journal.history`."""
+        return self._journal.history(after, limit)
 
     async def ask(
         self, verb: str, target: str = "", number: int = 0, *, dry_run: bool = False

@@ -23,7 +23,9 @@ class Settings:
     client_fresh_s: float = 5.0
     """A shard that answered some dispatcher this recently lives, whatever probes say."""
     start_timeout_s: float = 300.0
-    """How long a component may take to start."""
+    """How long a shard or router may take to start."""
+    engine_start_timeout_s: float = 600.0
+    """How long an engine may take to start."""
     kill_timeout_s: float = 10.0
     """How long the end of a killed process may go unconfirmed before its place is filled again."""
     drain_timeout_s: float = 30.0
@@ -44,6 +46,8 @@ class Settings:
     """How long a new controller waits for components to describe themselves before it repairs."""
     min_copies: int = 1
     """Shards every key must live on."""
+    most_redundant: int | None = None
+    """Copies of a layer beyond those at most; None: as many as fit."""
     load_bytes_per_s: float = 200e6
     """What a shard is predicted to load; and the budget it is given for loading."""
     phase_factor: float = 3.0
@@ -55,6 +59,8 @@ class Settings:
     """Pause between two considerations of the load."""
     rebalance_cooldown_s: float = 30.0
     """Pause after a transaction before the load alone may start another."""
+    least_rows: float = 16.0
+    """Assignments per expert, seen since the last plan, before the load says anything."""
     least_gain: float = 0.02
     """Part of the experts' time a rebalance must save."""
     payback_s: float = 300.0

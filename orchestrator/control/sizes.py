@@ -31,7 +31,9 @@ def scale(turn: Turn) -> None:
 def members_of(turn: Turn, pool: str) -> list[str]:
     """Places of a pool that are to run, in the order of their numbers."""
     members = [
-        id for id, p in turn.intent.places.items() if p.pool == pool and p.wanted is Wanted.RUN
+        id
+        for id, p in turn.intent.places.items()
+        if p.pool == pool and p.wanted is Wanted.RUN and not p.spare
     ]
     return sorted(members, key=_number)
 

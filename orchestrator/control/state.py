@@ -47,7 +47,8 @@ class Description:
     incarnation: drawn by its process at start. revision: grows with every change in the process,
     so that of two descriptions the newer one is known. order: newest command it obeyed; failure:
     why that failed. capacity_bytes: for what it holds and loads; key_bytes: per kind of key.
-    rate: relative speed; serving: False as long as it starts.
+    rate: relative speed; call_rows: what each call costs it on top, in rows; serving: False as long
+    as it starts.
     """
 
     incarnation: int = 0
@@ -62,6 +63,7 @@ class Description:
     capacity_bytes: int = 0
     key_bytes: Mapping[str, int] = field(default_factory=dict)
     rate: float = 1.0
+    call_rows: float = 0.0
     serving: bool = True
 
     def bytes_of(self, keys: Keys) -> int:
@@ -172,12 +174,17 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What the journal keeps. keys: everything that must be placed; planned: the placement repairs
-    lead back to, made for the shards `planned_for`; orders, transactions: last numbers given;
-    cordoned_nodes: shards on them get no new copies; rules: at most one for a key."""
+    """What the journal keeps.
+
+    directory: addresses that dispatchers follow the mesh at. keys: everything that must be placed.
+    planned: the placement repairs lead back to, made for the shards `planned_for`. orders,
+    transactions: last numbers given. cordoned_nodes: shards on them get no new copies. rules: at
+    most one for a key.
+    """
 
     term: int = 1
     fingerprint: str = ""
+    directory: tuple[str, ...] = ()
     keys: Keys = NO_KEYS
     places: Mapping[str, Place] = field(default_factory=dict)
     planned: Copies = field(default_factory=dict)
@@ -271,6 +278,8 @@ class Facts:
     not_before_s: float = NEVER
     """No repair begins earlier: the pause after one that failed."""
     load: LoadModel = field(default_factory=LoadModel)
+    rows: float = 0.0
+    """Assignments per expert seen since the placement was last considered for its load."""
     planned_load: NDArray[np.float64] | None = None
     """[L, E] load the placement was last planned for."""
     considered_s: float = NEVER

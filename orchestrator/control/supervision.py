@@ -171,13 +171,10 @@ def _ask_start(turn: Turn, id: str, reason: str) -> None:
 
 def _start(turn: Turn, place: Place, component: Component) -> None:
     waited_s = turn.now_s - component.since_s
-    if waited_s >= turn.settings.start_timeout_s:
-        end(
-            turn,
-            place.id,
-            f"it did not start within {turn.settings.start_timeout_s:g} s",
-            kill=True,
-        )
+    engine = place.kind is Kind.ENGINE
+    limit_s = turn.settings.engine_start_timeout_s if engine else turn.settings.start_timeout_s
+    if waited_s >= limit_s:
+        end(turn, place.id, f"it did not start within {limit_s:g} s", kill=True)
     elif place.wanted is Wanted.STOP and place.id not in turn.epoch_copies():
         end(turn, place.id, "no longer wanted", kill=True)
     elif turn.now_s - component.asked_s >= turn.settings.retry_s:

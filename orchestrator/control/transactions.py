@@ -101,9 +101,9 @@ def publish(turn: Turn) -> None:
     """Tell dispatchers the newest epoch, again as long as the directory does not have it; and a new
     one where only the weights changed."""
     epoch = turn.intent.epoch
-    if epoch is None:
-        return
-    if not turn.recovering and _weights_moved(turn, epoch):
+    if epoch is None or turn.recovering:
+        return  # dispatchers have the last view; where its shards are has yet to be learned
+    if _weights_moved(turn, epoch):
         new = _next_epoch(turn, epoch.copies)
         turn.change_intent(epoch=new)
         text = ", ".join(f"{id} {weight:.2f}" for id, weight in sorted(new.weights.items()))

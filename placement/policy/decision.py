@@ -60,13 +60,16 @@ def decide(
     experts: ArrayLike,
     speed: ArrayLike,
     slots: ArrayLike,
+    offset: ArrayLike | None = None,
 ) -> Decision:
     """Weighs the placement `experts` [L, D, S] against `load` [L, E].
 
     planned: [L, E] the load of the last full plan, whatever nudges followed; only its shape counts.
-    speed: [D]; slots: [D] or [L, D]. Raises `ValueError` for input that does not fit.
+    speed: [D]; slots: [D] or [L, D]; offset: [D] constant cost per layer, in tokens.
+
+    Raises `ValueError` for input that does not fit.
     """
-    problem = check_problem(load, speed, slots)
+    problem = check_problem(load, speed, slots, offset=offset)
     now = problem.load
     before = check_load(planned, "planned")
     L, E = now.shape
@@ -76,7 +79,7 @@ def decide(
     change = np.abs(_normal(now) - _normal(before)).sum(axis=1) / 2
     bounds = layer_bounds(problem)
     times = layer_times(placed, problem)
-    ideal = now.sum() / problem.speed.sum()
+    ideal = (now.sum() + L * problem.offset.sum()) / problem.speed.sum()
     found = float(ideal / times.sum()) if times.any() else 1.0
     possible = float(ideal / bounds.sum()) if bounds.any() else 1.0
     gap = 1 - found / possible

@@ -37,6 +37,8 @@ class Situation:
     nudge_copies: int = 3
     """Copies per layer that a nudge may load."""
     min_copies: int = 1
+    offset: FloatArray | None = None
+    """[D] constant cost per layer, in tokens; None for none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +74,9 @@ def decided(seen: Situation) -> Step:
     """Keeps, nudges or re-plans for the expected load, as `decision.decide` says."""
     if seen.current is None or seen.planned_load is None:
         return _replan(seen, seen.load, "the first plan")
-    decision = decide(seen.load, seen.planned_load, seen.current, seen.speed, seen.slots)
+    decision = decide(
+        seen.load, seen.planned_load, seen.current, seen.speed, seen.slots, seen.offset
+    )
     if decision.action is Action.KEEP:
         return Step(Action.KEEP, None, decision.reason)
     if decision.action is Action.NUDGE:
@@ -90,7 +94,12 @@ POLICIES: dict[str, Policy] = {
 
 def _replan(seen: Situation, load: FloatArray, reason: str) -> Step:
     placement = plan_placement(
-        load, seen.speed, seen.slots, current=seen.current, min_copies=seen.min_copies
+        load,
+        seen.speed,
+        seen.slots,
+        current=seen.current,
+        offset=seen.offset,
+        min_copies=seen.min_copies,
     )
     return Step(Action.REPLAN, placement, reason)
 
@@ -102,6 +111,7 @@ def _nudge(seen: Situation, load: FloatArray, reason: str) -> Step:
         seen.slots,
         current=seen.current,
         max_moves_per_layer=seen.nudge_copies,
+        offset=seen.offset,
         min_copies=seen.min_copies,
     )
     return Step(Action.NUDGE, placement, reason)

@@ -91,7 +91,11 @@ class MeshProcess:
         self._folder = Path(tempfile.mkdtemp(prefix="e2e-"))
         # Short, because Unix sockets lie below it; its own, to see what is left there.
         self._run = Path(tempfile.mkdtemp(prefix="e"))
-        cluster = {"temp_dir": str(self._run), **config.get("cluster", {})}
+        cluster = {
+            "temp_dir": str(self._run),
+            "state_dir": str(self._folder / "state"),
+            **config.get("cluster", {}),
+        }
         path = write_config(self._folder, {**config, "cluster": cluster})
         self.out: list[str] = []
         self.err: list[str] = []

@@ -1,6 +1,7 @@
-"""A second mesh beside the first, with a router actor: it serves, loses parts, and goes.
+"""A second mesh beside the first, with a router actor: it serves, loses parts, gets them back, and
+goes.
 
-The tests are one story and run in this order: each takes something more from the mesh.
+The tests are one story and run in this order.
 """
 
 import json
@@ -17,8 +18,8 @@ from tests.e2e.mesh_process import MeshProcess, mesh_config, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.vllm]
 
-NOTICE_TIMEOUT_S = 6.0
-"""A look of the monitor each second, with room for a busy machine; measured 1 to 2 s."""
+REPLACE_TIMEOUT_S = 180.0
+"""A new process starts and loads: an engine takes 20 s on two free cores, far more on busy ones."""
 SUSPECT_TIMEOUT_S = 30.0
 """Five looks of a second each until one that hangs is suspected, and room for a busy machine."""
 IDLE_STOP_S = 30.0
@@ -55,44 +56,66 @@ def test_a_shard_that_hangs_is_suspected_until_it_answers(second: MeshProcess) -
         )
         health = second.get("/health")
         assert health.status_code == 503
-        assert f"shard {shard['id']} is suspect: has not answered for" in health.json()["reason"]
+        said = f"shard {shard['id']} is suspect: 5 probes in a row were not answered"
+        assert said in health.json()["reason"]
     finally:
         os.kill(shard["pid"], signal.SIGCONT)
     wait_until(lambda: second.get("/health").status_code == 200, SUSPECT_TIMEOUT_S, "recovered")
     assert second.complete() != ""
 
 
-def lose(second: MeshProcess, kind: ComponentKind) -> str:
-    """Kill a component; what the endpoint's health says once it is noticed."""
+def lose(second: MeshProcess, kind: ComponentKind) -> None:
+    """Kill a component; returns when another process has its place and the mesh serves again."""
     victim = second.component(kind)
     os.kill(victim["pid"], signal.SIGKILL)
-    wait_until(lambda: second.component(kind)["state"] == "dead", NOTICE_TIMEOUT_S, "noticed")
-    said = second.component(kind)
-    assert said["pid"] == victim["pid"]
-    assert said["detail"] == "its process died: killed from outside, out of memory, or crashed"
-    health = second.get("/health")
-    assert health.status_code == 503
-    reason: str = health.json()["reason"]
-    return reason
+
+    def is_replaced() -> bool:
+        now = second.component(kind)
+        return now["id"] == victim["id"] and now["pid"] not in (0, victim["pid"])
+
+    wait_until(is_replaced, REPLACE_TIMEOUT_S, f"{victim['id']} is replaced")
+    wait_until(
+        lambda: second.component(kind)["state"] == "ready"
+        and second.get("/health").status_code == 200,
+        REPLACE_TIMEOUT_S,
+        f"{victim['id']} is ready",
+    )  # fmt: skip
 
 
-def test_a_lost_router_is_told(second: MeshProcess) -> None:
-    assert "router router-0 is dead: its process died" in lose(second, ComponentKind.ROUTER)
+def test_a_killed_controller_is_not_missed(second: MeshProcess) -> None:
+    before, pids = second.complete(), {c["id"]: c["pid"] for c in second.status()["components"]}
+    os.kill(pids["controller"], signal.SIGKILL)
+    assert second.complete() == before
+
+    def is_back() -> bool:
+        answer = second.get("/api/v1/status")
+        if answer.status_code != 200:
+            return False
+        found = {c["id"]: c for c in answer.json()["components"]}
+        states = {c["state"] for c in found.values()}
+        return found["controller"]["pid"] != pids["controller"] and states == {"ready"}
+
+    wait_until(is_back, REPLACE_TIMEOUT_S, "the controller is back and knows every component")
+    now = {c["id"]: c["pid"] for c in second.status()["components"]}
+    assert {id: pid for id, pid in now.items() if id != "controller"} == {
+        id: pid for id, pid in pids.items() if id != "controller"
+    }
+    assert second.complete() == before
 
 
-def test_a_lost_shard_is_told_with_what_it_held(second: MeshProcess) -> None:
-    reason = lose(second, ComponentKind.SHARD)
-    assert "experts have no living replica" in reason
-    assert "shard nvidia-0 is dead: its process died" in reason
+@pytest.mark.parametrize("kind", [ComponentKind.ROUTER, ComponentKind.SHARD])
+def test_a_killed_part_is_replaced(second: MeshProcess, kind: ComponentKind) -> None:
+    before = second.complete()
+    lose(second, kind)
+    assert second.complete() == before
 
 
-def test_a_lost_engine_takes_its_children_along(second: MeshProcess) -> None:
+def test_a_killed_engine_is_replaced_and_takes_its_children_along(second: MeshProcess) -> None:
+    before = second.complete()
+    (core,) = [p for p in second.living() if "EngineCore" in p]
     lose(second, ComponentKind.ENGINE)
-    cores = [p for p in second.living() if "EngineCore" in p]
-    assert cores == []
-    answer = second.post("/v1/completions", {"model": "tiny", "prompt": "x"})
-    assert answer.status_code == 503
-    assert answer.json()["error"]["type"] == "service_unavailable_error"
+    assert core not in second.living()
+    assert second.complete() == before
 
 
 def test_every_component_logs_json(second: MeshProcess) -> None:

@@ -53,7 +53,6 @@ def test_everything_dies_with_a_killed_serve(tiny_model: Path) -> None:
     [
         ("raylet/raylet ", "error: Ray's raylet has ended, and with it the mesh: start it again"),
         ("gcs_server", "error: Ray's gcs_server has ended, and with it the mesh: start it again"),
-        ("ray::Controller", "error: the controller ended: its process died: killed from outside"),
     ],
 )
 def test_a_killed_part_of_the_session_ends_it(tiny_model: Path, victim: str, said: str) -> None:
@@ -68,6 +67,21 @@ def test_a_killed_part_of_the_session_ends_it(tiny_model: Path, victim: str, sai
         (kept,) = mesh.left_over()
         files = [path for path in Path(kept).rglob("*") if not path.is_dir()]
         assert [path for path in files if not path.is_relative_to(logs)] == []
+
+
+@pytest.mark.vllm
+def test_a_controller_killed_while_it_starts_a_mesh_goes_on(tiny_model: Path) -> None:
+    with MeshProcess(mesh_config(tiny_model, "orphan")) as mesh:
+        mesh.wait_for("Start expert shards ...")
+        wait_until(lambda: any("ray::ExpertShard" in p for p in mesh.living()), 120, "a shard")
+        mesh.kill("ray::Controller")
+        mesh.wait_for("ready at")
+        assert mesh.complete() != ""
+        shards = [p for p in mesh.living() if "ray::ExpertShard" in p]
+        assert len(shards) == 2, "the ones that lived were found"
+        mesh.signal(signal.SIGTERM)
+        assert mesh.wait(STOP_S) == 0, mesh.transcript
+        assert mesh.left_over() == []
 
 
 @pytest.mark.vllm

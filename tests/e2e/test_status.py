@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.vllm]
 def test_json_lists_every_component(mesh: MeshProcess) -> None:
     status = mesh.status()
     assert (status["mesh"], status["model"], status["ready"]) == ("shared", "tiny", True)
-    assert (status["epoch"], status["router_mode"]) == (1, "embedded")
+    assert (status["epoch"] >= 1, status["router_mode"]) == (True, "embedded")
     listed = {c["id"]: (c["kind"], c["pool"], c["emulated"]) for c in status["components"]}
     assert listed == {
         "controller": ("controller", None, False),
@@ -67,7 +67,7 @@ def test_table_for_people(mesh: MeshProcess) -> None:
     done = run_cli("status", "--url", mesh.url)
     assert (done.returncode, done.stderr) == (0, "")
     head, _, columns, *rows = done.stdout.splitlines()
-    assert head.startswith("shared serves tiny: ready (1 of 1 engines ready), plan epoch 1")
+    assert head.startswith("shared serves tiny: ready (1 of 1 engines ready), plan epoch ")
     assert columns.split() == ["ID", "POOL", "STATE", "NODE", "PID", "MEMORY", "SLOTS", "SPEED"]
     ids = ["controller", "nvidia-0", "ascend-0", "engine-0", "gateway"]
     assert [row.split()[0] for row in rows] == ids

@@ -1,31 +1,17 @@
 """Small meshes for tests of the controller's parts."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from ray.actor import ActorHandle
 
 from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
 from actors.wire.address import Address
-from orchestrator.components import Component
-from orchestrator.status import ComponentKind, ComponentState
 from placement.epoch import EMPTY_SLOT, PlanEpoch
 
 NO_HANDLE = cast(ActorHandle, None)
 """For components whose actor a test does not call."""
-
-
-def component(
-    name: str,
-    kind: ComponentKind,
-    state: ComponentState = ComponentState.READY,
-    detail: str = "",
-    handle: Any = NO_HANDLE,
-) -> Component:
-    made = Component(name, kind, handle)
-    made.state, made.detail = state, detail
-    return made
 
 
 def epoch(held: Sequence[Sequence[int]], num_experts: int = 4) -> PlanEpoch:

@@ -8,8 +8,8 @@ def host(node: str, free_bytes: int, limit_bytes: int | None = None) -> ShardMem
 
 
 def test_shards_of_one_host_divide_what_is_free() -> None:
-    # Measured one after another: the least is what there is.
-    assert memory_of_shards([host("a", 1000), host("a", 900), host("b", 700)]) == [450, 450, 700]
+    # One that was replaced measured what the other had left free.
+    assert memory_of_shards([host("a", 1000), host("a", 600), host("b", 700)]) == [500, 500, 700]
 
 
 def test_what_others_were_promised_is_not_free() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from actors.wire.security import HANDSHAKE_ONLY, Protection, TcpSecurity
-from orchestrator.bring_up import tcp_security
 from orchestrator.config.schema import MeshConfig
+from orchestrator.runtime.mesh import tcp_security
 
 
 def security_of(folder: Path, **sections: dict[str, object]) -> TcpSecurity:

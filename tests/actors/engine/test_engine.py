@@ -7,8 +7,10 @@ import pytest
 
 from actors.engine.config import EngineConfig
 from actors.engine.messages import HttpRequest, Refusal, ResponseStart
+from orchestrator.control.lifecycle import Kind
 from orchestrator.core_shares import CoreShares
 from orchestrator.engine_settings import EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR
+from orchestrator.runtime.names import ActorName
 from tests.checkpoints.make import make_checkpoint
 from tests.orchestrator.gateway.ray_fakes import private_ray
 
@@ -38,7 +40,8 @@ def start_engine(name, model, **flags):
 
     flags = {EXECUTOR_FLAG: ONE_PROCESS_EXECUTOR, "enforce_eager": True, **flags}
     config = EngineConfig(engine_id=name, model=model, served_model_name="tiny", flags=flags)
-    return cluster.start_engine(config, {}, CoreShares(1, 0.0), max_concurrency=1)
+    actor_name = ActorName(Kind.ENGINE, name, 1)
+    return cluster.start_engine(actor_name, config, {}, CoreShares(1, 0.0), max_concurrency=1)
 
 
 def handle(engine, request=REQUEST):

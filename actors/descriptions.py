@@ -1,0 +1,69 @@
+"""What the processes of a mesh say of themselves, whoever asks and however often."""
+
+from dataclasses import dataclass
+
+from actors.shard.holdings import Held
+from placement.cost_model import DeviceCost
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDescription:
+    """incarnation: of this process, what its links' WELCOME says. fingerprint: of the checkpoint.
+
+    free_bytes: memory for weights that the device had before any was loaded. cost: of its calls,
+    None before it was measured. held: what it holds and loads, and the newest command it obeyed.
+    memory_bytes: of the weights held. busy_s: time its kernel computed since the start.
+    """
+
+    incarnation: int
+    pid: int
+    node: str
+    addresses: tuple[str, ...]
+    fingerprint: str
+    kernel: str
+    bytes_per_expert: int
+    free_bytes: int
+    cost: DeviceCost | None
+    held: Held
+    state: str
+    detail: str
+    memory_bytes: int
+    calls: int
+    failed_calls: int
+    busy_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RouterDescription:
+    """incarnation: what its links' WELCOME says. epoch: number of the plan epoch it follows."""
+
+    incarnation: int
+    pid: int
+    node: str
+    addresses: tuple[str, ...]
+    state: str
+    epoch: int
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDescription:
+    """incarnation: drawn when its process started. memory_bytes: of its parameters, None where they
+    were not counted. in_flight: requests it was handed; running, waiting: what vLLM's scheduler
+    makes of them; kv_used: part of the KV cache in use.
+    """
+
+    incarnation: int
+    pid: int
+    node: str
+    state: str
+    detail: str
+    memory_bytes: int | None
+    in_flight: int
+    max_running: int
+    running: int = 0
+    waiting: int = 0
+    kv_used: float = 0.0
+
+
+Said = ShardDescription | RouterDescription | EngineDescription

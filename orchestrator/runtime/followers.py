@@ -1,0 +1,74 @@
+"""Dispatchers follow the mesh's epochs through the directory: the real `clients.Followers`."""
+
+import asyncio
+from collections.abc import Mapping
+
+from actors.descriptions import ShardDescription
+from actors.dispatch.mesh_view import MeshView, Peer
+from actors.dispatch.view_source import NO_VERSION
+from orchestrator.control.lifecycle import Kind
+from orchestrator.control.state import EpochId, State
+from orchestrator.directory import Directory, Subscriber
+from orchestrator.runtime.components import RayComponents
+from orchestrator.runtime.describing import cost_of
+from orchestrator.runtime.epoch_view import PeerKey, peer_of, view_of
+from orchestrator.runtime.mesh import Mesh
+
+
+class DirectoryFollowers:
+    """Publishes epochs as views. view: the last one."""
+
+    def __init__(self, directory: Directory, mesh: Mesh, components: RayComponents) -> None:
+        self.view: MeshView | None = None
+        self._directory = directory
+        self._mesh = mesh
+        self._components = components
+        self._peers: dict[PeerKey, Peer] = {}
+        """Also of processes that have ended: an epoch may name them still."""
+
+    async def publish(self, state: State) -> None:
+        """See `clients.Followers`."""
+        epoch = state.intent.epoch
+        assert epoch is not None
+        self._meet(state)
+        if self.view is None or tuple(epoch.id) > (
+            self.view.version.term,
+            self.view.version.number,
+        ):
+            # Large tables, made while the loop goes on.
+            self.view = await asyncio.to_thread(view_of, state, self._mesh, dict(self._peers))
+        await self._directory.publish(self.view)
+        self._components.placed.set()
+
+    def adopted(self) -> Mapping[str, EpochId | None]:
+        """See `clients.Followers`."""
+        return {
+            _id(one): None if one.version == NO_VERSION else _epoch_id(one)
+            for one in self._directory.subscribers
+        }
+
+    def evict(self, dispatcher: str) -> None:
+        """See `clients.Followers`."""
+        for subscriber in self._directory.subscribers:
+            if _id(subscriber) == dispatcher:
+                self._directory.evict(subscriber)
+
+    def _meet(self, state: State) -> None:
+        for id, component in state.facts.components.items():
+            place = state.intent.places.get(id)
+            if place is None or not component.said.addresses:
+                continue
+            peer = peer_of(id, component.said)
+            said = self._components.said(id, component.generation)
+            if place.kind is Kind.SHARD and isinstance(said, ShardDescription):
+                cost = cost_of(said, self._mesh.pool(place.pool))
+                peer = peer_of(id, component.said, cost)
+            self._peers[id, component.said.incarnation] = peer
+
+
+def _id(subscriber: Subscriber) -> str:
+    return f"{subscriber.role} {subscriber.pid} on {subscriber.node.partition('/')[0]}"
+
+
+def _epoch_id(subscriber: Subscriber) -> EpochId:
+    return EpochId(subscriber.version.term, subscriber.version.number)

@@ -1,0 +1,204 @@
+"""One process of the mesh, as the controller reaches it: the real `clients.ShardClient`."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+
+from actors.descriptions import EngineDescription, Said, ShardDescription
+from actors.engine.lifecycle import EngineState
+from actors.watched import Watcher
+from actors.wire.node import node_id
+from orchestrator import cluster
+from orchestrator.control.actions import Prepare, Retire
+from orchestrator.control.clients import Command, Gone
+from orchestrator.control.lifecycle import Kind
+from orchestrator.control.state import Description
+from orchestrator.probe import Probe
+from orchestrator.root_cause import DYING_WORDS_LINES, cause_in_log, cause_of, is_pointer
+from orchestrator.runtime.names import ActorName
+
+log = logging.getLogger(__name__)
+
+END_TIMEOUT_S = 8.0
+"""How long the end of a killed process is waited for before it counts as unconfirmed."""
+STOP_TIMEOUT_S = 15.0
+"""How long a process may take to close what it has open."""
+RAY_TITLE = "ray::"
+"""How the titles of Ray's Python processes begin."""
+
+Describe = Callable[[ActorName, Said], Description]
+
+
+class Process:
+    """An actor with its name, and what it said last.
+
+    died: done when its process has ended, with what there is to say about that.
+    """
+
+    def __init__(
+        self,
+        name: ActorName,
+        handle: ActorHandle,
+        describe: Describe,
+        logs: Path,
+        *,
+        probe_timeout_s: float,
+        drain_timeout_s: float,
+    ) -> None:
+        """logs: folder of this machine's Ray worker logs; those of other machines stay there."""
+        self.name = name
+        self.handle = handle
+        self.said: Said | None = None
+        self.died: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._describe = describe
+        self._logs = logs
+        self._probe_timeout_s = probe_timeout_s
+        self._drain_timeout_s = drain_timeout_s
+        self._probe: Probe[Said] = Probe(self._ask)
+        self._watching: asyncio.Task[None] | None = None
+
+    # -- ComponentClient
+
+    async def describe(self) -> Description:
+        """Raises TimeoutError: no answer in time. Gone: it has ended, or serves no more."""
+        try:
+            said = await self._probe.ask(self._probe_timeout_s)
+        except ActorUnavailableError as error:
+            raise TimeoutError(f"{self.name.id} cannot be reached") from error
+        except RayActorError as error:
+            raise Gone(self._lose(error)) from error
+        return self._take(said)
+
+    async def obey(self, command: Command) -> Description:
+        """Do the command; returns when it is done, superseded or failed.
+
+        Raises:
+            Gone: it has ended.
+        """
+        order = tuple(command.order)
+        call: Awaitable[Said]
+        try:
+            if isinstance(command, Prepare):
+                assert isinstance(self.said, ShardDescription)
+                most_bytes = self._describe(self.name, self.said).capacity_bytes
+                keys = frozenset(map(tuple, command.keys))
+                call = self.handle.prepare.remote(order, keys, most_bytes, command.bytes_per_s)
+            elif isinstance(command, Retire):
+                call = self.handle.retire.remote(order, frozenset(map(tuple, command.keys)))
+            else:
+                call = self.handle.cancel.remote(order)
+            return self._take(await call)
+        except ActorUnavailableError as error:
+            raise TimeoutError(f"{self.name.id} cannot be reached") from error
+        except RayActorError as error:
+            raise Gone(self._lose(error)) from error
+
+    async def end(self, *, kill: bool) -> str:
+        """See `clients.ComponentClient`. Ends an engine only when its requests are done, or after
+        `controller.drain_timeout_s`."""
+        if not kill:
+            if self.name.kind is Kind.ENGINE:
+                timeout_s = self._drain_timeout_s
+                await bounded(self.handle.drain.remote(timeout_s), timeout_s + 1)
+            await bounded(self.handle.stop.remote(), STOP_TIMEOUT_S)
+        self.kill()
+        try:
+            async with asyncio.timeout(END_TIMEOUT_S):
+                return await asyncio.shield(self.died)
+        except TimeoutError:
+            raise TimeoutError(f"the end of {self.name} is not confirmed") from None
+
+    # -- its life
+
+    async def start(self) -> None:
+        """Returns when it serves.
+
+        Raises:
+            Gone: its process ended. RayError: it refuses to start; says why.
+        """
+        try:
+            await self.handle.start.remote()
+        except RayActorError as error:
+            raise Gone(self._lose(error)) from error
+        self._take(await self._ask())
+
+    def watch(self, watcher: Watcher, told: Callable[[str], None]) -> None:
+        """Have `told` called with the reason as soon as the process has ended."""
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch(watcher, told))
+
+    async def _watch(self, watcher: Watcher, told: Callable[[str], None]) -> None:
+        while not self.died.done():
+            try:
+                await self.handle.hold.remote(watcher)
+                return  # it is about to end in order, or a later controller watches
+            except ActorUnavailableError:
+                await asyncio.sleep(self._probe_timeout_s)
+            except RayActorError as error:
+                told(self._lose(error))
+            except RayError as error:
+                log.warning("%s cannot be watched: %s", self.name, cause_of(error))
+                return
+
+    def kill(self) -> None:
+        """End the process at once; one that is stopped by a signal does not hear Ray."""
+        with contextlib.suppress(psutil.Error, OSError):
+            if self.said is not None and self.said.node == node_id():
+                process = psutil.Process(self.said.pid)
+                if process.cmdline()[0].startswith(RAY_TITLE):
+                    os.kill(process.pid, signal.SIGKILL)
+        cluster.kill(self.handle)
+
+    def forget(self) -> None:
+        """Watch it no more."""
+        if self._watching is not None:
+            self._watching.cancel()
+
+    def why_it_failed(self, error: RayError) -> str:
+        """The exception's own cause, or the log's where the exception only points there."""
+        cause = cause_of(error)
+        pid = self.said.pid if self.said else 0
+        if isinstance(error, RayActorError):
+            return cause_in_log(self._logs, pid, DYING_WORDS_LINES) or cause
+        if is_pointer(cause):
+            return cause_in_log(self._logs, pid) or cause
+        return cause
+
+    # -- inside
+
+    async def _ask(self) -> Said:
+        said: Said = await self.handle.describe.remote()
+        return said
+
+    def _take(self, said: Said) -> Description:
+        self.said = said
+        if isinstance(said, EngineDescription) and said.state == EngineState.DEAD:
+            # Its actor lives and refuses requests; nothing of it is of use any more.
+            self.kill()
+            raise Gone(said.detail)
+        return self._describe(self.name, said)
+
+    def _lose(self, error: RayActorError) -> str:
+        why = self.why_it_failed(error)
+        if not self.died.done():
+            self.died.set_result(why)
+        return self.died.result()
+
+
+async def bounded(answer: Awaitable[Any], timeout_s: float) -> None:
+    """Wait for an answer that one can do without."""
+    try:
+        await asyncio.wait_for(answer, timeout_s)
+    except TimeoutError:
+        log.warning("while stopping: no answer within %g s", timeout_s)
+    except RayError as error:
+        log.warning("while stopping: %s", cause_of(error))
