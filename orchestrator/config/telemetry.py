@@ -25,9 +25,13 @@ class TelemetryConfig(Section):
     history: Count = 300
     """Looks that the gateway keeps for the page's curves."""
     otlp_endpoint: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = None
-    """Collector that gets all metrics as OTLP, such as `http://127.0.0.1:4317` (gRPC) or
-    `http://127.0.0.1:4318/v1/metrics` (HTTP); unset: nothing is sent anywhere."""
+    """Collector that gets all metrics, and traces where there are any, as OTLP, such as
+    `http://127.0.0.1:4317` (gRPC) or `http://127.0.0.1:4318` (HTTP); unset: nothing is sent
+    anywhere."""
     otlp_protocol: OtlpProtocol = OtlpProtocol.GRPC
     """`grpc` or `http`."""
     otlp_interval_s: Seconds = 15.0
-    """Time between two exports."""
+    """Time between two exports of metrics."""
+    trace_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Part of the requests that is traced where the caller's `traceparent` does not decide; 0:
+    those alone whose caller wants it. Needs `otlp_endpoint`."""

@@ -35,10 +35,13 @@ from orchestrator.gateway.retry_after import RetryAfter
 from orchestrator.gateway.route_prefix import WithoutPrefix
 from orchestrator.gateway.routes import INFERENCE_ROUTES
 from orchestrator.gateway.telemetry import Telemetry
+from orchestrator.gateway.tracing import Tracing
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus
 from orchestrator.telemetry.observer import Observer
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
     from orchestrator.telemetry.otlp import OtlpPush
 
 logger = logging.getLogger(__name__)
@@ -163,6 +166,8 @@ def build_app(
         lambda: pool.controller_silence_s,
     )
 
+    traces = _traces(config)
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         loops = [gateway.poll(), observer.run(), last.poll()]
@@ -173,6 +178,8 @@ def build_app(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for provider in traces:
+            await asyncio.to_thread(provider.shutdown)
 
     routes = [
         Route(path, inference, methods=list(methods)) for path, methods in INFERENCE_ROUTES.items()
@@ -194,6 +201,7 @@ def build_app(
         middleware=[
             Middleware(WithoutPrefix),
             Middleware(RetryAfter, seconds=config.retry_after_s),
+            *(Middleware(Tracing, provider=provider) for provider in traces),
             Middleware(Observation, metrics=metrics),
             Middleware(
                 KeyCheck, digests=key_digests | admin_digests if key_digests else key_digests
@@ -211,6 +219,17 @@ def _otlp(config: GatewayConfig) -> "OtlpPush":
     endpoint = config.telemetry.otlp_endpoint
     assert endpoint is not None
     return OtlpPush(exporter_to(endpoint, config.telemetry.otlp_protocol), config.mesh)
+
+
+def _traces(config: GatewayConfig) -> "list[TracerProvider]":
+    """One, or none where nothing is exported."""
+    settings = config.telemetry
+    if settings.otlp_endpoint is None:
+        return []
+    from orchestrator.gateway.tracing import span_exporter, tracer_provider
+
+    exporter = span_exporter(settings.otlp_endpoint, settings.otlp_protocol)
+    return [tracer_provider(exporter, config.mesh, settings.trace_ratio)]
 
 
 def _unhealthy(reason: str) -> Response:

@@ -41,8 +41,16 @@ _CUMULATIVE = AggregationTemporality.CUMULATIVE
 _Labels = tuple[tuple[str, str], ...]
 
 
+def signal_endpoint(endpoint: str, protocol: OtlpProtocol, signal: str) -> str:
+    """Where a collector at `endpoint` takes metrics or traces: over HTTP each has a path."""
+    if protocol is OtlpProtocol.GRPC:
+        return endpoint
+    return f"{endpoint.rstrip('/')}/v1/{signal}"
+
+
 def exporter_to(endpoint: str, protocol: OtlpProtocol) -> MetricExporter:
     """The SDK's exporter for a collector; it connects when it first sends."""
+    endpoint = signal_endpoint(endpoint, protocol, "metrics")
     if protocol is OtlpProtocol.GRPC:
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (
             OTLPMetricExporter as Grpc,
