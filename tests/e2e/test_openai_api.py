@@ -88,7 +88,9 @@ def test_requests_side_by_side_do_not_mix(mesh: MeshProcess) -> None:
     alone = [mesh.complete(prompt) for prompt in prompts]
     with ThreadPoolExecutor(8) as threads:
         together = list(threads.map(mesh.complete, prompts))
-    assert len(set(alone)) > 1
+    assert len(set(alone)) == len(prompts), "an answer tells whose it is"
+    for own, answer in zip(alone, together, strict=True):
+        assert answer == own or answer not in alone
     # Kernels are not bit-equal across batch sizes, and this model is random: ties may fall apart.
     assert sum(a == t for a, t in zip(alone, together, strict=True)) >= 6
 

@@ -13,12 +13,12 @@ import pytest
 from actors.dispatch.mesh_view import MeshView, ViewVersion
 from actors.dispatch.subscription import Subscription
 from actors.dispatch.view_coding import decode_view, encode_view
-from actors.dispatch.view_messages import AdoptedHead, HelloHead
+from actors.dispatch.view_messages import FROM_DIRECTORY, AdoptedHead, HelloHead
 from actors.dispatch.view_source import NO_VERSION
 from actors.wire.address import Address, connect
 from actors.wire.frame import RowCoding
 from actors.wire.handshake import OPENING_BYTES, HandshakeError, greet_server
-from actors.wire.messages import PREFIX, Head, pack, receive_message
+from actors.wire.messages import PREFIX, Head, pack, read_head, receive_message
 from orchestrator.directory import MAX_HEAD_BYTES, Directory
 from tests.actors.dispatch.views import content
 from tests.orchestrator.building import epoch, view
@@ -263,6 +263,41 @@ def test_a_slow_reader_gets_the_newest_view_and_costs_no_memory(tmp_path: Path) 
 def waiting_bytes(directory: Directory) -> int:
     """In this process, on their way to all subscribers."""
     return sum(channel.unsent_bytes for channel in directory._channels.values())
+
+
+def test_subscribers_are_known_by_what_they_said(tmp_path: Path, caplog) -> None:
+    async def test(directory: Directory, local: Address, _: Address) -> None:
+        reader = Reader(local)
+        await until(lambda: bool(directory.subscribers))
+        (known,) = directory.subscribers
+        assert (known.role, known.pid, known.node) == ("engine", 1, "n")
+        directory.evict(known)
+        assert caplog.messages == [
+            "engine (process 1 on n) does not follow the mesh: closing its connection"
+        ]
+        reader.close()
+
+    run(test, tmp_path)
+
+
+def test_what_differs_is_sent_to_who_has_the_view_before(tmp_path: Path) -> None:
+    async def test(directory: Directory, local: Address, _: Address) -> None:
+        await directory.publish(view(1, "first"))
+        reader = Reader(local)
+        first = await reader.receive()
+        for number in (2, 3):
+            await directory.publish(view(number, f"view {number}"))
+            head, body = await asyncio.to_thread(receive_message, reader.sock)
+            assert read_head(FROM_DIRECTORY, head).base == (1, number - 1)
+            reader.view = decode_view(head, body, reader.view)
+        assert content(reader.view) == content(view(3, "view 3"))
+        late = Reader(local)
+        assert content(await late.receive()) == content(view(3, "view 3")), "whole"
+        assert first.version < reader.view.version
+        late.close()
+        reader.close()
+
+    run(test, tmp_path)
 
 
 # -- the secret

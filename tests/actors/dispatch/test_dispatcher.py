@@ -30,6 +30,7 @@ from tests.actors.fakes import (
 
 SECRET = b"a test's secret"
 HALVES = [{0: [0, 1, 2, 3], 1: [0, 1, 2, 3]}, {0: [4, 5, 6, 7], 1: [4, 5, 6, 7]}]
+THIRDS = [{0: part, 1: part} for part in ([0, 1, 2], [3, 4, 5], [6, 7])]
 # Experts 2-5 have a replica on both shards.
 OVERLAP = [{0: [0, 1, 2, 3, 4, 5], 1: [0, 1, 2, 3]}, {0: [2, 3, 4, 5, 6, 7], 1: [4, 5, 6, 7]}]
 
@@ -146,18 +147,23 @@ def fp8_and_back(rows: torch.Tensor) -> torch.Tensor:
 
 
 def test_sums_are_added_in_shard_order_and_rounded_once(mesh: Mesh) -> None:
-    """The same bits as plain torch: fp32 partial sums, ascending shards, one rounding."""
-    addresses = [mesh.add(part) for part in HALVES]
-    dispatcher = Dispatcher(StaticViews(view(epoch(HALVES), addresses)), SECRET)
+    """The same bits as plain torch: fp32 partial sums, ascending shards, one rounding. The first
+    two sums are large and cancel: added in between, the third one loses bits."""
+    addresses = [mesh.add(part) for part in THIRDS]
+    dispatcher = Dispatcher(StaticViews(view(epoch(THIRDS), addresses)), SECRET)
     for tokens in (1, 33, 700):
         rows, weights, ids = batch(tokens, seed=tokens)
-        total = torch.zeros(rows.shape)
-        for held, kernel in zip(HALVES, mesh.kernels, strict=True):
-            token, choice = torch.isin(ids, torch.tensor(held[0])).nonzero(as_tuple=True)
-            total += kernel.compute(
-                0, rows, token.int(), ids[token, choice].int(), weights[token, choice]
-            )
-        assert torch.equal(run(dispatcher, 0, rows, weights, ids), total.to(torch.bfloat16))
+        ids = torch.tensor([[0, 3, 7]], dtype=ids.dtype).repeat(tokens, 1)
+        weights = torch.tensor([[2.0**24, -(2.0**22), 1.0]]).repeat(tokens, 1)
+        token = torch.arange(tokens, dtype=torch.int32)
+        sums = [
+            kernel.compute(0, rows, token, ids[:, choice].int(), weights[:, choice])
+            for choice, kernel in enumerate(mesh.kernels)
+        ]
+        wanted = (sums[0] + sums[1] + sums[2]).to(torch.bfloat16)
+        assert not torch.equal(wanted, (sums[0] + sums[2] + sums[1]).to(torch.bfloat16))
+        assert not torch.equal(wanted, (sums[1] + sums[2] + sums[0]).to(torch.bfloat16))
+        assert torch.equal(run(dispatcher, 0, rows, weights, ids), wanted)
     dispatcher.close()
 
 
