@@ -12,6 +12,7 @@ from typing import Any
 
 from actors.engine.messages import EngineReply, HttpRequest, ResponseStart
 from benchmarks.harness.local_mesh import environment
+from tests.orchestrator.gateway.fakes import PLACEMENT, VIEW
 
 NAMESPACE = "gateway-test"
 CONTROLLER = "controller"
@@ -64,6 +65,7 @@ class FakeController:
 
     def __init__(self, engines: list[str]) -> None:
         self._engines = engines
+        self._lines: list[dict[str, Any]] = []
 
     async def status(self) -> dict[str, Any]:
         return {
@@ -75,6 +77,24 @@ class FakeController:
             "router_mode": "embedded",
             "components": [],
         }
+
+    async def view(self) -> dict[str, Any]:
+        return VIEW.model_dump(mode="json")
+
+    async def placement(self) -> dict[str, Any]:
+        return PLACEMENT.model_dump(mode="json")
+
+    async def history(self, after: int, limit: int) -> list[dict[str, Any]]:
+        return [line for line in self._lines if line["number"] > after][:limit]
+
+    async def ask(self, verb: str, target: str, number: int, dry_run: bool) -> tuple[bool, str]:
+        """Refuses what is of no pool `a`; the history says what was done."""
+        if not target.startswith("a"):
+            return False, f"unknown component {target!r}"
+        reason = f"{verb} {target} {number} {dry_run}"
+        line = {"number": len(self._lines) + 1, "wall_s": 1.0, "subject": target, "step": verb}
+        self._lines.append({**line, "transaction": 0, "reason": reason, "figures": {}})
+        return True, reason
 
     async def engines(self) -> list[dict[str, str]]:
         return [{"id": name, "state": "ready", "actor_name": name} for name in self._engines]

@@ -1,5 +1,6 @@
 """The gateway on Ray Serve, in front of engine actors that are fakes."""
 
+import json
 import os
 import signal
 import socket
@@ -9,11 +10,13 @@ import time
 import httpx
 import pytest
 
+from orchestrator.api.models import ClusterView
 from orchestrator.errors import UserError
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.deploy import deploy_gateway, remove_gateway
 from orchestrator.gateway.ray_mesh import RayMesh
+from tests.orchestrator.gateway.fakes import VIEW
 from tests.orchestrator.gateway.ray_fakes import (
     CONTROLLER,
     NAMESPACE,
@@ -74,6 +77,24 @@ def test_answers_and_keys(client):
     assert client.post(PATH, json={}, headers={"authorization": "Bearer no"}).status_code == 401
     assert client.get("/v1/load_lora_adapter").status_code == 404
     assert client.get("/api/v1/status").json()["epoch"] == 1
+
+
+def test_views_verbs_and_events_pass_through_ray_and_serves_proxy(client):
+    cluster = client.get("/api/v1/cluster").json()
+    assert cluster.pop("stale_s") == 0
+    assert ClusterView.model_validate(cluster) == VIEW
+    assert client.get("/api/v1/placement").json()["experts"] == 2
+    done = client.post("/api/v1/scale", json={"pool": "a", "size": 3})
+    assert done.json() == {"verb": "scale", "text": "scale a 3 False", "dry_run": False}
+    refused = client.post("/api/v1/drain", json={"target": "b-0"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "refused")
+    with client.stream("GET", "/api/v1/events?follow=1&after=0") as stream:
+        lines = stream.iter_lines()
+        assert next(line for line in lines if line.startswith("id: ")) == "id: 1"
+        client.post("/api/v1/cordon", json={"target": "a-0"})
+        data = [next(line for line in lines if line.startswith("data: ")) for _ in range(2)]
+    reasons = [json.loads(line.removeprefix("data: "))["reason"] for line in data]
+    assert reasons == ["scale a 3 False", "cordon a-0 0 False"]
 
 
 def test_events_arrive_while_they_are_made(client):
