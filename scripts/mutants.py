@@ -43,7 +43,7 @@ PARTS = {
         ("orchestrator/directory*.py",),
         ("tests/orchestrator/test_directory.py", "tests/orchestrator/test_directory_security.py"),
     ),
-    "wire": Part(("actors/wire/*.py",), ("tests/actors/wire", "tests/actors/dispatch")),
+    "wire": Part(("actors/wire/*.py",), ("tests/actors/wire",)),
     "dispatch": Part(("actors/dispatch/*.py",), ("tests/actors/dispatch",)),
     "placement": Part(("placement/*.py",), ("tests/placement",)),
 }
