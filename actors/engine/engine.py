@@ -283,7 +283,9 @@ class Engine:
 
         flags = {
             "disable_fastapi_docs": True,
-            "enforce_eager": starts_eagerly(current_platform.is_cpu()),
+            "enforce_eager": starts_eagerly(
+                current_platform.is_cpu(), self._config.flags.get("tensor_parallel_size", 1)
+            ),
             "worker_extension_cls": _EXTENSION,
             **self._config.flags,
         }

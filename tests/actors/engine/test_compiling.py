@@ -26,6 +26,12 @@ def test_a_cpu_without_a_compiler_is_served_eagerly(tools):
     assert not starts_eagerly(on_cpu=True)
 
 
+def test_several_ranks_on_cpus_are_served_eagerly(tools):
+    tools("g++")
+    assert starts_eagerly(on_cpu=True, ranks=2)
+    assert not starts_eagerly(on_cpu=False, ranks=2)
+
+
 def test_the_compiler_may_be_another_one(tools, monkeypatch):
     tools("clang++")
     assert not has_cpp_compiler()
