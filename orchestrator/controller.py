@@ -289,14 +289,14 @@ class Controller:
         return found
 
     async def expert_load(self) -> dict[str, Any]:
-        """`ExpertLoad` as JSON values: since this controller started."""
+        """`ExpertLoad.to_arrays`: since this controller started."""
         assert self._collector is not None
         keys = self._state.intent.keys
         layers = tuple(sorted({key.group for key in keys}))
         experts = len(keys) // len(layers)
         return sum_load(
             self._config.model.name, layers, dict(self._collector.totals), experts
-        ).to_json()
+        ).to_arrays()
 
     async def view(self) -> dict[str, Any]:
         """`ClusterView` as JSON values."""

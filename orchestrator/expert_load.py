@@ -25,8 +25,19 @@ class ExpertLoad:
             "by_shard": {shard: counts.tolist() for shard, counts in self.by_shard.items()},
         }
 
+    def to_arrays(self) -> dict[str, Any]:
+        """The same with arrays for lists: between processes of the mesh, where lists of a large
+        model's counts would take seconds of the controller's loop."""
+        return {
+            "model": self.model,
+            "layers": list(self.layers),
+            "counts": self.counts,
+            "by_shard": self.by_shard,
+        }
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ExpertLoad":
+        """From either form."""
         return cls(
             data["model"],
             tuple(data["layers"]),

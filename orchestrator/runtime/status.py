@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from actors.descriptions import EngineDescription, Said, ShardDescription
+from actors.descriptions import EngineDescription, RouterDescription, Said, ShardDescription
 from orchestrator.config.pools import PoolConfig
 from orchestrator.control.lifecycle import Kind, Life
 from orchestrator.control.state import Component, Place, State
@@ -72,4 +72,7 @@ def _status(
         ),
         slots=len(shard.held.holdings) if shard else None,
         speed=speed,
+        calls=last.calls if isinstance(last, ShardDescription | RouterDescription) else None,
+        failed_calls=shard.failed_calls if shard else None,
+        busy_s=shard.busy_s if shard else None,
     )  # fmt: skip
