@@ -22,6 +22,9 @@ MARK = "TEST_RUN_ID"
 SHARED_MEMORY = Path("/dev/shm")
 END_TIMEOUT_S = 10.0
 """How long processes may take to end after the last test; what is ending is not a leak."""
+UNLINK_TIMEOUT_S = 10.0
+"""How long a name in /dev/shm may stay that nobody uses: Python's resource tracker, also that of
+other work on the machine, unlinks what a process had when that process is gone already."""
 FOREVER = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 """Helpers that Python starts once for the process that runs the tests, and that end with it."""
 
@@ -63,6 +66,10 @@ class LeakCheck:
                 process.kill()
         found += [self._with_test(f"{self.folder}/{n}", n) for n in sorted(_names(self.folder))]
         segments = self._orphaned_segments()
+        deadline_s = time.monotonic() + UNLINK_TIMEOUT_S
+        while segments and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+            segments = [path for path in self._orphaned_segments() if path in segments]
         found += [self._with_test(path, path) for path in segments]
         for path in segments:
             Path(path).unlink(missing_ok=True)
