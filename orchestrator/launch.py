@@ -25,6 +25,7 @@ from ray.exceptions import (
 
 from actors.dispatch.subscription import SECRET_VARIABLE
 from orchestrator import cluster
+from orchestrator.batch.deploy import batch_settings
 from orchestrator.cli.progress import Progress, endpoint_url, next_steps
 from orchestrator.config.schema import MeshConfig
 from orchestrator.config.secrets import Secrets
@@ -154,6 +155,7 @@ class _Session:
         progress.step("Open the endpoint")
         self._await_gateway()
         progress.done()
+        self._start_batch_jobs()
         gateway = self._config.gateway
         url = endpoint_url(gateway.host, gateway.port, gateway.route_prefix)
         progress.ready(url, next_steps(url, self._config.model.name, bool(Secrets().api_keys)))
@@ -235,12 +237,20 @@ class _Session:
             send_timeout_s=settings.send_timeout_s,
             logging=self._config.logging,
             telemetry=self._config.telemetry,
+            batch=batch_settings(self._config),
         )
         mesh = RayMesh(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
         known = Secrets()
         return cluster.open_gateway(
             config, mesh, _digests(known.api_keys), _digests(known.admin_keys)
         )
+
+    def _start_batch_jobs(self) -> None:
+        """Their runner comes last: it has nothing to do before engines serve."""
+        settings = batch_settings(self._config)
+        if settings is not None:
+            mesh = RayMesh(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
+            cluster.start_batch_runner(settings, mesh, self._config.logging)
 
     def _await_gateway(self) -> None:
         """Return once the endpoint is open. Raises UserError if it cannot be."""
@@ -300,6 +310,8 @@ class _Session:
         try:
             _finished(self._gateway, GATEWAY_START_TIMEOUT_S)
             remove_gateway(self._config.mesh.name)
+            if (runner := cluster.find_batch_runner()) is not None:
+                cluster.kill(runner)
         except (RayError, OSError, TimeoutError) as error:
             log.warning("while stopping: %s", cause_of(error))
 

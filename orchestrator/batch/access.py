@@ -2,11 +2,10 @@
 
 from starlette.requests import Request
 
-from orchestrator.batch.settings import DEFAULT_NAME, BatchSettings
-from orchestrator.gateway.auth import digest
+from orchestrator.batch.settings import BatchSettings
 
 
 def owner_of(request: Request, settings: BatchSettings) -> str:
     """Whether the key is valid at all the gateway has asked before (`gateway.auth`)."""
     _, _, key = request.headers.get("authorization", "").partition(" ")
-    return settings.key_names.get(digest(key.strip()).hex(), DEFAULT_NAME)
+    return settings.owner_of(key.strip().encode("latin-1"))

@@ -1,5 +1,6 @@
 """What gateway and runner have to know about batch jobs."""
 
+import hashlib
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -23,12 +24,15 @@ class BatchSettings(BaseModel):
     """The model that requests may name."""
     max_line_bytes: int
     """Of one request, as `gateway.max_request_body` says."""
-    key_names: dict[str, str] = {}
-    """SHA-256 of an API key (hex) -> the name whose jobs it sees; other keys are `default`'s."""
 
     @property
     def database_url(self) -> str:
         return self.config.database or f"sqlite:///{self.folder / 'ledger.sqlite'}"
+
+    def owner_of(self, key: bytes) -> str:
+        """The name whose files and jobs an API key sees."""
+        digest = hashlib.sha256(key).hexdigest()
+        return next((n for n, known in self.config.names.items() if known == digest), DEFAULT_NAME)
 
     def open_store(self) -> ContentStore:
         """Raises `UserError`."""

@@ -45,6 +45,11 @@ class BatchConfig(Section):
     """Jobs that one name may have unfinished; one more gets status 429."""
     max_stored: Annotated[ByteSize, Field(gt=0)] = 100 << 30
     """Bytes of files that one name may have; an upload beyond gets status 413."""
+    names: dict[DnsName, Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        default_factory=dict
+    )
+    """Names of API keys, each with the SHA-256 of its key (`printf %s KEY | sha256sum`): files and
+    jobs belong to a name, and only keys of that name see them. All other keys are `default`."""
     shares: dict[DnsName, PositiveFloat] = Field(default_factory=dict)
     """Weights of names when several have jobs: `{alice: 2}` gives alice twice what others get."""
     run_between: HoursText | None = None

@@ -20,6 +20,7 @@ from orchestrator.gateway.engine_pool import EnginePool
 from orchestrator.gateway.errors import error_response, unavailable
 from orchestrator.gateway.forward import ForwardedResponse
 from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.priority import without_priority
 from orchestrator.gateway.request_body import read_body
 from orchestrator.gateway.routes import FORWARDED_HEADERS
 
@@ -64,7 +65,9 @@ class Inference:
     def _forwarded(self, request: Request, body: bytes) -> ForwardedResponse:
         headers = tuple((k, v) for k, v in request.headers.raw if k in FORWARDED_HEADERS)
         query = request.scope["query_string"]
-        forwarded = HttpRequest(request.method, request.url.path, query, headers, body)
+        forwarded = HttpRequest(
+            request.method, request.url.path, query, headers, without_priority(body)
+        )
         return ForwardedResponse(forwarded, self._pool, self._metrics, self._config.send_timeout_s)
 
     @contextmanager

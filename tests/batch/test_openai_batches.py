@@ -181,9 +181,8 @@ def test_a_finished_job_cannot_be_cancelled(desk):
 
 
 def test_names_see_their_own_files_and_jobs_only(tmp_path):
-    names = {digest(f"key-{n}".encode().decode()).hex(): n for n in ("alice", "bob")}
-    settings = make_settings(tmp_path / "state", max_open_jobs=1, max_stored=400)
-    settings = settings.model_copy(update={"key_names": names})
+    names = {n: digest(f"key-{n}").hex() for n in ("alice", "bob")}
+    settings = make_settings(tmp_path / "state", max_open_jobs=1, max_stored=400, names=names)
     keys = frozenset(digest(f"key-{n}") for n in ("alice", "bob"))
     with open_desk(settings, {"engine-0": Engine(delay_s=60)}, keys) as desk:
         alice, bob = (desk.client.with_options(api_key=f"key-{n}") for n in ("alice", "bob"))
