@@ -370,7 +370,7 @@ class Runner:
                 )
             if self._moved_on(active) or stretch.last:
                 break
-            job = _advanced(job, stretch)
+            job = advanced(job, stretch)
         if errors:
             await asyncio.to_thread(self._ledger.jobs.fail, job, errors[:MAX_ERRORS], self._clock())
         elif not self._moved_on(active):
@@ -495,7 +495,8 @@ class Runner:
         await self._engines.stop()
 
 
-def _advanced(job: JobRecord, stretch: Stretch) -> JobRecord:
+def advanced(job: JobRecord, stretch: Stretch) -> JobRecord:
+    """The job after the lines of a stretch were added."""
     return replace(
         job,
         checked_lines=stretch.checked[0],

@@ -42,6 +42,9 @@ class Engine:
     state: ComponentState = ComponentState.READY
 
     async def handle(self, request: HttpRequest) -> AsyncGenerator[EngineReply, None]:
+        if request.path == "/metrics":
+            yield ResponseStart(200, (), b"")
+            return
         body = json.loads(request.body)
         self.seen.append(body)
         self.running += 1

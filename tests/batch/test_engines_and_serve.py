@@ -66,6 +66,7 @@ def desk(tmp_path_factory):
         with openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0) as client:
             yield Desk(url, client, None, settings, None)
         remove_gateway("test")
+        ray.get(engine.stop.remote())
         del controller
 
 

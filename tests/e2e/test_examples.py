@@ -1,6 +1,7 @@
 """The examples, run as their readers would run them."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.mesh_process import ROOT, MeshProcess, environment, wait_until
+from tests.e2e.mesh_process import ROOT, MeshProcess, environment, run_cli, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.vllm]
 
@@ -99,3 +100,28 @@ def test_usage_is_told() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("usage: ")
+
+
+def test_batch_job(mesh: MeshProcess, tmp_path: Path) -> None:
+    """OpenAI's client, then the command as the example's text has it."""
+    done = subprocess.run(
+        [sys.executable, "examples/batch/submit.py"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(EXPERTMESH_URL=mesh.url),
+        cwd=ROOT,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("completed ")
+    assert "prompt-0 " + mesh.complete("In the beginning") in done.stdout
+    command = ["batch", "submit", "examples/batch/prompts.jsonl", "--template", "Translate: {text}"]
+    fields = ["--endpoint", "/v1/completions", "--body", '{"max_tokens": 16, "temperature": 0}']
+    done = run_cli(*command, *fields, "--wait", "--json", "--url", mesh.url)
+    assert done.returncode == 0, done.stderr
+    output = tmp_path / "answers.jsonl"
+    job = json.loads(done.stdout)["id"]
+    assert run_cli("batch", "results", job, "-o", str(output), "--url", mesh.url).returncode == 0
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [answer["custom_id"] for answer in answers] == ["one", "two", "three"]
