@@ -5,7 +5,8 @@ and gives engines what they have room for (`scheduling`). Everything that must s
 ledger; the runner holds in memory only the requests that engines have, so its memory does not
 depend on the size of jobs, and it may be killed at any moment.
 
-Validation and the writing of files take long, and run beside the turns, in threads.
+Validation, the writing of files and the removal of old rows take long, and run beside the turns, in
+threads.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ from orchestrator.batch.content import ContentStore
 from orchestrator.batch.database import StorageFullError
 from orchestrator.batch.engine_call import ask
 from orchestrator.batch.engines import Engines
+from orchestrator.batch.file_rows import FileInUseError
 from orchestrator.batch.finalizing import finalize
 from orchestrator.batch.job_rows import COMPLETED, EXPIRED
 from orchestrator.batch.ledger import Ledger
@@ -102,6 +104,7 @@ class Runner:
         self._deferred: list[Deferred] = []
         self._wake = asyncio.Event()
         self._looked_s = self._renewed_s = self._cleaned_s = 0.0
+        self._cleaning: asyncio.Task[None] | None = None
         self._alone: str | None = None
         """Engine that computes a request which engines were lost with, and nothing else of ours."""
         self._trouble = ""
@@ -176,9 +179,10 @@ class Runner:
             active.record = record
             await self._advance(active, now_s)
         await self._explain(now_s)
-        if now_s - self._cleaned_s >= JANITOR_S:
+        cleans = self._cleaning is not None and not self._cleaning.done()
+        if not cleans and now_s - self._cleaned_s >= JANITOR_S:
             self._cleaned_s = now_s
-            await asyncio.to_thread(self._clean, now_s)
+            self._cleaning = self._begin(asyncio.to_thread(self._clean, now_s))
 
     async def _advance(self, active: _Active, now_s: float) -> None:
         """Take the next step in a job's life, if it is time for it."""
@@ -409,7 +413,7 @@ class Runner:
             self._ledger.jobs.set_cleaned(job.seq)
         for file in self._ledger.files.expired(now_s):
             # One that a job still reads goes later.
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(FileInUseError):
                 self._ledger.files.delete(file, self._store.remove)
         self._store.remove_stale(now_s)
 
@@ -489,6 +493,8 @@ class Runner:
         """Leave everything as it is; a successor computes again what was under way."""
         work = [active.work for active in self._jobs.values() if active.work is not None]
         tasks = [*self._tasks.values(), *work]
+        if self._cleaning is not None:
+            tasks.append(self._cleaning)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
