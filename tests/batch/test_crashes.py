@@ -28,6 +28,8 @@ REQUESTS = 12
 REFUSED = 5
 """The request with this number gets an error line."""
 
+NEVER = -1
+
 
 class Killer:
     """Kills its process at one write, before or after it."""
@@ -157,7 +159,7 @@ def test_a_job_survives_a_kill_at_every_write(tmp_path, after):
         settings, job_id = begin_job(folder)
         if in_a_process(folder, at, after) == 0:
             break
-        assert in_a_process(folder, 0, after) == 0
+        assert in_a_process(folder, NEVER, after) == 0
         recomputed += check(settings, job_id)
     assert at > 10
     assert recomputed > 0
