@@ -18,7 +18,6 @@ from sqlalchemy import (
     func,
     insert,
     select,
-    tuple_,
     update,
 )
 
@@ -327,14 +326,18 @@ def _leasable(job: int, now_s: float) -> Select[Any]:
     )
 
 
-def _open_keys(connection: Connection, keys: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+def _open_keys(connection: Connection, keys: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
+    # By job: SQLite uses no index for lists of pairs.
     found: set[tuple[int, int]] = set()
-    for start in range(0, len(keys), MAX_VARIABLES):
-        wanted = select(requests.c.job, requests.c.line).where(
-            tuple_(requests.c.job, requests.c.line).in_(keys[start : start + MAX_VARIABLES]),
-            requests.c.state.in_(OPEN),
-        )
-        found.update((job, line) for job, line in connection.execute(wanted))
+    for job, group in groupby(sorted(keys), lambda key: key[0]):
+        lines = [line for _, line in group]
+        for start in range(0, len(lines), MAX_VARIABLES):
+            wanted = select(requests.c.line).where(
+                requests.c.job == job,
+                requests.c.line.in_(lines[start : start + MAX_VARIABLES]),
+                requests.c.state.in_(OPEN),
+            )
+            found.update((job, line) for line in connection.execute(wanted).scalars())
     return found
 
 
