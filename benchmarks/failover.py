@@ -1,9 +1,9 @@
-"""What streams notice when a part of the mesh is lost and every expert has replicas elsewhere.
+"""What streams notice when a part of the mesh is lost and what it did can be done elsewhere.
 
 Eight streams of the demo model through the whole mesh: endpoint, engine, three shards that each
 hold every expert. While they run, one shard is stopped (SIGSTOP), later one is killed (SIGKILL); on
 three nodes made of network namespaces (root and iproute2), one node's cable is pulled. Then the
-same streams again while the lost part stays away.
+same streams again while the lost part stays away. Then one of two engines is killed, actor and all.
 
   failed, different  streams that did not end well; whose greedy text is not the undisturbed one
   gap_ms             longest time between two pieces of any stream, after the loss
@@ -34,6 +34,9 @@ from tests.nodes.streams import PROMPTS, Stream, streaming
 
 TOKENS, QUICK_TOKENS = 400, 200
 GAP_GOAL_S = 0.5
+ENGINE_GAP_GOAL_S = 2.0
+ENGINE_OTHER_TEXT_GOAL = 5 / 120
+"""Share of continued greedy texts that may differ: where prefill and decode round differently."""
 BACK_GOAL_S = 2.0
 BACK = 0.8
 """Share of the throughput before the loss; not all, for one shard in three is gone for good."""
@@ -98,13 +101,16 @@ def measured(name: str, client: Client, lose: Callable[[], None]) -> dict[str, A
 
 
 @contextmanager
-def local_mesh() -> Iterator[MeshProcess]:
+def local_mesh(engines: int = 1) -> Iterator[MeshProcess]:
     """Three shards on this machine, each with every expert, in a private Ray session."""
     pool = {"vendor": "cpu", "memory": EVERY_EXPERT, "speed": 1.0}
     config = {
         "mesh": {"name": "failover"},
         "model": {"path": str(DEMO / "checkpoint"), "served_name": MODEL},
-        "engines": {"vllm": {"max_num_seqs": 16, "max_num_batched_tokens": 512}},
+        "engines": {
+            "replicas": engines,
+            "vllm": {"max_num_seqs": 16, "max_num_batched_tokens": 512},
+        },
         "pools": {"a": pool, "b": pool, "c": pool},
         "gateway": {"port": 0},
     }
@@ -123,6 +129,14 @@ def shard_losses(tokens: int) -> list[dict[str, Any]]:
         return [stopped, killed]
 
 
+def engine_killed(tokens: int) -> dict[str, Any]:
+    with local_mesh(engines=2) as mesh:
+        components = mesh.quick_status()["components"]
+        pid = next(c["pid"] for c in components if c["kind"] == "engine")
+        client = Client(mesh.url, tokens)
+        return measured("engine killed", client, lambda: os.kill(pid, signal.SIGKILL))
+
+
 def cable_pulled(tokens: int) -> list[dict[str, Any]]:
     with (
         tempfile.TemporaryDirectory(prefix="n") as folder,
@@ -137,7 +151,7 @@ def cable_pulled(tokens: int) -> list[dict[str, Any]]:
 
 def measure(arguments: argparse.Namespace) -> Report:
     tokens = QUICK_TOKENS if arguments.quick else TOKENS
-    runs = shard_losses(tokens)
+    runs = [*shard_losses(tokens), engine_killed(tokens)]
     notes = [f"{len(PROMPTS)} streams of {tokens} tokens, demo model, three copies of each expert"]
     if reason := why_not():
         notes.append(f"no cable was pulled: {reason}")
@@ -148,6 +162,8 @@ def measure(arguments: argparse.Namespace) -> Report:
 
 def targets(run: dict[str, Any]) -> list[Target]:
     lost = run["lost"]
+    if lost == "engine killed":
+        return engine_targets(run)
     return [
         Target(f"{lost}: failed streams", run["failed"], 0, "max", ""),
         Target(f"{lost}: other text", run["different"], 0, "max", ""),
@@ -161,6 +177,16 @@ def targets(run: dict[str, Any]) -> list[Target]:
             "s",
             timed=True,
         ),
+    ]
+
+
+def engine_targets(run: dict[str, Any]) -> list[Target]:
+    lost, share = run["lost"], run["different"] / (2 * run["streams"])
+    gap_s = run["gap_ms"] / 1e3
+    return [
+        Target(f"{lost}: failed streams", run["failed"], 0, "max", ""),
+        Target(f"{lost}: share of other texts", share, ENGINE_OTHER_TEXT_GOAL, "max", ""),
+        Target(f"{lost}: longest gap", gap_s, ENGINE_GAP_GOAL_S, "max", "s", timed=True),
     ]
 
 

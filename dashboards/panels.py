@@ -143,6 +143,7 @@ SERVING = Board(
             "cps",
             (
                 Query(f"rate(expertmesh_gateway_retries_total[{_WINDOW}])", "sent again"),
+                Query(f"rate(expertmesh_gateway_continued_total[{_WINDOW}])", "continued"),
                 Query(f"rate(expertmesh_gateway_streams_cut_total[{_WINDOW}])", "streams cut"),
             ),
         ),

@@ -4,7 +4,8 @@ The application runs as a task of its own; what it sends is collected in an `_Ex
 takes everything collected since its last item as *one* item, so a reader that is slower than the
 application gets fewer, larger items instead of a growing queue of small ones: each item costs a
 message between processes. `pace` sets the least time between two items; the first item and the end
-never wait for it.
+never wait for it. What the model put out (`output_record`) travels with the next bytes, or by
+itself where none come for `PROGRESS_S`.
 
 Closing the stream early (or cancelling its reader) is the client's disconnect: the application
 receives `http.disconnect`, has `DISCONNECT_GRACE_S` to end by itself, and is cancelled after that.
@@ -15,7 +16,8 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-from actors.engine.messages import Headers, HttpRequest, ResponseStart
+from actors.engine.messages import Headers, HttpRequest, Progress, ResponseStart
+from actors.engine.output_record import OutputRecord, recording
 
 Message = MutableMapping[str, Any]
 AsgiApp = Callable[
@@ -25,6 +27,10 @@ AsgiApp = Callable[
 
 MAX_PENDING_BYTES = 1 << 20
 """The application waits once this much of the body is not read yet."""
+
+PROGRESS_S = 0.25
+"""How often an answer that has no bytes yet tells what the model put out. It is what is computed
+again if the engine is lost; telling costs a message."""
 
 
 class IncompleteResponseError(RuntimeError):
@@ -43,6 +49,7 @@ class _Exchange:
     """What one request and its response have got to: both sides wait on `_changed`."""
 
     def __init__(self, request: HttpRequest) -> None:
+        self._record = OutputRecord(request.record, request.emitted)
         self._body: bytes | None = request.body
         self._status: int | None = None
         self._headers: Headers = ()
@@ -78,7 +85,8 @@ class _Exchange:
             self._changed.notify_all()
 
     async def take(self, gather_s: float = 0.0) -> tuple[bytes, bool]:
-        """Everything sent since the last call, at least one byte unless the response is over.
+        """Everything sent since the last call, at least one byte unless the response is over or the
+        record has news.
 
         Waits `gather_s` for more, or until the response is over. Returns: (bytes, whether the
         response is over).
@@ -87,7 +95,12 @@ class _Exchange:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._complete.wait(), gather_s)
         async with self._changed:
-            await self._changed.wait_for(lambda: self._pending or self._complete.is_set())
+            while not self._pending and not self._complete.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(PROGRESS_S if self._record.wanted else None):
+                        await self._changed.wait()
+                if self._record.news:
+                    break
             chunk = bytes(self._pending)
             self._pending.clear()
             self._changed.notify_all()
@@ -107,7 +120,15 @@ class _Exchange:
 
     def start(self, body: bytes) -> ResponseStart:
         assert self._status is not None
-        return ResponseStart(self._status, self._headers, body)
+        return ResponseStart(self._status, self._headers, body, self._record.take())
+
+    def item(self, body: bytes) -> Progress | bytes:
+        """`body`, with what the record has new."""
+        return Progress(self._record.take(), body) if self._record.news else body
+
+    @property
+    def record(self) -> OutputRecord:
+        return self._record
 
     @property
     def started(self) -> bool:
@@ -126,8 +147,9 @@ def no_pace() -> float:
 
 async def call(
     app: AsgiApp, request: HttpRequest, pace: Callable[[], float] = no_pace
-) -> AsyncGenerator[ResponseStart | bytes, None]:
-    """Run `app` on `request`: yields a `ResponseStart`, then chunks of the body.
+) -> AsyncGenerator[ResponseStart | Progress | bytes, None]:
+    """Run `app` on `request`: yields a `ResponseStart`, then chunks of the body; `Progress` before
+    and between where the request asks for a record.
 
     `pace()` is asked before each chunk for the seconds to gather it.
 
@@ -139,14 +161,17 @@ async def call(
     task = asyncio.create_task(_run(app, request, exchange))
     try:
         chunk, complete = await exchange.take()
+        while not chunk and not complete:
+            yield exchange.item(chunk)
+            chunk, complete = await exchange.take()
         if not exchange.started:
             await task
             raise IncompleteResponseError(f"no response to {request.method} {request.path}")
         yield exchange.start(chunk)
         while not complete:
             chunk, complete = await exchange.take(pace())
-            if chunk:
-                yield chunk
+            if item := exchange.item(chunk):
+                yield item
         if not exchange.whole:
             await task
             raise IncompleteResponseError(
@@ -159,7 +184,8 @@ async def call(
 
 async def _run(app: AsgiApp, request: HttpRequest, exchange: _Exchange) -> None:
     try:
-        await app(_scope(request), exchange.receive, exchange.send)
+        with recording(exchange.record):
+            await app(_scope(request), exchange.receive, exchange.send)
     finally:
         await exchange.end()
 

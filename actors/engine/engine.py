@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from multiprocessing import resource_tracker
@@ -92,6 +93,8 @@ class Engine:
         self._app: Any = None
         self._parameter_bytes: int | None = None
         self._max_running = 0
+        self._resumes = False
+        """Whether it can continue what other engines began, and tell what is needed for that."""
         self._scratch: Path | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._incarnation = secrets.randbits(64) or 1
@@ -135,25 +138,34 @@ class Engine:
             raise
 
     async def handle(self, request: HttpRequest) -> AsyncGenerator[EngineReply, None]:
-        """Answer one HTTP request: a `ResponseStart` and body chunks, or one `Refusal`.
+        """Answer one HTTP request: a `ResponseStart` and chunks of the body (`messages`), or a
+        `Refusal` where the engine does not serve, or died over it.
 
         A draining engine still answers GET, so that its metrics are seen to the end. Closing the
         stream aborts the request in vLLM.
         """
         self._notice_death()
         readable = self._state is EngineState.DRAINING and request.method == "GET"
-        if self._state is not EngineState.READY and not readable:
+        serves = readable or self._state is EngineState.READY
+        if not serves or (request.emitted and not self._resumes):
             yield self._refusal()
             return
+        if not self._resumes:
+            request = replace(request, record=False, emitted=())
         self._in_flight += 1
         try:
             answer = asgi_bridge.call(self._app, request, self._pace_s)
             async with contextlib.aclosing(answer) as replies:
                 async for reply in replies:
-                    if isinstance(reply, ResponseStart) and self._failed_by_death(reply):
+                    if self._failed_by_death(reply):
                         yield self._refusal(died=True)
                         return
                     yield reply
+        except Exception:
+            self._notice_death()
+            if self._state is not EngineState.DEAD:
+                raise
+            yield self._refusal(died=True)
         finally:
             self._in_flight -= 1
 
@@ -251,6 +263,8 @@ class Engine:
         await self._cleanup.enter_async_context(app.router.lifespan_context(app))
         if args.worker_extension_cls == _EXTENSION:
             self._parameter_bytes = sum(await llm.collective_rpc("expertmesh_parameter_bytes"))
+            await llm.collective_rpc("expertmesh_resume_requests")
+            self._resumes = True
             if ADDRESS_VARIABLE in os.environ:
                 await llm.collective_rpc("expertmesh_warm_shards")
         self._max_running = llm.vllm_config.scheduler_config.max_num_seqs
@@ -293,9 +307,9 @@ class Engine:
         context = UsageContext.OPENAI_API_SERVER
         engine_args = AsyncEngineArgs.from_cli_args(args)
         vllm_config = engine_args.create_engine_config(usage_context=context)
+        use_mesh_scheduler(vllm_config)
         if ADDRESS_VARIABLE in os.environ:
             refuse_unsupported(vllm_config)
-            use_mesh_scheduler(vllm_config)
             split_graphs(vllm_config.compilation_config)
         with as_main_module():
             llm = MeshLLM.from_vllm_config(
@@ -328,10 +342,15 @@ class Engine:
         if self._llm is not None and self._llm.errored and self._state is not EngineState.DEAD:
             self._move(EngineState.DEAD, "vLLM's engine core died")
 
-    def _failed_by_death(self, reply: ResponseStart) -> bool:
-        """Whether the request failed because the engine core died, not because of itself."""
+    def _failed_by_death(self, reply: EngineReply) -> bool:
+        """Whether this is what vLLM makes of the engine core's death. In a stream it looks like any
+        other chunk; what it may hold besides is not lost, as another engine makes it again."""
         self._notice_death()
-        return reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR and self._state is EngineState.DEAD
+        if self._state is not EngineState.DEAD:
+            return False
+        if isinstance(reply, ResponseStart) and not reply.is_event_stream:
+            return reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        return True
 
     def _refusal(self, died: bool = False) -> Refusal:
         reason = f"engine {self._config.engine_id} is {self._state}: {self._detail}"

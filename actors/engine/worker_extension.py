@@ -14,6 +14,17 @@ class EngineWorker:
         tensors = {t.data_ptr(): t for t in [*model.parameters(), *model.buffers()]}
         return sum(t.numel() * t.element_size() for t in tensors.values())
 
+    def expertmesh_resume_requests(self) -> None:
+        """From now on requests may come that another engine began."""
+        from actors.vllm_plugin.resumed import RequestStates
+
+        runner = self.model_runner
+        # vLLM's second model runner has no such table and needs none.
+        if hasattr(runner, "requests"):
+            vocabulary = runner.model_config.get_vocab_size()
+            sampler = runner.sampler.topk_topp_sampler
+            runner.requests = RequestStates(sampler, vocabulary, runner.device)
+
     def expertmesh_warm_shards(self) -> None:
         """Send rows through every expert of the mesh."""
         from actors.vllm_plugin.warm_shards import warm_shards

@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from actors.engine.messages import EXPERTS_UNAVAILABLE
+from actors.vllm_plugin.resumed import ResumedRequests
 from actors.vllm_plugin.step_marks import open_marks
 
 Outputs = dict[int, EngineCoreOutputs]
@@ -68,6 +69,16 @@ class MeshScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._failed_steps = FailedSteps()
+        self._resumed = ResumedRequests()
+
+    def add_request(self, request: Request) -> None:
+        self._resumed.resume(request)
+        super().add_request(request)
+
+    def get_grammar_bitmask(self, scheduler_output: SchedulerOutput) -> GrammarOutput | None:
+        self._resumed.forget(scheduler_output.finished_req_ids)
+        self._resumed.advance_grammars(scheduler_output.num_scheduled_tokens, self)
+        return super().get_grammar_bitmask(scheduler_output)
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
@@ -83,6 +94,16 @@ class MeshAsyncScheduler(AsyncScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._failed_steps = FailedSteps()
+        self._resumed = ResumedRequests()
+
+    def add_request(self, request: Request) -> None:
+        self._resumed.resume(request)
+        super().add_request(request)
+
+    def get_grammar_bitmask(self, scheduler_output: SchedulerOutput) -> GrammarOutput | None:
+        self._resumed.forget(scheduler_output.finished_req_ids)
+        self._resumed.advance_grammars(scheduler_output.num_scheduled_tokens, self)
+        return super().get_grammar_bitmask(scheduler_output)
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput

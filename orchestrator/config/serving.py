@@ -147,3 +147,11 @@ class GatewayConfig(Section):
     queue."""
     send_timeout_s: Seconds = 60.0
     """A client that takes nothing of its answer for so long is cut off, and its request aborted."""
+    replicas: Count = 1
+    """Processes that serve the endpoint behind Ray Serve's proxy. They share no state: each counts
+    its own requests against `max_queued_requests`."""
+    engine_wait_s: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 30.0
+    """How long a request waits for an engine while none is ready, new ones and those that lost
+    theirs; then status 503. Those that wait count for `max_queued_requests`."""
+    migration_limit: Annotated[int, Field(ge=0)] = 3
+    """How often another engine may continue one request whose engine was lost."""

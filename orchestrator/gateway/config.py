@@ -29,6 +29,12 @@ class GatewayConfig(BaseModel):
     """How long a client may take to send a body, plus a second for each 256 KiB of it; then 408."""
     send_timeout_s: float = Field(default=60.0, gt=0)
     """A client that takes nothing of its answer for so long is cut off."""
+    engine_wait_s: float = Field(default=30.0, ge=0)
+    """How long a request waits for an engine to be ready before it gets 503."""
+    migration_limit: int = Field(default=3, ge=0)
+    """How often one request may be continued by another engine."""
+    replicas: int = Field(default=1, ge=1)
+    """Processes of the gateway."""
     retry_after_s: int = Field(default=1, ge=1)
     """`Retry-After` of a 429 or 503."""
     drain_timeout_s: float = Field(default=20.0, ge=0)

@@ -72,7 +72,7 @@ def deploy_gateway(
     quiet = ServeLogging(log_level="WARNING", enable_access_log=False, encoding=encoding)
     deployment = serve.deployment(
         name="gateway",
-        num_replicas=1,
+        num_replicas=config.replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=config.drain_timeout_s,
         # Beside its proxy: a node of its own would be one more that can be lost.

@@ -5,7 +5,8 @@ engine with the fewest requests of this gateway in flight (ties: the first in th
 order). An engine that is lost leaves the pool at once and comes back when it answers again.
 
 An engine that the controller suspects, or that leaves several questions in a row unanswered, gets
-no new requests until it answers.
+no new requests until it answers. In the second case it counts as hung: requests that have heard
+nothing from it meanwhile are given up there (`PooledEngine.hear`).
 
 While the controller is silent the pool keeps serving with the engines it knows: the data plane does
 not depend on the control plane being up.
@@ -14,10 +15,11 @@ not depend on the control plane being up.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 from orchestrator.gateway.mesh import (
     EngineClient,
@@ -32,6 +34,8 @@ from orchestrator.status import ComponentState, MeshStatus
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 CONTROLLER_TIMEOUT_S = 2.0
 """A controller that takes longer to answer counts as silent."""
 
@@ -42,9 +46,14 @@ SILENT_AFTER = 3
 """Questions in a row without an answer after which an engine counts as hung."""
 
 
-@dataclass(slots=True)
+LOOK_AGAIN_S = 0.1
+"""Pause between two looks for an engine while a request waits for one."""
+
+
+@dataclass(slots=True, eq=False)
 class PooledEngine:
-    """One engine that the gateway is connected to."""
+    """One engine that the gateway is connected to. One that was lost and is met again is another
+    one."""
 
     info: EngineInfo
     client: EngineClient
@@ -53,11 +62,41 @@ class PooledEngine:
     in_flight: int = 0
     silent: int = 0
     """Questions in a row that it has not answered."""
+    _waits: dict[asyncio.Timeout, float] = field(default_factory=dict)
+    """Who waits for its next reply, and since when."""
 
     @property
     def ready(self) -> bool:
-        hung = self.silent >= SILENT_AFTER or self.info.state is ComponentState.SUSPECT
-        return self.status.state is ComponentState.READY and not hung
+        doubtful = self.hung or self.info.state is ComponentState.SUSPECT
+        return self.status.state is ComponentState.READY and not doubtful
+
+    @property
+    def hung(self) -> bool:
+        return self.silent >= SILENT_AFTER
+
+    async def hear(self, reply: Awaitable[T]) -> T:
+        """Wait for `reply` for as long as the engine does not count as hung.
+
+        Raises `EngineLostError` when it does, and what `reply` raises.
+        """
+        try:
+            async with asyncio.timeout(None) as wait:
+                self._waits[wait] = asyncio.get_running_loop().time()
+                try:
+                    return await reply
+                finally:
+                    del self._waits[wait]
+        except TimeoutError as error:
+            if not wait.expired():
+                raise
+            raise EngineLostError("it hangs: it answers nothing") from error
+
+    def give_up_waits(self) -> None:
+        """End the waits that have lasted as long as a question to a hung engine."""
+        now_s = asyncio.get_running_loop().time()
+        for wait, since_s in self._waits.items():
+            if now_s - since_s >= ENGINE_TIMEOUT_S and not wait.expired():
+                wait.reschedule(now_s)
 
 
 class EnginePool:
@@ -96,10 +135,23 @@ class EnginePool:
         """Time since the controller last spoke, or since this pool was made."""
         return self._clock() - self._heard_s
 
-    def choose(self, excluded: Collection[str] = ()) -> PooledEngine | None:
-        """The ready engine, not named in `excluded`, with the fewest requests in flight."""
-        candidates = [e for e in self.ready if e.info.actor_name not in excluded]
+    def choose(self, excluded: Collection[PooledEngine] = ()) -> PooledEngine | None:
+        """The ready engine, not one of `excluded`, with the fewest requests in flight."""
+        candidates = [engine for engine in self.ready if engine not in excluded]
         return min(candidates, key=lambda engine: engine.in_flight, default=None)
+
+    async def wait_for_one(
+        self, excluded: Collection[PooledEngine], wait_s: float
+    ) -> PooledEngine | None:
+        """`choose`, looking again for up to `wait_s` where there is none."""
+        until_s = self._clock() + wait_s
+        while (engine := self.choose(excluded)) is None:
+            left_s = until_s - self._clock()
+            if left_s <= 0:
+                return None
+            await asyncio.sleep(min(left_s, LOOK_AGAIN_S))
+            await self.refresh()
+        return engine
 
     @contextmanager
     def lease(self, engine: PooledEngine) -> Iterator[None]:
@@ -158,6 +210,8 @@ class EnginePool:
         except TimeoutError:
             if known is not None:
                 known.silent += 1
+                if known.hung:
+                    known.give_up_waits()
         return known
 
     async def _meet(self, info: EngineInfo) -> PooledEngine:

@@ -1,41 +1,50 @@
 """Carries one request to an engine and its answer back to the client.
 
-Nothing reaches the client before the first bytes of the body exist, so until then a lost engine
-costs nothing: the request goes to another one. Answers that are not event streams are kept until
-they are whole, for the same reason. Once a stream has begun it cannot move; if its engine is lost
-it ends with an error event.
+An engine that is lost costs the client a pause. While nothing was answered the request goes to
+another engine as it is; an answer that is not an event stream is kept until it is whole. If the
+engine told what the model had put out, the other one continues from there, streams too
+(`delivery`). What cannot be continued ends with an error event once its stream has begun.
 
-A lost engine may have been lost to the request itself. So a request goes to one other engine, and
-when that is lost too the client is told not to send it again. Engines that refuse, because they
-drain, lose nothing by it and do not count.
+A lost engine may have been lost to the request itself. So a request that was lost with two engines
+without a new token in between is tried on no third one, and the client is told not to send it
+again. Engines that refuse, because they drain, lose nothing by it and do not count. How often a
+request is continued at all is `gateway.migration_limit`. With no engine ready a request waits for
+one, `gateway.engine_wait_s` at most.
 """
 
 import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from http import HTTPStatus
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from actors.engine.messages import EngineReply, Headers, HttpRequest, Refusal, ResponseStart
+from actors.engine.messages import (
+    EngineReply,
+    Headers,
+    HttpRequest,
+    Progress,
+    Refusal,
+    ResponseStart,
+)
+from orchestrator.gateway.config import GatewayConfig
+from orchestrator.gateway.delivery import Delivery
 from orchestrator.gateway.engine_pool import EnginePool, PooledEngine
 from orchestrator.gateway.errors import error_event, error_response, unavailable
-from orchestrator.gateway.mesh import (
-    EngineError,
-    EngineFailedError,
-    EngineLostError,
-    EngineRefusedError,
-)
+from orchestrator.gateway.mesh import EngineFailedError, EngineLostError, EngineRefusedError
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.routes import RETURNED_HEADERS
 
 logger = logging.getLogger(__name__)
 
 MAX_ENGINES_LOST = 2
-"""Engines that one request may be lost with."""
+"""Engines that one request may be lost with before it has got a token further."""
+
+ENGINE_LOST = "engine_lost"
+LOST_MESSAGE = "the engine was lost while it generated; send the request again"
 
 ERROR_HEADER = b"x-expertmesh-error"
 EXPERTS_UNAVAILABLE = b"experts_unavailable"
@@ -54,18 +63,23 @@ class ForwardedResponse(Response):
     """
 
     def __init__(
-        self, request: HttpRequest, pool: EnginePool, metrics: GatewayMetrics, send_timeout_s: float
+        self,
+        request: HttpRequest,
+        pool: EnginePool,
+        metrics: GatewayMetrics,
+        config: GatewayConfig,
     ) -> None:
         super().__init__()
         self._request = request
+        self._delivery = Delivery(request)
         self._pool = pool
         self._metrics = metrics
-        self._send_timeout_s = send_timeout_s
+        self._config = config
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_in_time(message: Message) -> None:
             try:
-                async with asyncio.timeout(self._send_timeout_s):
+                async with asyncio.timeout(self._config.send_timeout_s):
                     await send(message)
             except TimeoutError as error:
                 raise ClientStalledError from error
@@ -80,48 +94,64 @@ class ForwardedResponse(Response):
             logger.warning(
                 "%s: the client took nothing of its answer for %g s and is cut off",
                 self._request.path,
-                self._send_timeout_s,
+                self._config.send_timeout_s,
             )
         finally:
             await _cancel(watch)
             await _cancel(answer)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        tried: set[str] = set()
-        lost = 0
+        delivery, tried = self._delivery, list[PooledEngine]()
+        lost = continued = 0
         reason = "no engine is ready"
-        while lost < MAX_ENGINES_LOST and (engine := self._pool.choose(tried)):
-            if tried:
-                self._metrics.count_retry()
-            tried.add(engine.info.actor_name)
+        answer: Response | None = None
+        while engine := await self._pool.wait_for_one(tried, self._config.engine_wait_s):
+            tried.append(engine)
+            before = delivery.tokens
             try:
                 with self._pool.lease(engine):
                     await self._try(engine, scope, receive, send)
                 return
             except EngineFailedError as error:
-                status = HTTPStatus.INTERNAL_SERVER_ERROR
-                await error_response(status, str(error))(scope, receive, send)
-                return
+                reason = str(error)
+                answer = error_response(HTTPStatus.INTERNAL_SERVER_ERROR, reason)
+                break
             except (EngineLostError, EngineRefusedError) as error:
-                lost += isinstance(error, EngineLostError)
                 reason = f"engine {engine.info.id}: {error}"
                 logger.warning("%s %s: %s", self._request.method, self._request.path, reason)
                 self._pool.drop(engine)
-        answer = unavailable(reason) if lost < MAX_ENGINES_LOST else _ended_engines(reason)
-        await answer(scope, receive, send)
+                lost += isinstance(error, EngineLostError) and delivery.tokens == before
+            continued += bool(delivery.tokens)
+            spent = lost == MAX_ENGINES_LOST or continued > self._config.migration_limit
+            if spent or not delivery.can_move:
+                answer = _ended_engines(len(tried), reason)
+                break
+            self._metrics.count_move(continued=bool(delivery.tokens))
+        if delivery.begun:
+            await self._cut(reason, send)
+        else:
+            await (answer or unavailable(reason))(scope, receive, send)
+
+    async def _cut(self, reason: str, send: Send) -> None:
+        """End a stream that has begun and will not be whole."""
+        logger.warning("a stream of %s was cut: %s", self._request.path, reason)
+        self._metrics.count_cut_stream()
+        await send(_body(error_event(LOST_MESSAGE, ENGINE_LOST), more=True))
+        await send(_body(b"", more=False))
 
     async def _try(self, engine: PooledEngine, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer from `engine`; raises `EngineError` if it could not and nothing was sent."""
-        async with contextlib.aclosing(engine.client.handle(self._request)) as replies:
-            first = await anext(replies, None)
-            if isinstance(first, Refusal):
-                raise (EngineLostError if first.died else EngineRefusedError)(first.reason)
-            if not isinstance(first, ResponseStart):
-                raise EngineLostError("it gave no answer")
-            if _is_event_stream(first.headers):
+        """Answer from `engine`; raises `EngineError` where it did not get to the end."""
+        async with contextlib.aclosing(self._replies(engine)) as replies:
+            first = await self._first(replies)
+            if first.is_event_stream:
                 await self._stream(first, replies, send)
                 return
-            body = first.body + b"".join([_chunk(reply) async for reply in replies])
+            body = first.body + b"".join([self._chunk(reply) async for reply in replies])
+            if self._delivery.begun:
+                # The rest of the stream, if a request that was well before is refused now.
+                await send(_body(b"data: " + body + b"\n\n", more=True))
+                await send(_body(b"", more=False))
+                return
             if (ERROR_HEADER, EXPERTS_UNAVAILABLE) in first.headers:
                 answer = unavailable(_message_of(body), EXPERTS_UNAVAILABLE.decode())
                 await answer(scope, receive, send)
@@ -130,26 +160,53 @@ class ForwardedResponse(Response):
             await send(_start(first.status, headers))
             await send(_body(body, more=False))
 
+    async def _replies(self, engine: PooledEngine) -> AsyncGenerator[EngineReply, None]:
+        request = self._delivery.request()
+        async with contextlib.aclosing(engine.client.handle(request)) as replies:
+            while (reply := await engine.hear(anext(replies, None))) is not None:
+                yield reply
+
+    async def _first(self, replies: AsyncIterator[EngineReply]) -> ResponseStart:
+        """How the answer starts."""
+        async for reply in replies:
+            if isinstance(reply, ResponseStart):
+                self._delivery.note(reply.emitted)
+                return reply
+            if self._chunk(reply):
+                break
+        raise EngineLostError("it gave no answer")
+
+    def _chunk(self, reply: EngineReply) -> bytes:
+        """The bytes of a reply after the start."""
+        if isinstance(reply, Refusal):
+            raise (EngineLostError if reply.died else EngineRefusedError)(reply.reason)
+        if isinstance(reply, Progress):
+            self._delivery.note(reply.emitted)
+            return reply.body
+        assert isinstance(reply, bytes)
+        return reply
+
     async def _stream(
         self, first: ResponseStart, replies: AsyncIterator[EngineReply], send: Send
     ) -> None:
-        await send(_start(first.status, _returned(first.headers)))
-        await send(_body(first.body, more=True))
-        try:
-            async for reply in replies:
-                await send(_body(_chunk(reply), more=True))
-        except EngineError as error:
-            logger.warning("a stream of %s was cut: %s", self._request.path, error)
-            self._metrics.count_cut_stream()
-            message = "the engine was lost while it generated; send the request again"
-            await send(_body(error_event(message, "engine_lost"), more=True))
-        await send(_body(b"", more=False))
+        delivery = self._delivery
+        if not delivery.begun:
+            delivery.begun = True
+            await send(_start(first.status, _returned(first.headers)))
+        if events := delivery.events(first.body):
+            await send(_body(events, more=True))
+        async for reply in replies:
+            if events := delivery.events(self._chunk(reply)):
+                await send(_body(events, more=True))
+        if not delivery.is_whole:
+            raise EngineFailedError("another engine's answer is shorter than what was sent of it")
+        await send(_body(delivery.rest(), more=False))
 
 
-def _ended_engines(reason: str) -> Response:
-    message = f"{MAX_ENGINES_LOST} engines were lost with this request; the last: {reason}"
+def _ended_engines(number: int, reason: str) -> Response:
+    message = f"{number} engines were lost with this request; the last: {reason}"
     status = HTTPStatus.INTERNAL_SERVER_ERROR
-    return error_response(status, message, "engine_lost", may_retry=False)
+    return error_response(status, message, ENGINE_LOST, may_retry=False)
 
 
 def _message_of(body: bytes) -> str:
@@ -158,15 +215,6 @@ def _message_of(body: bytes) -> str:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, TypeError, LookupError):
         return "experts are missing"
-
-
-def _chunk(reply: EngineReply) -> bytes:
-    assert isinstance(reply, bytes)
-    return reply
-
-
-def _is_event_stream(headers: Headers) -> bool:
-    return any(k == b"content-type" and v.startswith(b"text/event-stream") for k, v in headers)
 
 
 def _returned(headers: Headers) -> list[tuple[bytes, bytes]]:

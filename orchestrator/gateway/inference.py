@@ -3,9 +3,10 @@
 Whether there is room is asked before the body is read: a full gateway reads nothing. A request that
 is still being sent holds no place among those that run or wait, so however many slow clients there
 are, they keep nobody out; each of them is given up after a while (`request_body`). When its body is
-there a request needs a place, and keeps it until it is answered.
+there a request needs a place, and keeps it until it is answered, also while it waits for an engine.
 """
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -22,7 +23,7 @@ from orchestrator.gateway.forward import ForwardedResponse
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.priority import without_priority
 from orchestrator.gateway.request_body import read_body
-from orchestrator.gateway.routes import FORWARDED_HEADERS
+from orchestrator.gateway.routes import CONTINUED_ROUTES, FORWARDED_HEADERS, REQUEST_ID
 
 
 class Inference:
@@ -54,21 +55,25 @@ class Inference:
 
     def _refusal(self, request: Request) -> Response | None:
         """503 or 429 where there is no engine or no room for this request now."""
-        if not self._pool.ready:
+        ready = bool(self._pool.ready)
+        if not ready and self._config.engine_wait_s == 0:
             return unavailable("no engine is ready")
         limit = self._pool.max_running + self._config.max_queued_requests
-        if request.method != "POST" or self._taken < limit:
+        if self._taken < limit or (ready and request.method != "POST"):
             return None
         message = f"{self._taken} requests are running or waiting; try again later"
         return error_response(HTTPStatus.TOO_MANY_REQUESTS, message, "queue_full")
 
     def _forwarded(self, request: Request, body: bytes) -> ForwardedResponse:
         headers = tuple((k, v) for k, v in request.headers.raw if k in FORWARDED_HEADERS)
-        query = request.scope["query_string"]
-        forwarded = HttpRequest(
-            request.method, request.url.path, query, headers, without_priority(body)
-        )
-        return ForwardedResponse(forwarded, self._pool, self._metrics, self._config.send_timeout_s)
+        if REQUEST_ID not in dict(headers):
+            # vLLM makes an answer's id of it: the same one whichever engine answers.
+            headers = (*headers, (REQUEST_ID, uuid.uuid4().hex.encode()))
+        query, path = request.scope["query_string"], request.url.path
+        record = path in CONTINUED_ROUTES and self._config.migration_limit > 0
+        body = without_priority(body)
+        forwarded = HttpRequest(request.method, path, query, headers, body, record)
+        return ForwardedResponse(forwarded, self._pool, self._metrics, self._config)
 
     @contextmanager
     def _place(self, answer: Response) -> Iterator[None]:

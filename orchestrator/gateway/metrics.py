@@ -36,6 +36,7 @@ class GatewayMetrics:
         self._in_flight = self._gauge("requests_in_flight")
         self._ready = self._gauge("engines_ready")
         self._retries = self._counter("retries_total")
+        self._continued = self._counter("continued_total")
         self._cut = self._counter("streams_cut_total")
 
     def count_answer(
@@ -47,8 +48,9 @@ class GatewayMetrics:
         if first_byte_s is not None:
             self._first_byte.labels(self._model_name, path).observe(first_byte_s)
 
-    def count_retry(self) -> None:
-        self._retries.inc()
+    def count_move(self, continued: bool) -> None:
+        """A request goes to another engine, from its start or from where it was."""
+        (self._continued if continued else self._retries).inc()
 
     def count_cut_stream(self) -> None:
         self._cut.inc()

@@ -15,8 +15,13 @@ INFERENCE_ROUTES: dict[str, frozenset[str]] = {
 }
 """Path -> methods that are handed to an engine."""
 
+CONTINUED_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""Paths whose answers vLLM makes of one line of outputs, which another engine can continue."""
+
+REQUEST_ID = b"x-request-id"
+
 FORWARDED_HEADERS = frozenset(
-    {b"content-type", b"accept", b"x-request-id", b"traceparent", b"tracestate"}
+    {b"content-type", b"accept", REQUEST_ID, b"traceparent", b"tracestate"}
 )
 """Request headers that an engine gets to see; in particular never `authorization`."""
 

@@ -70,7 +70,14 @@ GATEWAY = (
         _C,
         "1",
         ("model_name",),
-        "Requests sent to another engine after one was lost.",
+        "Requests sent to another engine from their start after one was lost.",
+    ),
+    Metric(
+        "expertmesh_gateway_continued_total",
+        _C,
+        "1",
+        ("model_name",),
+        "Requests that another engine continued after one was lost.",
     ),
     Metric(
         "expertmesh_gateway_streams_cut_total",

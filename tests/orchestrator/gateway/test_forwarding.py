@@ -20,7 +20,13 @@ from tests.orchestrator.gateway.fakes import (
     json_answer,
 )
 
-CONFIG = GatewayConfig(mesh="test", model_name="tiny", max_queued_requests=1, max_body_bytes=1000)
+CONFIG = GatewayConfig(
+    mesh="test",
+    model_name="tiny",
+    max_queued_requests=1,
+    max_body_bytes=1000,
+    engine_wait_s=0,
+)
 PATH = "/v1/completions"
 LOST = EngineLostError("it died")
 
@@ -43,7 +49,9 @@ def test_answer_and_request_pass_through():
     assert answer.headers == {"content-type": "application/json", "content-length": "7"}
     (request,) = engine.requests
     assert (request.method, request.path, request.body) == ("POST", PATH, b"question")
-    assert request.headers == ((b"content-type", b"application/json"),)
+    content_type, request_id = request.headers
+    assert content_type == (b"content-type", b"application/json")
+    assert (request_id[0], len(request_id[1])) == (b"x-request-id", 32)
 
 
 def test_errors_of_the_engine_are_passed_on_unchanged():
