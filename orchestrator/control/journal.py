@@ -125,7 +125,9 @@ class Journal:
             f"WHERE number > ? ORDER BY number {order} LIMIT ?",
             (bound, limit if after >= 0 else -after),
         ).fetchall()
-        found = [dict(zip(columns, row, strict=True)) for row in rows]
+        found = [
+            dict(zip(columns, (*row, json.loads(figures)), strict=True)) for *row, figures in rows
+        ]
         return found if after >= 0 else found[::-1]
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.api.models import EventView
 from orchestrator.control.actions import Note
 from orchestrator.control.journal import SCHEMA_VERSION, Journal, JournalError
 from orchestrator.control.keys import EXPERT, PlacedKey
@@ -100,6 +101,8 @@ def test_history_is_read_from_a_number_on_and_from_its_end(tmp_path: Path) -> No
     journal.write(INTENT, [note(str(number)) for number in range(5)], 0.0)
     assert [line["reason"] for line in journal.history(after=3)] == ["3", "4"]
     assert [line["reason"] for line in journal.history(after=-2)] == ["3", "4"]
+    (last,) = [EventView.model_validate(line) for line in journal.history(after=4)]
+    assert (last.number, last.subject, last.figures) == (5, "cpu-0", {"bytes": 2.0})
     journal.close()
 
 
