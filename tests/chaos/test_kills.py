@@ -6,6 +6,8 @@ all of its parts again and answers as before.
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from benchmarks.correctness import DEMO
 from orchestrator.status import ComponentKind
-from tests.e2e.mesh_process import MeshProcess, serving, wait_until
+from tests.e2e.mesh_process import ROOT, MeshProcess, environment, serving, wait_until
 from tests.nodes.meshes import MODEL
 from tests.nodes.streams import PROMPTS, Stream, streaming
 
@@ -122,3 +124,16 @@ def test_a_lost_router_is_not_noticed(
     streams = run_streams(mesh, (pid, number))
     assert [stream.text for stream in streams] == undisturbed
     wait_whole(mesh, {"router-0": pid})
+
+
+def test_the_example_kills_every_part(mesh: MeshProcess) -> None:
+    """`examples/break_it`: each part is replaced; text changes at most where its engine is lost."""
+    command = [sys.executable, "examples/break_it/break_it.py", "--url", mesh.url]
+    done = subprocess.run(
+        [*command, "--model", MODEL], capture_output=True, text=True, check=False, cwd=ROOT,
+        env=environment(), timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line for line in done.stdout.splitlines()[3:]}
+    assert list(rows) == ["controller", "a-0", "b-0", "c-0", "router-0", "engine-0"]
+    assert all("the same text" in line for id, line in rows.items() if id != "engine-0")
