@@ -1,0 +1,147 @@
+"""Verbs on a mesh that serves: each does what it says, and the requests meanwhile succeed."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.status import ComponentKind
+from tests.e2e.mesh_process import MeshProcess, mesh_config, run_cli, serving, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.vllm, pytest.mark.long]
+
+WAIT_S = 300.0
+
+
+@pytest.fixture(scope="module")
+def verbs_mesh(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshProcess]:
+    """Four shards of which three have room for everything."""
+    pool = {"emulated": True, "memory": "4MiB", "shards": 2}
+    pools = {
+        "nvidia": {"vendor": "nvidia", "speed": 1.0, **pool},
+        "ascend": {"vendor": "ascend", "speed": 0.5, **pool},
+    }
+    state = {"state_dir": str(tmp_path_factory.mktemp("state"))}
+    with serving(mesh_config(tiny_model, "verbs", pools=pools, cluster=state)) as mesh:
+        yield mesh
+
+
+def run(mesh: MeshProcess, *arguments: str, code: int = 0) -> str:
+    """stdout of a command; where it is refused or wrong, what stderr says."""
+    done = run_cli(*arguments, "--url", mesh.url, timeout_s=WAIT_S + 60)
+    assert done.returncode == code, done.stdout + done.stderr + mesh.transcript
+    text: str = done.stderr if code else done.stdout
+    return text
+
+
+def told(mesh: MeshProcess, command: str) -> dict:
+    answer: dict = json.loads(run(mesh, command, "--json"))
+    return answer
+
+
+@contextmanager
+def served_meanwhile(mesh: MeshProcess) -> Iterator[None]:
+    """One greedy request after another all the time: all succeed, with one text."""
+    expected, texts, errors = mesh.complete(), [], []
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            try:
+                texts.append(mesh.complete())
+            except Exception as error:
+                errors.append(repr(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    assert errors == []
+    assert len(texts) > 2
+    assert set(texts) == {expected}
+
+
+def pools_of(mesh: MeshProcess, layer: int, expert: int) -> set[str]:
+    shards = told(mesh, "experts")["shards"]
+    return {id.rpartition("-")[0] for id, held in shards.items() if expert in held[str(layer)]}
+
+
+def test_looking(verbs_mesh: MeshProcess) -> None:
+    shards = {shard["id"]: shard for shard in told(verbs_mesh, "shards")["shards"]}
+    assert sorted(shards) == ["ascend-0", "ascend-1", "nvidia-0", "nvidia-1"]
+    listed = {c["id"]: c for c in verbs_mesh.quick_status()["components"]}
+    for id, shard in shards.items():
+        assert (shard["life"], shard["pid"]) == ("ready", listed[id]["pid"])
+        assert 0 < shard["held_bytes"] <= shard["capacity_bytes"]
+    (node,) = told(verbs_mesh, "nodes")["nodes"]
+    assert set(shards) < set(node["components"])
+    placement = told(verbs_mesh, "experts")
+    assert placement["least_copies"] >= 1
+    assert sum(map(sum, placement["copies"].values())) == sum(s["copies"] for s in shards.values())
+    assert told(verbs_mesh, "transactions")["transactions"][-1]["phase"] == "done"
+    assert any("is ready" in event["reason"] for event in told(verbs_mesh, "events")["events"])
+    for command in ("shards", "nodes", "experts", "transactions", "events", "status"):
+        assert run(verbs_mesh, command)
+    health = verbs_mesh.get("/v1/fault_tolerance/status").json()
+    assert health["engines"] == [{"id": 0, "status": "healthy"}]
+
+
+def test_refusals(verbs_mesh: MeshProcess) -> None:
+    assert "the last engine" in run(verbs_mesh, "drain", "engine-0", code=1)
+    assert "did you mean nvidia-1?" in run(verbs_mesh, "cordon", "nvidia-11", code=1)
+    assert "scale engine up first" in run(verbs_mesh, "rolling-restart", "all", code=1)
+
+
+def test_a_pinned_expert_moves_while_requests_are_served(verbs_mesh: MeshProcess) -> None:
+    with served_meanwhile(verbs_mesh):
+        run(verbs_mesh, "pin", "1/3", "ascend", "--wait")
+        assert pools_of(verbs_mesh, 1, 3) == {"ascend"}
+        run(verbs_mesh, "pin", "1/3", "nvidia", "--wait")
+        assert pools_of(verbs_mesh, 1, 3) == {"nvidia"}
+        run(verbs_mesh, "unpin", "1/3")
+
+
+def test_a_rolling_restart_loses_no_request(verbs_mesh: MeshProcess) -> None:
+    before = {s["id"]: s["pid"] for s in told(verbs_mesh, "shards")["shards"]}
+    with served_meanwhile(verbs_mesh):
+        run(verbs_mesh, "rolling-restart", "nvidia", "--wait", "--timeout", str(WAIT_S))
+    after = {s["id"]: s for s in told(verbs_mesh, "shards")["shards"]}
+    for id in ("nvidia-0", "nvidia-1"):
+        assert after[id]["pid"] != before[id]
+        assert (after[id]["generation"], after[id]["restarts"]) == (2, 0)
+    assert {after[id]["pid"] for id in ("ascend-0", "ascend-1")} == {
+        before[id] for id in ("ascend-0", "ascend-1")
+    }
+
+
+def test_a_pool_grows_and_a_shard_is_drained_while_requests_are_served(
+    verbs_mesh: MeshProcess,
+) -> None:
+    with served_meanwhile(verbs_mesh):
+        run(verbs_mesh, "scale", "ascend", "3", "--wait", "--timeout", str(WAIT_S))
+        shards = {shard["id"]: shard for shard in told(verbs_mesh, "shards")["shards"]}
+        assert shards["ascend-2"]["copies"] > 0
+        out = run(verbs_mesh, "drain", "ascend-0", "--wait", "--timeout", str(WAIT_S))
+        assert "ascend-0 ended as asked" in out
+    assert "ascend-0" not in {shard["id"] for shard in told(verbs_mesh, "shards")["shards"]}
+
+
+def test_what_is_known_is_told_while_the_controller_is_away(verbs_mesh: MeshProcess) -> None:
+    before = told(verbs_mesh, "shards")["shards"]
+    verbs_mesh.kill("ray::Controller")
+    status = told(verbs_mesh, "status")
+    assert status["components"]
+    shown = told(verbs_mesh, "shards")
+    assert [shard["id"] for shard in shown["shards"]] == [shard["id"] for shard in before]
+    assert verbs_mesh.complete()
+    wait_until(lambda: told(verbs_mesh, "shards")["stale_s"] == 0, 60, "a controller again")
+    wait_until(lambda: verbs_mesh.get("/api/v1/cluster").json()["settled"], 60, "settled")
+    assert verbs_mesh.component(ComponentKind.CONTROLLER)["state"] == "ready"
+    run(verbs_mesh, "cordon", "ascend-1")
+    run(verbs_mesh, "uncordon", "ascend-1")
