@@ -327,17 +327,16 @@ def _leasable(job: int, now_s: float) -> Select[Any]:
 
 
 def _open_keys(connection: Connection, keys: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
-    # By job: SQLite uses no index for lists of pairs.
+    # By job and line alone: SQLite uses no index for lists of pairs, and with the state among the
+    # conditions it goes through all open requests of the job instead of these.
     found: set[tuple[int, int]] = set()
     for job, group in groupby(sorted(keys), lambda key: key[0]):
         lines = [line for _, line in group]
         for start in range(0, len(lines), MAX_VARIABLES):
-            wanted = select(requests.c.line).where(
-                requests.c.job == job,
-                requests.c.line.in_(lines[start : start + MAX_VARIABLES]),
-                requests.c.state.in_(OPEN),
+            wanted = select(requests.c.line, requests.c.state).where(
+                requests.c.job == job, requests.c.line.in_(lines[start : start + MAX_VARIABLES])
             )
-            found.update((job, line) for line in connection.execute(wanted).scalars())
+            found.update((job, line) for line, state in connection.execute(wanted) if state in OPEN)
     return found
 
 
