@@ -1,7 +1,6 @@
 """A batch job outlives its runner, its gateway, and the whole mesh."""
 
 import json
-import signal
 
 import psutil
 import pytest
@@ -25,16 +24,25 @@ def client_of(mesh: MeshProcess) -> OpenAI:
     return OpenAI(base_url=f"{mesh.url}/v1", api_key="unused", max_retries=5, timeout=60)
 
 
+def command_of(process: psutil.Process) -> str:
+    """Empty for one that is gone, or about to be."""
+    try:
+        return " ".join(process.cmdline()) if process.is_running() else ""
+    except psutil.NoSuchProcess:  # a zombie, too
+        return ""
+
+
 def kill(mesh: MeshProcess, command: str) -> None:
     """SIGKILL the newest process of that name."""
-    found = [p for p in mesh.seen.values() if p.is_running() and command in " ".join(p.cmdline())]
-    max(found, key=lambda p: p.create_time()).send_signal(signal.SIGKILL)
+    found = [process for process in list(mesh.seen.values()) if command in command_of(process)]
+    max(found, key=lambda process: process.create_time()).kill()
 
 
 def kill_everything(mesh: MeshProcess) -> None:
     """All but the session guard, which removes what the others leave in shared memory."""
     for process in [psutil.Process(mesh.pid), *mesh.seen.values()]:
-        if process.is_running() and "session_guard" not in " ".join(process.cmdline()):
+        command = command_of(process)
+        if command and "session_guard" not in command:
             process.kill()
     mesh.wait()
     wait_until(lambda: not mesh.left_over(), 60, "the session guard's end")
