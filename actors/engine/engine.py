@@ -212,6 +212,7 @@ class Engine:
             "served_model_name": self._config.served_model_name,
             "in_flight": self._in_flight,
             "max_running": self._max_running,
+            **scheduler_load(),
         }
 
     async def _describe(self) -> EngineDescription:
