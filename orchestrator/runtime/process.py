@@ -129,6 +129,12 @@ class Process:
             await self.handle.start.remote()
         except RayActorError as error:
             raise Gone(self._lose(error)) from error
+        except RayError:
+            # Who it is says where its log is.
+            with contextlib.suppress(RayError, TimeoutError):
+                async with asyncio.timeout(self._probe_timeout_s):
+                    self.said = await self._ask()
+            raise
         self._take(await self._ask())
 
     def watch(self, watcher: Watcher, told: Callable[[str], None]) -> None:

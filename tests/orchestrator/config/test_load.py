@@ -52,10 +52,12 @@ def test_default_is_the_emulated_demo_mesh() -> None:
     assert config.model.name == "demo"
 
 
-def test_demo_pools_hold_every_expert_and_some_replicas() -> None:
+def test_demo_pools_hold_every_expert_twice_and_some_more() -> None:
     pairs, bytes_per_expert = 4 * 64, 3 * 256 * 128 // 2 + 3 * 256 * 128 // 32
-    slots = sum(pool.memory // bytes_per_expert for pool in load_config(None).pools.values())
-    assert pairs < slots < 2 * pairs
+    config = load_config(None)
+    slots = sum(pool.memory // bytes_per_expert for pool in config.pools.values())
+    assert config.placement.min_copies == 2
+    assert 2 * pairs < slots < 3 * pairs
 
 
 def test_relative_paths_count_from_the_file(

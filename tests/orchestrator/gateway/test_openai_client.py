@@ -239,6 +239,8 @@ def test_a_killed_engine_leaves_no_process(url, engine):
     os.kill(pid, signal.SIGKILL)
 
     wait_until(lambda: living(family) == [])
-    answer = httpx.post(url + "/v1/completions", json={"model": MODEL, "prompt": PROMPT})
+    # The request is kept until another engine comes, or `engine_wait_s` is over.
+    body = {"model": MODEL, "prompt": PROMPT}
+    answer = httpx.post(url + "/v1/completions", json=body, timeout=120)
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "unavailable"
