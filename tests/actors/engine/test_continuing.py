@@ -152,7 +152,7 @@ def test_every_answer_goes_on_where_it_was(engine, case, stream):
     asked = request(path, **fields)
     status, whole, record = ask(engine, asked)
     assert status == 200, whole
-    # On a busy machine vLLM hands over many tokens in one go: then there are fewer points to cut at.
+    # A busy machine hands over many tokens in one go: then there are fewer points to cut at.
     assert record
     for cut in {1, len(record) // 2, len(record) - 1, len(record)}:
         status, body, rest = ask(engine, replace(asked, emitted=tuple(record[:cut])))
