@@ -8,6 +8,7 @@ and looking through them again and again is a fifth of the time. The plugin puts
 
 import gc
 import importlib.util
+import multiprocessing
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,3 +39,15 @@ def no_garbage_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def leave_no_semaphores() -> None:
+    """Make this process's semaphores without names that somebody would have to unlink.
+
+    vLLM and tqdm make some for this process alone. A spawned process spawns its own in turn, so
+    multiprocessing keeps names in /dev/shm for them, which stay if the process is killed together
+    with Python's resource tracker, as Ray does. Where processes fork, as is the default on Linux,
+    a name is unlinked at once. vLLM says itself how its own processes are to be started.
+    """
+    if sys.platform.startswith("linux"):
+        multiprocessing.set_start_method("fork", force=True)

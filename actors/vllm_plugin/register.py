@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 
+from actors.engine.core_process import leave_no_semaphores
 from actors.engine.fate_sharing import share_fate
 
 log = logging.getLogger("vllm.expertmesh")
@@ -31,6 +32,7 @@ def register() -> None:
     address = os.environ.get(ADDRESS_VARIABLE)
     if share_fate():
         gc.enable()  # put off by `actors.engine.core_process`
+        leave_no_semaphores()
     if address or os.environ.get(V4_ON_CPU_VARIABLE) == "1":
         from actors.deepseek_v4_cpu.install import install
 

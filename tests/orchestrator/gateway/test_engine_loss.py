@@ -30,7 +30,8 @@ from tests.processes import wait_until
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.long]
 
 NAMES = ["a", "b", "c"]
-LONG = {"max_tokens": 400, "ignore_eos": True}
+LONG = {"max_tokens": 800, "ignore_eos": True}
+"""Long enough for none to be ready, also on a fast machine, when the last one is under way."""
 ASKED = (
     ("/v1/completions", PROMPT | LONG),
     ("/v1/completions", PROMPT | LONG | {"logprobs": 2}),
@@ -53,6 +54,7 @@ def engines(tmp_path_factory):
     model = make_checkpoint("dense", tmp_path_factory.mktemp("model"))
     flags = FLAGS | {
         "trust_request_chat_template": True,
+        "max_model_len": 1024,
         "max_num_seqs": 16,
         "max_num_batched_tokens": 512,
     }
