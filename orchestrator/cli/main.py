@@ -155,6 +155,20 @@ def doctor_command(config: Config = None, as_json: Json = False, _verbose: Verbo
     raise typer.Exit(doctor(config, as_json))
 
 
+@app.command("devices")
+def devices_command(
+    vendor: Annotated[
+        str | None, typer.Argument(help="Show the chips of one.", show_default="all vendors")
+    ] = None,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """List the vendors whose devices are known, and what this machine has."""
+    from orchestrator.cli.devices import devices
+
+    raise typer.Exit(devices(vendor, as_json))
+
+
 @app.command("version")
 def version_command(_verbose: Verbose = False) -> None:
     """Print the versions of expertmesh and of what it stands on."""

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from orchestrator.config.fields import ByteSize, Count, DnsName, PositiveFloat, Section
+from actors.devices.catalogue import check_vendor
+from orchestrator.config.fields import ByteSize, Count, PositiveFloat, Section
 
 CPU_VENDOR = "cpu"
 
@@ -12,8 +13,9 @@ CPU_VENDOR = "cpu"
 class PoolConfig(Section):
     """Shards on devices of one kind; one shard is one Ray actor on one device."""
 
-    vendor: DnsName
-    """Who made the device: `nvidia`, `ascend`, `cambricon`, ...; `cpu` for a plain CPU."""
+    vendor: Annotated[str, AfterValidator(check_vendor)]
+    """Who made the device: `nvidia`, `ascend`, `cambricon`, ...; `cpu` for a plain CPU.
+    `expertmesh devices` lists them."""
     device: Annotated[str, StringConstraints(pattern=r"^[a-z]+(:\d+)?$")] = "cpu"
     """Torch device a shard computes on: `cpu`, `cuda`, `npu`, or one device such as `cuda:0`."""
     shards: Count = 1
