@@ -27,7 +27,7 @@ from orchestrator import cluster
 from orchestrator.api.views import cluster_view, placement_view
 from orchestrator.config.schema import MeshConfig
 from orchestrator.control.events import ComponentDied, EnginesLoad, LoadSeen
-from orchestrator.control.journal import Journal, JournalError
+from orchestrator.control.journal import DamagedJournalError, Journal, JournalError, set_aside
 from orchestrator.control.lifecycle import Kind, Life
 from orchestrator.control.runner import Runner
 from orchestrator.control.state import EngineLoad, Intent, State
@@ -44,8 +44,9 @@ from orchestrator.runtime.intent import first_state
 from orchestrator.runtime.load_collector import LoadCollector
 from orchestrator.runtime.mesh import Mesh, is_private, tcp_security
 from orchestrator.runtime.names import ActorName
-from orchestrator.runtime.process import bounded
+from orchestrator.runtime.process import ask_all, bounded
 from orchestrator.runtime.progress import Step, is_up, readiness, step_of
+from orchestrator.runtime.rebuilt import rebuilt_intent
 from orchestrator.runtime.state_dir import state_dir
 from orchestrator.runtime.status import STATES, component_statuses
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus, MeshStatus
@@ -122,12 +123,16 @@ class Controller:
         path = self._config.model.path
         spec = await asyncio.to_thread(read_expert_spec, path)
         mark = await asyncio.to_thread(fingerprint, path)
+        alive = await asyncio.to_thread(cluster.living_actors)
         try:
-            journal = await self._open_journal()
-            before = journal.read()
+            journal, before = await self._read_journal()
+        except DamagedJournalError as error:
+            journal, before = await self._begin_journal(error), None
+            if alive:
+                said = await ask_all(alive)
+                before = rebuilt_intent(self._config, spec, mark, alive, said, time.time())
         except JournalError as error:
             raise UserError(str(error)) from error
-        alive = await asyncio.to_thread(cluster.living_actors)
         now_s = time.monotonic()
         state = first_state(self._config, spec, mark, before, alive, now_s)
         term = state.intent.term
@@ -150,6 +155,20 @@ class Controller:
         self._collector = LoadCollector(shape, timeout_s, time.monotonic)
         await self._runner.start()
         self._loads = asyncio.create_task(self._collect_loads())
+
+    async def _read_journal(self) -> tuple[Journal, Intent | None]:
+        journal = await self._open_journal()
+        try:
+            return journal, journal.read()
+        except JournalError:
+            journal.close()
+            raise
+
+    async def _begin_journal(self, error: JournalError) -> Journal:
+        """A new one, in place of one that is damaged."""
+        aside = set_aside(state_dir(self._config.cluster), self._config.mesh.name)
+        log.error("%s. It is now %s, and a new one begins", error, aside)
+        return await self._open_journal()
 
     async def _open_journal(self) -> Journal:
         """The journal; a predecessor whose process is just ending is waited for."""

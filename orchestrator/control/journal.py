@@ -55,6 +55,10 @@ class JournalError(Exception):
     """The journal cannot be read or written; the message says why and what to do."""
 
 
+class DamagedJournalError(JournalError):
+    """What the file holds is no journal, or not all of one."""
+
+
 class Journal:
     """One mesh's journal, held by one controller. `wall_s` is only shown, never decided upon."""
 
@@ -62,8 +66,9 @@ class Journal:
         """Open or create `folder`/`mesh`.journal.
 
         Raises:
-            JournalError: another controller holds it, the disk refuses, the file is damaged or of
-                a newer version.
+            DamagedJournalError: the file is damaged.
+            JournalError: another controller holds it, the disk refuses, or the file is of a newer
+                version.
         """
         self.path = folder / f"{mesh}.journal"
         self._lock = _lock(folder / f"{mesh}.lock")
@@ -72,7 +77,7 @@ class Journal:
             self._connection = _open(self.path)
         except sqlite3.Error as error:
             self._lock.close()
-            raise JournalError(_say(self.path, error)) from error
+            raise _unusable(self.path, error) from error
         except JournalError:
             self._lock.close()
             raise
@@ -81,16 +86,16 @@ class Journal:
         """The intent last written; None in a new journal.
 
         Raises:
-            JournalError: the file is damaged.
+            DamagedJournalError: the file is damaged.
         """
         try:
             rows = self._connection.execute("SELECT part, body FROM intent").fetchall()
             parts = {part: part_from_json(part, body) for part, body in rows}
-        except (sqlite3.Error, ValueError, KeyError) as error:
-            raise JournalError(_say(self.path, error)) from error
-        if not parts:
+            intent = Intent(**parts) if parts else None
+        except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
+            raise _unusable(self.path, error) from error
+        if intent is None:
             return None
-        intent = Intent(**parts)
         self._written = {part: getattr(intent, part) for part in PARTS}
         return intent
 
@@ -186,7 +191,7 @@ def _open(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = FULL")
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
-        raise JournalError(_say(path, ValueError(found)))
+        raise _unusable(path, ValueError(found))
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
         raise JournalError(
@@ -201,13 +206,31 @@ def _open(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def set_aside(folder: Path, mesh: str) -> Path:
+    """Move a damaged journal away, so that a new one can begin; returns where it is now."""
+    path = folder / f"{mesh}.journal"
+    number = sum(1 for _ in folder.glob(f"{mesh}.journal.damaged-*[0-9]"))
+    aside = folder / f"{mesh}.journal.damaged-{number}"
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    return aside
+
+
+def _unusable(path: Path, error: Exception) -> JournalError:
+    """As an error of the file where it is, and of the disk otherwise."""
+    text = _say(path, error)
+    return DamagedJournalError(text) if text.endswith(_MOVE_AWAY) else JournalError(text)
+
+
+_MOVE_AWAY = "move it away; the mesh goes on with what its components describe"
+
+
 def _say(path: Path, error: Exception) -> str:
     text = str(error)
     if "full" in text:
         return f"{path} cannot be written: the disk is full; free some space"
     if "readonly" in text or "read-only" in text:
         return f"{path} cannot be written: {text}; make the folder writable"
-    return (
-        f"{path} is damaged or cannot be used ({text}): move it away; the mesh goes on with what "
-        "its components describe"
-    )
+    return f"{path} is damaged or cannot be used ({text}): {_MOVE_AWAY}"

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ END_TIMEOUT_S = 8.0
 """How long the end of a killed process is waited for before it counts as unconfirmed."""
 STOP_TIMEOUT_S = 15.0
 """How long a process may take to close what it has open."""
+ASK_TIMEOUT_S = 5.0
+"""How long somebody who knows nothing of a process waits for its first answer."""
 RAY_TITLE = "ray::"
 """How the titles of Ray's Python processes begin."""
 
@@ -208,3 +210,18 @@ async def bounded(answer: Awaitable[Any], timeout_s: float) -> None:
         log.warning("while stopping: no answer within %g s", timeout_s)
     except RayError as error:
         log.warning("while stopping: %s", cause_of(error))
+
+
+async def ask_all(names: Collection[ActorName]) -> dict[ActorName, Said]:
+    """What the living of these say of themselves, of those that answer soon."""
+    handles = {name: cluster.find_actor(name) for name in names}
+    asked = {name: handle for name, handle in handles.items() if handle is not None}
+
+    async def ask(handle: ActorHandle) -> Said | None:
+        with contextlib.suppress(RayError, TimeoutError):
+            said: Said = await asyncio.wait_for(handle.describe.remote(), ASK_TIMEOUT_S)
+            return said
+        return None
+
+    answers = await asyncio.gather(*map(ask, asked.values()))
+    return {name: said for name, said in zip(asked, answers, strict=True) if said is not None}

@@ -118,6 +118,20 @@ def test_a_killed_controller_is_not_missed(mesh: MeshProcess, undisturbed: list[
     assert after == {id: pid for id, pid in before.items() if id not in lost}, "all were adopted"
 
 
+def test_a_damaged_journal_costs_no_process(mesh: MeshProcess, undisturbed: list[str]) -> None:
+    """The next controller goes on with what the mesh's processes say of themselves."""
+    before = {id: c["pid"] for id, c in parts(mesh).items()}
+    (journal,) = mesh.state_dir.glob("*.journal")
+    journal.write_bytes(b"no journal" * 1000)
+    streams = run_streams(mesh, (before["controller"], signal.SIGKILL))
+    assert [stream.text for stream in streams] == undisturbed
+    wait_whole(mesh, {"controller": before["controller"]})
+    after = {id: c["pid"] for id, c in parts(mesh).items()}
+    assert {**after, "controller": 0} == {**before, "controller": 0}, "all were adopted"
+    assert list(mesh.state_dir.glob("*.journal.damaged-0"))
+    assert [stream.text for stream in run_streams(mesh)] == undisturbed
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_router_is_not_noticed(
     mesh: MeshProcess, undisturbed: list[str], number: signal.Signals

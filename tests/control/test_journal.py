@@ -12,7 +12,13 @@ import pytest
 
 from orchestrator.api.models import EventView
 from orchestrator.control.actions import Note
-from orchestrator.control.journal import SCHEMA_VERSION, Journal, JournalError
+from orchestrator.control.journal import (
+    SCHEMA_VERSION,
+    DamagedJournalError,
+    Journal,
+    JournalError,
+    set_aside,
+)
 from orchestrator.control.keys import EXPERT, PlacedKey
 from orchestrator.control.lifecycle import Kind, Phase, TransactionKind, Wanted
 from orchestrator.control.state import (
@@ -151,17 +157,25 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path) -> None:
     journal.write(INTENT, [note("x" * 4000) for _ in range(50)], 0.0)
     journal.close()
     path = tmp_path / "mesh.journal"
-    path.write_bytes(b"SQLite format 3\0" + os.urandom(8192))
-    with pytest.raises(JournalError, match="move it away") as caught:
+    damage = b"SQLite format 3\0" + os.urandom(8192)
+    path.write_bytes(damage)
+    with pytest.raises(DamagedJournalError, match="move it away") as caught:
         Journal(tmp_path, "mesh")
     assert "\n" not in str(caught.value)
+    aside = set_aside(tmp_path, "mesh")
+    assert aside.read_bytes() == damage
+    again = Journal(tmp_path, "mesh")
+    assert again.read() is None
+    again.close()
+    path.write_bytes(damage)
+    assert set_aside(tmp_path, "mesh") != aside, "what was kept before is kept"
 
 
 def test_a_part_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "mesh")
     journal.write(INTENT, [], 0.0)
     journal._connection.execute("UPDATE intent SET body = '{}' WHERE part = 'term'")
-    with pytest.raises(JournalError, match="term"):
+    with pytest.raises(DamagedJournalError, match="term"):
         journal.read()
     journal.close()
 

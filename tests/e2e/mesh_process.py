@@ -160,6 +160,11 @@ class MeshProcess:
         return self._process.pid
 
     @property
+    def state_dir(self) -> Path:
+        """Of journals and ledgers, unless the config names another."""
+        return self._folder / "state"
+
+    @property
     def running(self) -> bool:
         return self._process.poll() is None
 
