@@ -25,6 +25,7 @@ from orchestrator.gateway.auth import KeyCheck
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.engine_pool import EnginePool, PooledEngine
 from orchestrator.gateway.errors import error_response, unavailable
+from orchestrator.gateway.hung_controller import HungController
 from orchestrator.gateway.inference import Inference
 from orchestrator.gateway.last_known import LastKnown
 from orchestrator.gateway.mesh import EngineError, Mesh, MeshLostError
@@ -63,6 +64,7 @@ class Gateway:
         self._mesh = mesh
         self._pool = pool
         self._metrics = metrics
+        self._hung_controller = HungController(pool, mesh, config.controller_hung_s)
 
     async def health(self, _: Request) -> Response:
         """200 if a completion would succeed now."""
@@ -116,6 +118,7 @@ class Gateway:
         while True:
             try:
                 await self._pool.refresh()
+                await self._hung_controller.look()
             except Exception:
                 logger.exception("the engines could not be looked up; trying again")
             await asyncio.sleep(self._config.poll_interval_s)

@@ -43,6 +43,8 @@ class GatewayConfig(BaseModel):
     """How often the gateway asks the controller which engines there are."""
     controller_grace_s: float = Field(default=30.0, ge=0)
     """How long a silent controller's last word counts for `/health`; requests are served anyway."""
+    controller_hung_s: float = Field(default=20.0, gt=0)
+    """A controller that has answered nothing for so long is ended, so that Ray starts another."""
     logging: LoggingConfig = LoggingConfig()
     """Logs of the gateway's process."""
     telemetry: TelemetryConfig = TelemetryConfig()

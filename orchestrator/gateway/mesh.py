@@ -105,6 +105,10 @@ class Mesh(Protocol):
         """Raises `MeshLostError`."""
         ...
 
+    async def end_controller(self, node: str, pid: int) -> None:
+        """Kill its process, on the node of that host name. Does nothing where it is gone."""
+        ...
+
     async def connect(self, engine: EngineInfo) -> EngineClient:
         """Raises `EngineLostError` if there is no such actor."""
         ...

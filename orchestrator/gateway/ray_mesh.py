@@ -1,6 +1,8 @@
 """The mesh over Ray: controller and engines are named actors."""
 
 import asyncio
+import contextlib
+import platform
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -15,6 +17,7 @@ from orchestrator.gateway.mesh import (
     EngineStatus,
     MeshLostError,
 )
+from orchestrator.ray_process import kill_ray_process
 from orchestrator.status import ComponentState, MeshStatus
 
 STREAM_WINDOW = 2
@@ -67,6 +70,16 @@ class RayMesh:
             return RayEngineClient(await self._find(engine.actor_name))
         except ValueError as error:
             raise EngineLostError(f"there is no actor {engine.actor_name}") from error
+
+    async def end_controller(self, node: str, pid: int) -> None:
+        import ray
+
+        if node == platform.node():
+            # One that is stopped by a signal does not hear Ray.
+            kill_ray_process(pid)
+            return
+        with contextlib.suppress(ValueError):
+            ray.kill(await self._find(self._controller_name), no_restart=False)
 
     async def _ask(self, method: str, *arguments: object) -> Any:
         from ray.exceptions import RayError

@@ -3,13 +3,10 @@
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import psutil
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
@@ -23,6 +20,7 @@ from orchestrator.control.clients import Command, Gone
 from orchestrator.control.lifecycle import Kind
 from orchestrator.control.state import Description
 from orchestrator.probe import Probe
+from orchestrator.ray_process import kill_ray_process
 from orchestrator.root_cause import DYING_WORDS_LINES, cause_in_log, cause_of, is_pointer
 from orchestrator.runtime.names import ActorName
 
@@ -34,8 +32,6 @@ STOP_TIMEOUT_S = 15.0
 """How long a process may take to close what it has open."""
 ASK_TIMEOUT_S = 5.0
 """How long somebody who knows nothing of a process waits for its first answer."""
-RAY_TITLE = "ray::"
-"""How the titles of Ray's Python processes begin."""
 
 Describe = Callable[[ActorName, Said], Description]
 
@@ -159,11 +155,8 @@ class Process:
 
     def kill(self) -> None:
         """End the process at once; one that is stopped by a signal does not hear Ray."""
-        with contextlib.suppress(psutil.Error, OSError):
-            if self.said is not None and self.said.node == node_id():
-                process = psutil.Process(self.said.pid)
-                if process.cmdline()[0].startswith(RAY_TITLE):
-                    os.kill(process.pid, signal.SIGKILL)
+        if self.said is not None and self.said.node == node_id():
+            kill_ray_process(self.said.pid)
         cluster.kill(self.handle)
 
     def forget(self) -> None:

@@ -21,7 +21,7 @@ from orchestrator.gateway.mesh import (
     EngineStatus,
     MeshLostError,
 )
-from orchestrator.status import ComponentState, MeshStatus
+from orchestrator.status import ComponentState, ComponentStatus, MeshStatus
 
 JSON_HEADERS = ((b"content-type", b"application/json"), (b"server", b"inner"))
 SSE_HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"),)
@@ -130,6 +130,9 @@ class FakeMesh:
     silent: bool = False
     times_asked: int = 0
     asked: list[tuple[str, str, int, bool]] = field(default_factory=list)
+    ended: list[tuple[str, int]] = field(default_factory=list)
+    """Controllers that were ended: node, process id."""
+    components: list[ComponentStatus] = field(default_factory=list)
     refuses: str = ""
     """Why it refuses every verb; empty if it does them."""
     lines: list[EventView] = field(default_factory=list)
@@ -145,7 +148,7 @@ class FakeMesh:
             reason=self.reason,
             epoch=1,
             router_mode="embedded",
-            components=[],
+            components=self.components,
         )
 
     async def expert_load(self) -> ExpertLoad:
@@ -180,6 +183,9 @@ class FakeMesh:
         if self.silent:
             raise MeshLostError("no answer")
         return [EngineInfo(name, fake.state, f"engine/{name}") for name, fake in self.fakes.items()]
+
+    async def end_controller(self, node: str, pid: int) -> None:
+        self.ended.append((node, pid))
 
     async def connect(self, engine: EngineInfo) -> EngineClient:
         return self.fakes[engine.id]
