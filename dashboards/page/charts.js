@@ -59,7 +59,7 @@ export function drawCurves(points, ids) {
 }
 
 export function drawLayers(layers, balancedness) {
-  put("c-layers", [{ type: "bar", x: layers.map(String), y: balancedness, marker: { color: COLOURS[0] }, hovertemplate: "layer %{x}: %{y:.2f}<extra></extra>" }],
+  put("c-layers", [{ type: "bar", x: layers.map(String), y: balancedness, width: Math.min(0.8, layers.length / 16), marker: { color: COLOURS[0] }, hovertemplate: "layer %{x}: %{y:.2f}<extra></extra>" }],
     { showlegend: false, hovermode: "closest", yaxis: { range: [0, 1.05] }, xaxis: { type: "category", tickformat: "", title: { text: "layer" }, nticks: 16 }, margin: { l: 46, r: 12, t: 8, b: 42 } });
 }
 

@@ -1,6 +1,8 @@
 // Shards, engines, hot experts and happenings as lists. Text is put in as text, never as HTML.
 
-import { bytes, number } from "./words.js";
+import { bytes, number, seconds } from "./words.js";
+
+const BAD_STEPS = ["dead", "problem", "rolled back"];
 
 export function element(tag, more = {}, ...children) {
   const made = document.createElement(tag);
@@ -47,6 +49,23 @@ export function showEngines(components, engines) {
   }), "No engine has joined yet");
 }
 
+/** batch: of the report; undefined where the mesh has no batch jobs. */
+export function showBatch(batch) {
+  document.getElementById("batch-card").hidden = !batch || !Object.keys(batch.jobs).length;
+  if (!batch) return;
+  const states = Object.entries(batch.jobs).map(([state, n]) => `${number(n)} ${state.replace("_", " ")}`);
+  const again = batch.recomputed ? `, ${number(batch.recomputed)} computed again` : "";
+  document.getElementById("batch-sums").textContent = `${states.join(", ")} · ${number(batch.completed)} requests answered, ${number(batch.failed)} failed, ${number(batch.open)} open${again}`;
+  fill("batch", batch.unfinished.map((job) => {
+    const done = job.completed + job.failed;
+    const facts = [job.state.replace("_", " "), `${number(done)} of ${number(job.total)}`, job.failed ? `${number(job.failed)} failed` : null,
+      job.priority ? `priority ${job.priority}` : null, job.paused ? "paused" : null, job.waiting_for ? `waits: ${job.waiting_for}` : null,
+      job.left_s > 0 ? `${seconds(job.left_s)} left of its window` : "its window is over"].filter(Boolean);
+    return element("div", { class: "item" }, element("b", { class: "id" }, job.id), bar(job.total ? done / job.total : 0),
+      element("span", { class: "num" }, job.total ? `${Math.floor((100 * done) / job.total)} %` : ""), element("span", { class: "quiet" }, facts.join(" · ")));
+  }), "No unfinished job");
+}
+
 /** homes(layer, expert): text on where it lives. */
 export function showHot(hot, homes) {
   const most = Math.max(1e-9, ...hot.map((h) => h.share));
@@ -63,7 +82,7 @@ export function showPlacement(control, epoch) {
     const parts = [0, 1, 2, 3].map((n) => [n, copies.filter((c) => (n === 3 ? c >= 3 : c === n)).length]);
     const most = Math.max(1, ...parts.map(([, n]) => n));
     for (const [n, many] of parts) {
-      if (n === 0 && many === 0) continue;
+      if (many === 0) continue;
       const name = n === 0 ? "no copy" : n === 1 ? "1 copy" : n === 3 ? "3 and more" : `${n} copies`;
       lines.push(element("div", { class: "item" }, element("b", n === 0 ? { class: "bad" } : {}, name), bar(many / most), element("span", { class: "num" }, `${number(many)} experts`)));
     }
@@ -80,7 +99,8 @@ export function showPlacement(control, epoch) {
 /** happenings: what the gateway saw; events: the control plane's own history, which knows the reasons. */
 export function showHappenings(happenings, events = []) {
   const list = document.getElementById("events");
-  const told = events.map((e) => ({ time_s: e.wall_s, subject: e.transaction ? `${e.subject} · transaction ${e.transaction}` : e.subject, level: "info", text: `${e.step}: ${e.reason}` }));
+  const told = events.map((e) => ({ time_s: e.wall_s, subject: e.transaction && !e.subject.startsWith("transaction") ? `${e.subject} · transaction ${e.transaction}` : e.subject,
+    level: BAD_STEPS.includes(e.step) ? "bad" : "info", text: e.reason.startsWith(e.step) ? e.reason : `${e.step}: ${e.reason}` }));
   const all = [...happenings, ...told].sort((a, b) => a.time_s - b.time_s).slice(-200);
   if (!all.length) return;
   list.replaceChildren(...all.toReversed().map((h) => element("li", {},

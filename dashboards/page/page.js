@@ -3,7 +3,7 @@
 import { drawCurves, drawLayers, rates } from "./charts.js";
 import { Control } from "./control.js";
 import { Heat, ramp } from "./heat.js";
-import { showEngines, showHappenings, showHot, showPlacement, showShards } from "./lists.js";
+import { showBatch, showEngines, showHappenings, showHot, showPlacement, showShards } from "./lists.js";
 import { Unauthorized, follow, get, hasKey, setKey } from "./live.js";
 import { decodeMatrix } from "./matrix.js";
 import { number, seconds } from "./words.js";
@@ -104,6 +104,7 @@ function showLists(report) {
   showShards(shards, points.at(-1)?.shards ?? {});
   showEngines(components.filter((c) => c.kind === "engine" || c.kind === "router"), report.engines);
   showHot(report.hot ?? [], homes);
+  showBatch(report.batch);
   showHappenings(report.happenings, control.events);
   const select = $("heat-shard");
   const ids = ["", ...shards.map((s) => s.id)];

@@ -68,6 +68,10 @@ class JobRoutes:
         self._settings = settings
         self._ledger = ledger
 
+    @property
+    def ledger(self) -> Ledger:
+        return self._ledger
+
     async def create(self, request: Request) -> Response:
         owner = owner_of(request, self._settings)
         body = await read_body(request, MAX_BODY_BYTES, BODY_TIMEOUT_S)

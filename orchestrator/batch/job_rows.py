@@ -13,7 +13,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from orchestrator.batch.database import Database
 from orchestrator.batch.pages import Page, PageQuery, UnknownCursorError
-from orchestrator.batch.records import JobRecord, LineError, NewJob
+from orchestrator.batch.records import JobRecord, JobSum, LineError, NewJob
 from orchestrator.batch.states import CANCELLABLE, FINISHED, JobState, check_transition
 from orchestrator.batch.tables import files, jobs
 
@@ -97,6 +97,23 @@ class JobRows:
                 .where(jobs.c.owner == owner, jobs.c.status.not_in(FINISHED))
             )
             return int(connection.execute(wanted).scalar_one())
+
+    def sums(self) -> list[JobSum]:
+        """Of the jobs in each state there are some of."""
+        counts = (
+            "total",
+            "completed",
+            "failed",
+            "recomputed",
+            "prompt_tokens",
+            "completion_tokens",
+        )
+        wanted = select(
+            jobs.c.status, func.count(), *(func.sum(jobs.c[name]) for name in counts)
+        ).group_by(jobs.c.status)
+        with self._database.read() as connection:
+            rows = connection.execute(wanted).all()
+        return [JobSum(JobState(state), *map(int, numbers)) for state, *numbers in rows]
 
     def uncleaned(self) -> list[JobRecord]:
         """Finished jobs whose requests still have rows."""

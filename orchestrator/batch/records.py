@@ -113,6 +113,20 @@ class JobRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class JobSum:
+    """All jobs in one state. jobs: how many; the rest: of their requests."""
+
+    state: JobState
+    jobs: int
+    total: int
+    completed: int
+    failed: int
+    recomputed: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewRequest:
     """A line that validation found well. offset, length: its bytes in the input file."""
 

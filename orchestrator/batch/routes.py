@@ -5,6 +5,7 @@ So a gateway starts although, say, PostgreSQL does not answer, and its other rou
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
@@ -22,8 +23,11 @@ from orchestrator.batch.replies import Refused
 from orchestrator.batch.settings import BatchSettings
 from orchestrator.errors import UserError
 from orchestrator.gateway.errors import error_response
+from orchestrator.telemetry.batch import BatchFigures, read_ledger
 
 logger = logging.getLogger(__name__)
+
+WATCH_S = 2.0
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -33,6 +37,8 @@ class BatchRoutes:
 
     def __init__(self, settings: BatchSettings) -> None:
         self._settings = settings
+        self.figures: BatchFigures | None = None
+        """As the ledger was last read for telemetry."""
         self._opening = asyncio.Lock()
         self._files: FileRoutes | None = None
         self._jobs: JobRoutes | None = None
@@ -47,6 +53,16 @@ class BatchRoutes:
             for method, path, handler in JOB_ROUTES
         ]
         return files + jobs
+
+    async def watch(self) -> None:
+        """Read the ledger for telemetry now and then, until cancelled."""
+        while True:
+            try:
+                _, jobs = await self._open()
+                self.figures = await asyncio.to_thread(read_ledger, jobs.ledger, time.time())
+            except (DBAPIError, StorageFullError, UserError, OSError) as error:
+                logger.debug("the batch ledger cannot be read: %s", error)
+            await asyncio.sleep(WATCH_S)
 
     def _endpoint(self, kind: type[FileRoutes] | type[JobRoutes], handler: Any) -> Handler:
         async def endpoint(request: Request) -> Response:

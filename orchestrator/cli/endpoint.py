@@ -1,7 +1,7 @@
 """Ask a running mesh over HTTP, for the commands that look at one and change it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,27 +28,29 @@ def base_url(url: str) -> str:
     return (url if "://" in url else f"http://{url}").rstrip("/")
 
 
-def ask(url: str, path: str) -> httpx.Response:
-    """GET {url}{path}, with the first of EXPERTMESH_API_KEYS if there are any.
+def ask(url: str, path: str, key: str | None = None) -> httpx.Response:
+    """GET {url}{path}; key: default: the first of EXPERTMESH_API_KEYS if there are any.
 
     Raises:
         UserError: no mesh answers there, or it wants another key.
     """
     base = base_url(url)
-    with _client(base, TIMEOUT_S, reading_key()) as client:
+    with _client(base, TIMEOUT_S, reading_key() if key is None else key) as client:
         response = client.get(base + path)
     if response.status_code in (401, 403):
+        if key is not None:
+            raise UserError(_message(response.json()))
         raise UserError(f"the mesh at {base} wants an API key", "set EXPERTMESH_API_KEYS")
     return response
 
 
-def fetch(url: str, path: str) -> dict[str, Any]:
-    """The JSON object at that path.
+def fetch(url: str, path: str, key: str | None = None) -> dict[str, Any]:
+    """The JSON object at that path; key: as `ask` takes it.
 
     Raises:
         UserError: no mesh answers there, or it cannot say.
     """
-    response = ask(url, path)
+    response = ask(url, path, key)
     try:
         body = response.json()
     except ValueError as error:
@@ -101,17 +103,23 @@ def change(url: str, verb: str, body: dict[str, Any], key: str) -> dict[str, Any
             raise UserError(_message(said))
 
 
-@contextmanager
-def follow(url: str, after: int) -> Iterator[httpx.Response]:
+def follow(url: str, after: int) -> AbstractContextManager[httpx.Response]:
     """The stream of events after that number. Raises UserError."""
+    return stream(url, f"/api/v1/events?follow=true&after={after}", reading_key())
+
+
+@contextmanager
+def stream(url: str, path: str, key: str) -> Iterator[httpx.Response]:
+    """What is sent at that path as it comes. Raises UserError."""
     base = base_url(url)
-    path = f"/api/v1/events?follow=true&after={after}"
     with (
-        _client(base, TIMEOUT_S * 3, reading_key()) as client,
+        _client(base, TIMEOUT_S * 3, key) as client,
         client.stream("GET", base + path) as response,
     ):
         if response.status_code != HTTPStatus.OK:
             response.read()
+            if response.status_code in (401, 403, 429):
+                raise UserError(_message(response.json()))
             raise not_a_mesh(url, response)
         yield response
 

@@ -87,6 +87,42 @@ def _events(
     raise typer.Exit(events(url, follow, after, limit, as_json))
 
 
+def _logs(
+    component: Annotated[
+        str,
+        typer.Argument(
+            help="A component's id, or what it begins with, such as engine.", show_default="all"
+        ),
+    ] = "",
+    url: Url = DEFAULT_URL,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option(help="Begin with so many.", min=0, max=10_000)] = 200,
+    key_file: KeyFile = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--from", help="Read the logs that an ended mesh left there."),
+    ] = None,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Show what components wrote, on every node, also those that died."""
+    from orchestrator.cli.logs import logs
+
+    raise typer.Exit(logs(component, url, follow, lines, as_json, key_file, folder))
+
+
+def _top(
+    url: Url = DEFAULT_URL,
+    once: Annotated[bool, typer.Option("--once", help="Print one look and end.")] = False,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Watch balance, shards, hot experts, engines, changes and batch jobs until Ctrl-C."""
+    from orchestrator.cli.top import top
+
+    raise typer.Exit(top(url, once, as_json))
+
+
 # -- changing
 
 
@@ -273,6 +309,8 @@ _LOOKS: dict[str, Callable[..., None]] = {
     "experts": _experts,
     "transactions": _transactions,
     "events": _events,
+    "logs": _logs,
+    "top": _top,
 }
 _VERBS: dict[str, Callable[..., None]] = {
     "rebalance": _rebalance,

@@ -1,15 +1,17 @@
 """Who may change the mesh: `Authorization: Bearer` with one of EXPERTMESH_ADMIN_KEYS.
 
 Without admin keys only a mesh that listens on loopback takes changes, as whoever reaches it has a
-login on its machine. A page in that person's browser must not: a change needs a JSON content type,
-which browsers send to another site only after asking it, and a Host header of this machine, which a
-foreign name that leads here does not have.
+login on its machine. A page in that person's browser must not: what a browser says comes from
+another origin is refused; a change needs a JSON content type, which browsers send to another site
+only after asking it, and a Host header of this machine, which a foreign name that leads here does
+not have.
 """
 
 import hashlib
 import hmac
 import ipaddress
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,9 +29,16 @@ class AdminCheck:
 
     def refusal(self, request: Request) -> Response | None:
         """The answer for who may not; None for who may."""
+        if _is_of_another_page(request):
+            message = "changes are refused: a page of another site asked for this one"
+            return error_response(HTTPStatus.FORBIDDEN, message, "cross_site")
         if not request.headers.get("content-type", "").startswith("application/json"):
             message = "a change needs the header `Content-Type: application/json`"
             return error_response(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, "no_json")
+        return self.refusal_of_reader(request)
+
+    def refusal_of_reader(self, request: Request) -> Response | None:
+        """The same for what only those may read who may change something."""
         if self._digests:
             return None if self._admits(request) else _no_key(request)
         if not is_loopback(self._host):
@@ -54,6 +63,14 @@ class AdminCheck:
         # Compared with every key: the time must not tell which one matched.
         matches = [hmac.compare_digest(offered, known) for known in self._digests]
         return any(matches) and scheme.lower() == "bearer"
+
+
+def _is_of_another_page(request: Request) -> bool:
+    """Whether a browser says that a page of another origin sent this; other clients say nothing."""
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return True
+    origin = request.headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != request.headers.get("host", "")
 
 
 def is_loopback(host: str) -> bool:

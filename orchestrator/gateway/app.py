@@ -28,6 +28,7 @@ from orchestrator.gateway.errors import error_response, unavailable
 from orchestrator.gateway.hung_controller import HungController
 from orchestrator.gateway.inference import Inference
 from orchestrator.gateway.last_known import LastKnown
+from orchestrator.gateway.logs import Logs, LogSource
 from orchestrator.gateway.mesh import EngineError, Mesh, MeshLostError
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.observation import Observation
@@ -37,6 +38,7 @@ from orchestrator.gateway.route_prefix import WithoutPrefix
 from orchestrator.gateway.routes import INFERENCE_ROUTES
 from orchestrator.gateway.telemetry import Telemetry
 from orchestrator.gateway.tracing import Tracing
+from orchestrator.gateway.what_if import WhatIf
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus
 from orchestrator.telemetry.observer import Observer
 
@@ -152,15 +154,25 @@ def build_app(
     mesh: Mesh,
     key_digests: frozenset[bytes],
     admin_digests: frozenset[bytes] = frozenset(),
+    logs: LogSource | None = None,
 ) -> Starlette:
     """The ASGI application; without digests of API keys (`auth.digest`) everybody may use it, and
-    change the mesh as `admin.AdminCheck` says. An admin key is good for all that a client's is."""
+    change the mesh as `admin.AdminCheck` says. An admin key is good for all that a client's is.
+
+    logs: of the mesh's components; without, there is no route for them."""
     metrics = GatewayMetrics(config.model_name)
     pool = EnginePool(mesh)
     last = LastKnown(mesh)
     gateway = Gateway(config, mesh, pool, metrics)
     inference = Inference(config, pool, metrics)
-    observer = Observer(config.telemetry, mesh, gateway.engine_pages, lambda: pool.in_flight)
+    batch = BatchRoutes(config.batch) if config.batch is not None else None
+    observer = Observer(
+        config.telemetry,
+        mesh,
+        gateway.engine_pages,
+        lambda: pool.in_flight,
+        batch=lambda: batch.figures if batch is not None else None,
+    )
     telemetry = Telemetry(
         config.telemetry,
         observer,
@@ -174,6 +186,8 @@ def build_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         loops = [gateway.poll(), observer.run(), last.poll()]
+        if batch is not None:
+            loops.append(batch.watch())
         if config.telemetry.otlp_endpoint is not None:
             loops.append(telemetry.export(_otlp(config)))
         tasks = [asyncio.create_task(loop) for loop in loops]
@@ -195,9 +209,13 @@ def build_app(
         *page_routes(config.route_prefix.rstrip("/")),
         Route("/api/v1/load", gateway.expert_load),
     ]
-    routes += Api(config, mesh, last, AdminCheck(admin_digests, config.host)).routes()
-    if config.batch is not None:
-        routes += BatchRoutes(config.batch).routes()
+    admin = AdminCheck(admin_digests, config.host)
+    routes += Api(config, mesh, last, admin).routes()
+    routes += WhatIf(observer, last).routes()
+    if logs is not None:
+        routes += Logs(logs, admin).routes()
+    if batch is not None:
+        routes += batch.routes()
     app = Starlette(
         routes=routes,
         lifespan=lifespan,

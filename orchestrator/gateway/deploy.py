@@ -11,7 +11,9 @@ from orchestrator.config.schema import LogFormat
 from orchestrator.errors import UserError
 from orchestrator.gateway.app import GATEWAY_ID, build_app
 from orchestrator.gateway.config import GatewayConfig
+from orchestrator.gateway.logs import LogSource
 from orchestrator.gateway.mesh import Mesh
+from orchestrator.gateway.ray_logs import RayLogs
 from orchestrator.logging_setup import set_up_logging
 
 if TYPE_CHECKING:
@@ -36,8 +38,9 @@ class GatewayDeployment:
         mesh: Mesh,
         key_digests: frozenset[bytes],
         admin_digests: frozenset[bytes],
+        logs: LogSource,
     ) -> None:
-        self._arguments = (config, mesh, key_digests, admin_digests)
+        self._arguments = (config, mesh, key_digests, admin_digests, logs)
         self._logging = config.logging
 
     def __serve_build_asgi_app__(self) -> Starlette:
@@ -61,7 +64,7 @@ def deploy_gateway(
     Raises `UserError` if it cannot listen where the config says: the port is taken, Serve runs on
     this cluster already and listens elsewhere, or another application has the route prefix.
     """
-    from ray import serve
+    from ray import get_runtime_context, serve
     from ray.exceptions import RayError
     from ray.serve.config import HTTPOptions, ProxyLocation
     from ray.serve.schema import EncodingType
@@ -88,7 +91,8 @@ def deploy_gateway(
         )
         _check_address(config)
         _check_prefix(config)
-        app = deployment.bind(config, mesh, key_digests, admin_digests)
+        logs = RayLogs(get_runtime_context().get_job_id())
+        app = deployment.bind(config, mesh, key_digests, admin_digests, logs)
         serve.run(
             app,
             name=app_name(config.mesh),

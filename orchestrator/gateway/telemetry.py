@@ -112,5 +112,6 @@ class Telemetry:
             observer.engines,
             observer.happenings,
             self._config.hot_experts,
+            observer.batch,
         )
         return json.dumps(said, separators=(",", ":")).encode()

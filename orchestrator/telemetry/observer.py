@@ -21,6 +21,7 @@ from orchestrator.api.models import ClusterView, EpochView
 from orchestrator.config.telemetry import TelemetryConfig
 from orchestrator.gateway.mesh import Mesh, MeshLostError
 from orchestrator.telemetry import matrix
+from orchestrator.telemetry.batch import BatchFigures, batch_families
 from orchestrator.telemetry.engines import EngineFigures, engine_figures
 from orchestrator.telemetry.families import families_of
 from orchestrator.telemetry.happenings import Happening, happenings
@@ -60,6 +61,7 @@ class Observer:
         in_flight: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
         unix: Callable[[], float] = time.time,
+        batch: Callable[[], BatchFigures | None] = lambda: None,
     ) -> None:
         self._config = config
         self._mesh = mesh
@@ -67,6 +69,7 @@ class Observer:
         self._in_flight = in_flight
         self._clock = clock
         self._unix = unix
+        self._batch = batch
         self._began_s = clock()
         # Not from 1: who followed an earlier gateway must not take our totals for its own.
         self._number = int(unix())
@@ -89,6 +92,11 @@ class Observer:
         """Of what is shown; since this observer began, where there is nothing."""
         since_s = self.snapshot.taken_s if self.snapshot is not None else self._began_s
         return self._clock() - since_s
+
+    @property
+    def batch(self) -> BatchFigures | None:
+        """None where there are no batch jobs, or the ledger was not read yet."""
+        return self._batch()
 
     async def run(self) -> None:
         """Look until cancelled. Whatever goes wrong with one look ends that look."""
@@ -138,10 +146,13 @@ class Observer:
             yield
 
     def families(self, silence_s: float) -> list[Metric]:
-        """For `/metrics` and OTLP; nothing before the first look."""
+        """For `/metrics` and OTLP; of the mesh nothing before the first look."""
+        known = self.batch
+        jobs = batch_families(known) if known is not None else []
         if self.snapshot is None:
-            return []
-        return families_of(self.snapshot, self.age_s, silence_s, self._config.hot_experts)
+            return jobs
+        most = self._config.hot_experts
+        return [*families_of(self.snapshot, self.age_s, silence_s, most), *jobs]
 
     def matrix(self, since: int, shard: str | None) -> bytes:
         """The expert matrix (`matrix.py`): what came since look `since`, or totals.

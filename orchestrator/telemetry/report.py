@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from orchestrator.telemetry.batch import BatchFigures
 from orchestrator.telemetry.engines import EngineFigures
 from orchestrator.telemetry.happenings import Happening
 from orchestrator.telemetry.snapshot import (
@@ -80,6 +81,7 @@ def report(
     engines: Mapping[str, EngineFigures],
     happened: Iterable[Happening],
     hot: int,
+    batch: BatchFigures | None = None,
 ) -> dict[str, Any]:
     """points: those to send, all or the newest. snapshot: None before the first look."""
     said: dict[str, Any] = {
@@ -91,6 +93,8 @@ def report(
         "engines": {id: asdict(figures) for id, figures in engines.items()},
         "happenings": [asdict(happening) for happening in happened],
     }
+    if batch is not None:
+        said["batch"] = asdict(batch)
     if snapshot is not None:
         said |= _of_snapshot(snapshot, hot)
     return said

@@ -254,5 +254,59 @@ MESH = (
 )
 """From the controller, shards and engines, as the gateway last saw them."""
 
-METRICS = (*GATEWAY, *MESH)
+BATCH = (
+    Metric("expertmesh_batch_jobs", _G, "1", ("state",), "Batch jobs in each state."),
+    Metric(
+        "expertmesh_batch_jobs_paused",
+        _G,
+        "1",
+        (),
+        "Unfinished batch jobs that were paused; none of their requests is begun.",
+    ),
+    Metric(
+        "expertmesh_batch_requests_open",
+        _G,
+        "1",
+        (),
+        "Requests of unfinished batch jobs that have no answer yet.",
+    ),
+    Metric(
+        "expertmesh_batch_requests_total",
+        _C,
+        "1",
+        ("result",),
+        "Requests of batch jobs that were answered (completed) or given up (failed).",
+    ),
+    Metric(
+        "expertmesh_batch_recomputed_total",
+        _C,
+        "1",
+        (),
+        "Requests of batch jobs that were computed again, as a runner or an engine was lost.",
+    ),
+    Metric(
+        "expertmesh_batch_tokens_total",
+        _C,
+        "1",
+        ("kind",),
+        "Tokens of answered requests of batch jobs: prompt and completion.",
+    ),
+    Metric(
+        "expertmesh_batch_runner_silence_seconds",
+        _G,
+        "s",
+        (),
+        "Time since the batch runner last wrote to the ledger; 0 before it ever did.",
+    ),
+    Metric(
+        "expertmesh_batch_least_time_left_seconds",
+        _G,
+        "s",
+        (),
+        "Until the window of an unfinished batch job ends, the least; no series without one.",
+    ),
+)
+"""From the ledger, where there are batch jobs."""
+
+METRICS = (*GATEWAY, *MESH, *BATCH)
 BY_NAME = {metric.name: metric for metric in METRICS}

@@ -6,12 +6,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import uvicorn
 
 from orchestrator.api.models import ClusterView, EpochView, EventView, PlacementView
+from orchestrator.batch.ledger import open_ledger
+from orchestrator.batch.records import FileRecord, NewJob
+from orchestrator.batch.settings import BatchSettings
+from orchestrator.config.batch import BatchConfig
 from orchestrator.config.telemetry import TelemetryConfig
 from orchestrator.expert_load import ExpertLoad, sum_load
 from orchestrator.gateway.app import build_app
@@ -195,11 +200,17 @@ def moving_mesh(**options: object) -> MovingMesh:
 
 
 @contextmanager
-def served(mesh: FakeMesh, keys: tuple[str, ...] = (), interval_s: float = 0.25) -> Iterator[str]:
+def served(
+    mesh: FakeMesh,
+    keys: tuple[str, ...] = (),
+    interval_s: float = 0.25,
+    batch: BatchSettings | None = None,
+    admins: tuple[str, ...] = (),
+) -> Iterator[str]:
     """Address of a gateway in front of `mesh`, for as long as the block runs."""
     telemetry = TelemetryConfig(interval_s=interval_s)
-    config = GatewayConfig(mesh="test", model_name="tiny", telemetry=telemetry)
-    app = build_app(config, mesh, frozenset(map(digest, keys)))
+    config = GatewayConfig(mesh="test", model_name="tiny", telemetry=telemetry, batch=batch)
+    app = build_app(config, mesh, frozenset(map(digest, keys)), frozenset(map(digest, admins)))
     port = free_port()
     server = uvicorn.Server(
         uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1)
@@ -213,6 +224,23 @@ def served(mesh: FakeMesh, keys: tuple[str, ...] = (), interval_s: float = 0.25)
     finally:
         server.should_exit = True
         thread.join(timeout=10)
+
+
+def ledger_with_a_job(folder: Path) -> BatchSettings:
+    """A job that waits for its validation."""
+    settings = BatchSettings(
+        config=BatchConfig(), folder=folder, model_name="tiny", max_line_bytes=1 << 20
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    ledger = open_ledger(settings.database_url)
+    file = FileRecord("file-1", "alice", "in.jsonl", "batch", 10, "d", time.time())
+    ledger.files.add(file, lambda _: True)
+    new = NewJob("alice", "/v1/completions", "file-1", "24h", 86_400.0, {})
+    job = ledger.jobs.create(new, time.time())
+    assert job is not None
+    ledger.jobs.explain([job.seq], "its hours begin at 22:00")
+    ledger.requests.begin(time.time())
+    return settings
 
 
 def free_port() -> int:

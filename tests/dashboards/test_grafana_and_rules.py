@@ -15,7 +15,7 @@ import yaml
 from dashboards.build import FOLDER, dashboard_json
 from dashboards.panels import BOARDS
 from orchestrator.telemetry.table import BY_NAME, Kind
-from tests.dashboards.moving_mesh import free_port, moving_mesh, served
+from tests.dashboards.moving_mesh import free_port, ledger_with_a_job, moving_mesh, served
 from tests.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +99,11 @@ def prometheus(tmp_path_factory):
     """ask(promql) -> result of a real Prometheus that has scraped a gateway for some seconds."""
     folder = tmp_path_factory.mktemp("prometheus")
     port = free_port()
-    with served(moving_mesh()) as url, httpx.Client(trust_env=False, timeout=10) as client:
+    batch = ledger_with_a_job(folder / "batch")
+    with (
+        served(moving_mesh(), batch=batch) as url,
+        httpx.Client(trust_env=False, timeout=10) as client,
+    ):
         for path in ("/v1/completions", "/v1/chat/completions"):
             client.post(url + path, json={})
         config = folder / "prometheus.yml"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.telemetry.matrix import encode
-from tests.dashboards.moving_mesh import CHANGE, LINES, moving_mesh, served
+from tests.dashboards.moving_mesh import CHANGE, LINES, ledger_with_a_job, moving_mesh, served
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.long
@@ -117,6 +117,16 @@ def test_an_idle_mesh_and_a_lost_controller_say_so(open_page):
         assert page.locator("#shards .item").count() == 4
         mesh.silent = False
         until(page, "document.querySelector('#stale').hidden")
+
+
+def test_batch_jobs_say_what_they_wait_for_and_not_whose_they_are(open_page, tmp_path):
+    with served(moving_mesh(), batch=ledger_with_a_job(tmp_path)) as url:
+        page = open_page(url)
+        until(page, "!document.querySelector('#batch-card').hidden")
+        until(page, "document.querySelectorAll('#batch .item').length === 1")
+        assert "waits: its hours begin at 22:00" in text(page, "#batch")
+        assert "1 validating" in text(page, "#batch-sums")
+        assert "alice" not in page.content()
 
 
 def test_text_from_the_mesh_is_text(open_page):

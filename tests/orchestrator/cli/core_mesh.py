@@ -20,6 +20,7 @@ from orchestrator.control.state import Intent
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
+from orchestrator.gateway.logs import LogSource
 from tests.orchestrator.gateway.fakes import FakeEngine, FakeMesh
 from tests.orchestrator.gateway.ray_fakes import free_port
 from tests.sim.mesh import MemoryJournal, Shape, SimMesh
@@ -94,12 +95,16 @@ class CoreMesh(FakeMesh):
 
 @contextmanager
 def over_http(
-    mesh: FakeMesh, keys: Sequence[str] = (), admins: Sequence[str] = ()
+    mesh: FakeMesh,
+    keys: Sequence[str] = (),
+    admins: Sequence[str] = (),
+    logs: LogSource | None = None,
 ) -> Iterator[str]:
     """The URL of a gateway in front of `mesh`."""
     port = free_port()
     config = GatewayConfig(mesh="sim", model_name="tiny", port=port)
-    app = build_app(config, mesh, frozenset(map(digest, keys)), frozenset(map(digest, admins)))
+    key_digests, admin_digests = frozenset(map(digest, keys)), frozenset(map(digest, admins))
+    app = build_app(config, mesh, key_digests, admin_digests, logs)
     server = uvicorn.Server(
         uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=1)
     )

@@ -1,0 +1,139 @@
+"""Traffic turns from English to code to Chinese poems, and other experts become hot.
+
+    .venv/bin/expertmesh serve                            # in one terminal, or `make serve`
+    .venv/bin/python examples/hot_experts/hot_experts.py  # in another; open the page meanwhile
+
+Prompts are beginnings of texts that the demo model has not seen (`examples/demo/prompts.jsonl`).
+After each change of traffic the script prints how even the shards' work is, asks for a rebalance,
+and prints how even it is then. It ends with how far apart the loads of the kinds of text are.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import httpx
+import numpy as np
+
+PROMPTS = Path(__file__).parents[1] / "demo" / "prompts.jsonl"
+NAMES = {"en": "English", "py": "code", "zh": "Chinese poems"}
+TOKENS = 160
+SETTLE_S = 6.0
+"""Two or three looks of the gateway: what it shows is of the new traffic alone."""
+
+
+class Traffic:
+    """Streams of one kind of text until it is stopped."""
+
+    def __init__(self, url: str, model: str, prompts: list[str], streams: int) -> None:
+        self._url, self._model, self._prompts = url, model, prompts
+        self._ended = Event()
+        self.tokens = 0
+        self.errors: list[str] = []
+        self._threads = [Thread(target=self._run, args=(seed,)) for seed in range(streams)]
+
+    def __enter__(self) -> "Traffic":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, seed: int) -> None:
+        order = random.Random(seed)
+        with httpx.Client(base_url=self._url, timeout=120) as client:
+            while not self._ended.is_set():
+                body = {
+                    "model": self._model, "prompt": order.choice(self._prompts),
+                    "max_tokens": TOKENS, "temperature": 0.7, "ignore_eos": True,
+                }  # fmt: skip
+                try:
+                    said = client.post("/v1/completions", json=body)
+                    said.raise_for_status()
+                    self.tokens += said.json()["usage"]["completion_tokens"]
+                except httpx.HTTPError as error:
+                    self.errors.append(str(error))
+                    self._ended.wait(1.0)
+
+
+class Mesh:
+    """What is asked of the gateway."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=150)
+
+    def get(self, path: str) -> dict[str, Any]:
+        answer = self._client.get(path)
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    def load(self) -> np.ndarray:
+        """[layers, experts] assignments since the shards started."""
+        return np.array(self.get("/api/v1/expert-load")["counts"])
+
+    def balancedness(self) -> float:
+        return float(self.get("/api/v1/telemetry").get("balancedness") or 0.0)
+
+    def rebalance(self) -> str:
+        """What the control plane answers; returns when nothing moves any more."""
+        answer = self._client.post("/api/v1/rebalance", json={})
+        said = answer.json()
+        while self.get("/api/v1/cluster")["transaction"] is not None:
+            time.sleep(0.2)
+        return str(said["text"] if answer.is_success else said["error"]["message"])
+
+
+def prompts_of(path: Path) -> dict[str, list[str]]:
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {domain: [p["prompt"] for p in lines if p["domain"] == domain] for domain in NAMES}
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """[L] sum of |differences| of the experts' shares: 0 where the same are hot, at most 2."""
+    shares = [load / load.sum(axis=1, keepdims=True) for load in (one, other)]
+    return np.asarray(np.abs(shares[0] - shares[1]).sum(axis=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each kind of text")
+    parser.add_argument("--streams", type=int, default=8)
+    parser.add_argument("--only", choices=sorted(NAMES), help="one kind of text, for ever")
+    arguments = parser.parse_args()
+    mesh = Mesh(arguments.url)
+    loads: dict[str, np.ndarray] = {}
+    print(f"{'traffic':<16}{'tokens/s':>9}{'balancedness':>14}{'after':>8}  the control plane")
+    for domain, prompts in prompts_of(PROMPTS).items():
+        if arguments.only not in (None, domain):
+            continue
+        began, began_s = mesh.load(), time.monotonic()
+        with Traffic(arguments.url, arguments.model, prompts, arguments.streams) as traffic:
+            time.sleep(arguments.seconds)
+            before, rate = mesh.balancedness(), traffic.tokens / (time.monotonic() - began_s)
+            loads[domain] = mesh.load() - began
+            said = mesh.rebalance()
+            time.sleep(SETTLE_S)
+            after = mesh.balancedness()
+        if traffic.errors:
+            sys.exit(f"{len(traffic.errors)} requests failed: {traffic.errors[0]}")
+        print(f"{NAMES[domain]:<16}{rate:>9.0f}{before:>14.2f}{after:>8.2f}  {said}", flush=True)
+    print("\nL1 distance of the experts' shares of load, by layer (0: the same, 2: none in common)")
+    for one, other in itertools.combinations(loads, 2):
+        apart = distance(loads[one], loads[other])
+        figures = " ".join(f"{value:.2f}" for value in apart)
+        print(f"{NAMES[one] + ' / ' + NAMES[other]:<24}{figures}")
+
+
+if __name__ == "__main__":
+    main()
