@@ -19,6 +19,16 @@ export async function get(path) {
   return response;
 }
 
+/** POST of a JSON body. key: default: the one for reading. Throws with the mesh's own words. */
+export async function post(path, body, key) {
+  const used = key || sessionStorage.getItem(KEY);
+  const headers = { "content-type": "application/json", ...(used ? { authorization: `Bearer ${used}` } : {}) };
+  const response = await fetch(prefix + path, { method: "POST", headers, body: JSON.stringify(body) });
+  const said = await response.json();
+  if (!response.ok) throw Object.assign(new Error(said.error?.message ?? `status ${response.status}`), { code: said.error?.code });
+  return said;
+}
+
 /** Calls onLook(report) for every look until the key is refused; lost(error) when the stream breaks. */
 export async function follow(onLook, lost) {
   for (;;) {

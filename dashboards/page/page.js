@@ -6,6 +6,7 @@ import { Heat, ramp } from "./heat.js";
 import { showBatch, showEngines, showHappenings, showHot, showPlacement, showShards } from "./lists.js";
 import { Unauthorized, follow, get, hasKey, setKey } from "./live.js";
 import { decodeMatrix } from "./matrix.js";
+import { showChoices } from "./operate.js";
 import { number, seconds } from "./words.js";
 
 const MINUTE_S = 60;
@@ -62,6 +63,7 @@ function onLook(report) {
 
 function showControl(report) {
   showPlacement(control, report.status.epoch);
+  showChoices(control.view);
   showHappenings(report.happenings, control.events);
   showHot(report.hot ?? [], homes);
   const change = control.change();

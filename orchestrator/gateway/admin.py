@@ -66,9 +66,11 @@ class AdminCheck:
 
 
 def _is_of_another_page(request: Request) -> bool:
-    """Whether a browser says that a page of another origin sent this; other clients say nothing."""
-    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        return True
+    """Whether a browser says that a page of another origin sent this; other clients say nothing.
+
+    Old ones, and pages of plain HTTP on other machines, say their origin only."""
+    if (site := request.headers.get("sec-fetch-site")) is not None:
+        return site not in ("none", "same-origin")
     origin = request.headers.get("origin")
     return origin is not None and urlsplit(origin).netloc != request.headers.get("host", "")
 

@@ -150,7 +150,24 @@ class MovingMesh(FakeMesh):
         )
 
     async def view(self) -> ClusterView:
-        return ClusterView.model_validate(VIEW | {"transaction": self.change})
+        sizes = dict.fromkeys(VENDORS[: self.num_shards], 0)
+        places = []
+        for number in range(self.num_shards):
+            id, held = self.shard_id(number), int((self.home == number).sum())
+            vendor = VENDORS[number % len(VENDORS)]
+            sizes[vendor] += 1
+            places.append(
+                PLACE
+                | {"id": id, "pool": vendor, "copies": held, "held_bytes": held * 52_224}
+                | {"capacity_bytes": int(held * 52_224 * 1.3)}
+            )
+        pools = [POOL | {"id": id, "size": size, "ready": size} for id, size in sizes.items()]
+        shown = {"transaction": self.change, "places": places, "pools": pools}
+        return ClusterView.model_validate(VIEW | shown)
+
+    async def ask(self, verb: str, target: str, number: int, dry_run: bool) -> tuple[bool, str]:
+        self.asked.append((verb, target, number, dry_run))
+        return True, f"{'would' if dry_run else 'will'} {verb}"
 
     async def history(self, after: int, limit: int) -> list[EventView]:
         return [line for line in self.lines if line.number > after][:limit]
@@ -172,6 +189,12 @@ VIEW: dict[str, Any] = {
     "problems": {},
     "dispatchers": [],
 }
+PLACE: dict[str, Any] = {
+    "kind": "shard", "node": "node-0", "life": "ready", "why": "it answers", "generation": 1,
+    "restarts": 0, "wanted": "run", "cordoned": False, "spare": False, "weight": 1.0,
+    "incarnation": "1", "pid": 1, "loading": 0,
+}  # fmt: skip
+POOL: dict[str, Any] = {"kind": "shard", "least": 0, "most": 0}
 CHANGE = {
     "id": 4,
     "kind": "rebalance",

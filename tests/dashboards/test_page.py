@@ -119,6 +119,49 @@ def test_an_idle_mesh_and_a_lost_controller_say_so(open_page):
         until(page, "document.querySelector('#stale').hidden")
 
 
+def test_changes_are_shown_as_a_dry_run_first_and_need_an_admin_key(open_page):
+    mesh = moving_mesh()
+    with served(mesh, admins=("root",)) as url:
+        page = open_page(url)
+        until(page, "document.querySelector('#o-pool').options.length === 4")
+        page.select_option("#o-pool", "ascend")
+        page.fill("#o-size", "3")
+        page.click("[data-verb=scale]")
+        until(page, "!document.querySelector('#o-key-row').hidden")
+        assert "no valid admin key" in text(page, "#o-answer")
+        page.fill("#o-key", "root")
+        page.keyboard.press("Enter")
+        until(page, "document.querySelector('#o-answer').textContent === 'would scale'")
+        assert mesh.asked == [("scale", "ascend", 3, True)]
+        page.fill("#o-size", "4")
+        assert page.is_hidden("#o-do")  # what was tried is not what would be done
+        page.click("[data-verb=scale]")
+        until(page, "!document.querySelector('#o-do').hidden")
+        page.click("#o-do")
+        until(page, "document.querySelector('#o-answer').textContent === 'will scale'")
+        assert mesh.asked[1:] == [("scale", "ascend", 4, True), ("scale", "ascend", 4, False)]
+        stored = page.evaluate("JSON.stringify([localStorage, sessionStorage])")
+        assert "root" not in stored
+
+
+def test_what_if_plans_and_changes_nothing(open_page):
+    mesh = moving_mesh()
+    with served(mesh) as url:
+        page = open_page(url)
+        wait_for_load(page)
+        until(page, "document.querySelectorAll('#w-pools input').length === 4")
+        page.fill("[data-pool=ascend]", "3")
+        page.keyboard.press("Enter")
+        until(page, "document.querySelectorAll('#w-table tbody tr').length === 5")
+        assert re.search(r"would take [\d.]+ % less time", text(page, "#w-answer"))
+        assert re.search(r"shards\s*4\s*6", text(page, "#w-table"))
+        page.fill("[data-pool=ascend]", "0")
+        page.fill("[data-pool=nvidia]", "0")
+        page.keyboard.press("Enter")
+        until(page, "document.querySelector('#w-answer').textContent.includes('too little memory')")
+    assert mesh.asked == []
+
+
 def test_batch_jobs_say_what_they_wait_for_and_not_whose_they_are(open_page, tmp_path):
     with served(moving_mesh(), batch=ledger_with_a_job(tmp_path)) as url:
         page = open_page(url)

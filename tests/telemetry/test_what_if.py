@@ -6,11 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from orchestrator.api.models import ClusterView
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.telemetry.what_if import Impossible, ShardRoom, resized, what_if
-from tests.dashboards.moving_mesh import VIEW, moving_mesh
+from tests.dashboards.moving_mesh import moving_mesh
 from tests.orchestrator.gateway.fakes import call
 
 POOLS = {"nvidia": 1.0, "ascend": 2.0, "cambricon": 1.0, "cpu": 2.0}
@@ -65,19 +64,6 @@ def test_pools_shrink_from_their_end():
 
 def test_the_route_plans_and_changes_nothing():
     mesh = moving_mesh()
-    place = {
-        "kind": "shard", "node": "n", "life": "ready", "why": "", "generation": 1, "restarts": 0,
-        "wanted": "run", "cordoned": False, "spare": False, "weight": 1.0, "incarnation": "1",
-        "pid": 1, "copies": 64, "loading": 0, "held_bytes": 64 * 64, "capacity_bytes": 100 * 64,
-    }  # fmt: skip
-    places = [{"id": f"{pool}-0", "pool": pool, **place} for pool in POOLS]
-
-    async def view():
-        return ClusterView.model_validate(VIEW | {"places": places})
-
-    mesh.view = view
-    asked = []
-    mesh.ask = lambda *words: asked.append(words)
 
     async def main(*bodies):
         app = build_app(GatewayConfig(mesh="test", model_name="tiny"), mesh, frozenset())
@@ -97,5 +83,5 @@ def test_the_route_plans_and_changes_nothing():
     assert said["time_ratio"] < 1
     assert (wrong.status, impossible.status) == (400, 409)
     assert "there is no pool a" in impossible.json()["error"]["message"]
-    assert asked == []
+    assert mesh.asked == []
     assert np.array(list(said["then"]["share_of_load"].values())).min() > 0

@@ -258,6 +258,23 @@ def test_a_page_in_a_browser_changes_nothing():
     assert (plain.status, renamed.status, mesh.asked) == (415, 403, [])
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),  # another port of this machine
+        ({"origin": "http://127.0.0.1:9999"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "same-origin", "origin": "http://127.0.0.1:8000"}, 200),
+    ],
+)
+@pytest.mark.parametrize("admins", [(), ("root",)])
+def test_only_the_meshs_own_page_changes_it(headers, status, admins):
+    mesh = FakeMesh({})
+    answer = post(app_of(mesh, (), admins), "rebalance", {}, **ADMIN, **headers)
+    assert (answer.status, len(mesh.asked)) == (status, status == 200)
+
+
 # -- vLLM's fault tolerance
 
 
