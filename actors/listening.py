@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from actors.wire.address import Address, parse_address
@@ -45,5 +46,5 @@ def _ready(address: Address) -> Address:
         import ray
 
         host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        return Address(str(host), address.port)
+        return replace(address, host=str(host))
     return address

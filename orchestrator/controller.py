@@ -42,7 +42,7 @@ from orchestrator.runtime.engine_load import engine_load
 from orchestrator.runtime.followers import DirectoryFollowers
 from orchestrator.runtime.intent import first_state
 from orchestrator.runtime.load_collector import LoadCollector
-from orchestrator.runtime.mesh import Mesh, is_private, tcp_security
+from orchestrator.runtime.mesh import Mesh, is_private, node_listen, tcp_security
 from orchestrator.runtime.names import ActorName
 from orchestrator.runtime.process import ask_all, bounded
 from orchestrator.runtime.progress import Step, is_up, readiness, step_of
@@ -185,7 +185,7 @@ class Controller:
         """Open the directory where dispatchers know it from before, if they do."""
         texts = list(before) or [self._run_dir.socket("directory")]
         if not list(before) and not is_private(self._config):
-            texts.append("tcp:node:0")
+            texts.append(node_listen(self._config))
         try:
             await directory.listen(ready_to_listen(texts))
         except ValueError as error:

@@ -21,7 +21,7 @@ from actors.dispatch.mesh_view import MeshView, ViewVersion
 from actors.dispatch.view_coding import encode_view
 from actors.dispatch.view_messages import FROM_SUBSCRIBER, AdoptedHead, HelloHead
 from actors.dispatch.view_source import NO_VERSION
-from actors.wire.address import Address
+from actors.wire.address import Address, listen
 from actors.wire.arrival import TcpHost
 from actors.wire.frame import FrameError
 from actors.wire.messages import PREFIX, lengths, read_head
@@ -83,10 +83,9 @@ class Directory:
                 server = await asyncio.start_unix_server(self._welcome_local, address.host)
                 self.addresses.append(address)
             else:
-                server = await asyncio.start_server(
-                    self._welcome_remote, address.host, address.port
-                )
-                self.addresses.append(Address(address.host, server.sockets[0].getsockname()[1]))
+                sock, real = listen(address)
+                server = await asyncio.start_server(self._welcome_remote, sock=sock)
+                self.addresses.append(real)
             self._servers.append(server)
 
     async def close(self) -> None:

@@ -39,11 +39,29 @@ def _sections() -> Iterator[str]:
             kind, heading = get_args(kind)[-1], f"`{name}.NAME`"
         assert isinstance(kind, type)
         assert issubclass(kind, BaseModel)
-        yield f"\n## {heading}\n\n{' '.join((kind.__doc__ or '').split())}\n"
-        yield "| key | value | default | meaning |\n| --- | --- | --- | --- |"
-        for key, value in kind.model_fields.items():
-            meaning = " ".join((value.description or "").split()).replace("|", r"\|")
-            yield f"| `{key}` | {_kind(value)} | {_default(value)} | {meaning} |"
+        yield from _section(heading, kind)
+        for key, inner in _named_sections(kind):
+            yield from _section(f"`{name}.{key}.NAME`", inner)
+
+
+def _section(heading: str, kind: type[BaseModel]) -> Iterator[str]:
+    yield f"\n## {heading}\n\n{' '.join((kind.__doc__ or '').split())}\n"
+    yield "| key | value | default | meaning |\n| --- | --- | --- | --- |"
+    for key, value in kind.model_fields.items():
+        meaning = " ".join((value.description or "").split()).replace("|", r"\|")
+        yield f"| `{key}` | {_kind(value)} | {_default(value)} | {meaning} |"
+
+
+def _named_sections(kind: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Keys whose values are sections by name."""
+    for key, field in kind.model_fields.items():
+        value = (get_args(field.annotation) or (None,))[-1]
+        if get_origin(field.annotation) is dict and _is_section(value):
+            yield key, value
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _kind(field: FieldInfo) -> str:
@@ -57,17 +75,21 @@ def _is_size(rules: Iterable[object]) -> bool:
 def _kind_of(annotation: Any) -> str:
     """What a person writes for a value of this type."""
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return _either(arguments)
+    if origin is Literal or _is_enum(annotation):
+        return _either(arguments or annotation)
     if origin is dict:
         return "mapping"
-    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
-        return _either(annotation)
+    if origin is list:
+        return f"list of {'mappings' if _is_section(arguments[0]) else _kind_of(arguments[0])}"
     if hasattr(annotation, "__metadata__"):  # Annotated: its type and its rules
         return SIZE if _is_size(annotation.__metadata__) else _kind_of(arguments[0])
     if arguments:  # a union; None is not something to write
         return " or ".join(_kind_of(member) for member in arguments if member is not type(None))
     return _NAMES[annotation]
+
+
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, StrEnum)
 
 
 def _either(values: Iterable[object]) -> str:
@@ -80,7 +102,7 @@ def _default(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True, validated_data={})
     if default is None:
         return "unset"
-    if default == {}:
+    if default in ({}, []):
         return "none"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"

@@ -5,13 +5,16 @@ the docstring under a field is its documentation (`docs/configuration.md` is mad
 Secrets are not in here: see `secrets.py`.
 """
 
+import difflib
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator
 
+from actors.wire.ports import parse_ports
 from orchestrator.config.batch import BatchConfig
 from orchestrator.config.fields import ByteSize, ConfigPath, Count, DnsName, Seconds, Section
+from orchestrator.config.kubernetes import ENGINE_GROUP, HEAD_GROUP, KubernetesConfig
 from orchestrator.config.pools import PlacementConfig, PoolConfig, check_speeds
 from orchestrator.config.serving import EnginesConfig, GatewayConfig, ModelConfig, RouterConfig
 from orchestrator.config.telemetry import TelemetryConfig
@@ -22,6 +25,11 @@ class MeshSection(Section):
 
     name: DnsName = "demo"
     """Name of the mesh, part of every component's name: lower case letters, digits and hyphens."""
+
+
+def check_ports(text: str) -> str:
+    parse_ports(text)
+    return text
 
 
 class ClusterConfig(Section):
@@ -35,6 +43,10 @@ class ClusterConfig(Section):
     state_dir: ConfigPath | None = None
     """Folder of what outlives a mesh's processes, such as the controller's journal, on the head
     node; unset: `expertmesh` below `$XDG_STATE_HOME` or `~/.local/state`."""
+    ports: Annotated[str, AfterValidator(check_ports)] | None = None
+    """TCP ports that the mesh's own processes listen on for other nodes, such as `21000-21099`, for
+    firewalls and network policies: one for each shard and router of a node, and one for the
+    controller; unset: free ones."""
     room_timeout_s: Seconds = 8.0
     """How long shards and engines may wait for nodes that have what they ask for, in a cluster that
     is joined; give it longer where an autoscaler adds nodes."""
@@ -107,6 +119,18 @@ class MeshConfig(Section):
     controller: ControllerConfig = ControllerConfig()
     logging: LoggingConfig = LoggingConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
+
+    @field_validator("kubernetes", mode="after")
+    @classmethod
+    def _pods_are_of_pools(cls, value: KubernetesConfig, info: ValidationInfo) -> KubernetesConfig:
+        known = [*info.data.get("pools", {}), ENGINE_GROUP, HEAD_GROUP]
+        for name in value.pods:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+                raise ValueError(f"pods.{name} is no pool of this mesh: {hint}")
+        return value
 
     @property
     def num_shards(self) -> int:

@@ -37,11 +37,16 @@ class Mesh:
     @property
     def tcp_listen(self) -> str:
         # A private session is one machine: nothing needs to be reachable from outside.
-        return "tcp:127.0.0.1:0" if self.private else "tcp:node:0"
+        return "tcp:127.0.0.1:0" if self.private else node_listen(self.config)
 
 
 def is_private(config: MeshConfig) -> bool:
     return config.cluster.ray_address is None
+
+
+def node_listen(config: MeshConfig) -> str:
+    """Where a process of a shared cluster listens for other nodes."""
+    return f"tcp:node:{config.cluster.ports or 0}"
 
 
 def tcp_security(config: MeshConfig) -> TcpSecurity:
