@@ -1,8 +1,8 @@
-"""What Kubernetes and Ray call the devices of each vendor."""
+"""What Kubernetes and Ray call the devices of a pool, from the catalogue of device families."""
 
-import difflib
 from dataclasses import dataclass
 
+from actors.devices.catalogue import find_family, load_catalogue
 from orchestrator.config.kubernetes import ENGINE_GROUP
 from orchestrator.config.schema import MeshConfig
 from orchestrator.errors import UserError
@@ -20,36 +20,39 @@ class DeviceNames:
 
 
 CPU = DeviceNames("", "CPU")
-NAMES = {
-    "nvidia": DeviceNames("nvidia.com/gpu", "GPU"),
-    "ascend": DeviceNames("huawei.com/Ascend910", "NPU"),
-    "cambricon": DeviceNames("cambricon.com/mlu", "MLU"),
-}
 
 
 def names_for(config: MeshConfig, pool_name: str) -> DeviceNames:
-    """Raises UserError for an unknown vendor whose resource the config does not say."""
+    """Raises UserError where neither the catalogue nor the config names the resource."""
     pool = config.pools[pool_name]
     if pool.device == "cpu":
         return CPU
-    known, given = NAMES.get(pool.vendor), device_resource(config, pool_name)
-    if known is None and not given:
-        near = difflib.get_close_matches(pool.vendor, NAMES, n=1)
-        meant = f" (did you mean {near[0]}?)" if near else ""
+    family = find_family(pool.vendor)
+    resource = device_resource(config, pool_name) or family.kubernetes.resource
+    if resource is None:
         raise UserError(
-            f"pools.{pool_name}: no Kubernetes resource is known for vendor {pool.vendor}{meant}",
+            f"pools.{pool_name}: no Kubernetes resource of {family.name} is known",
             f"set kubernetes.pods.{pool_name}.device_resource, such as example.com/npu",
         )
-    # The first Ray resource that a pool of an unknown vendor asks for is its device.
-    ray = known.ray if known else next(iter(pool.resources), pool.vendor.upper())
-    return DeviceNames(given or (known.kubernetes if known else ""), ray)
+    # Without a word of Ray's, the first resource that its shards ask for is the device.
+    ray = family.ray.resource if family.ray else next(iter(pool.resources), pool.vendor.upper())
+    return DeviceNames(resource, ray)
 
 
 def engine_device(config: MeshConfig) -> str:
-    """The Kubernetes resource behind the Ray resource that engines ask for; "" for none."""
-    wanted = config.engines.resources
-    found = [names.kubernetes for names in NAMES.values() if names.ray in wanted]
-    return device_resource(config, ENGINE_GROUP) or (found[0] if found else "")
+    """The Kubernetes resource behind the Ray resource that engines ask for; "" for none.
+
+    Of several vendors whose devices Ray calls the same, the one that has a pool.
+    """
+    if given := device_resource(config, ENGINE_GROUP):
+        return given
+    own = {pool.vendor for pool in config.pools.values()}
+    families = sorted(load_catalogue().values(), key=lambda family: family.vendor not in own)
+    for family in families:
+        named, resource = family.ray, family.kubernetes.resource
+        if named and resource and named.resource in config.engines.resources:
+            return resource
+    return ""
 
 
 def device_resource(config: MeshConfig, group: str) -> str:

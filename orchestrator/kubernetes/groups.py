@@ -21,11 +21,13 @@ GIB = 1 << 30
 class Group:
     """One worker group.
 
-    least, most: pods. device, devices: Kubernetes resource ("" for none) and how many of it a pod
-    has. ray: what a pod's Ray node offers.
+    vendor: of the devices, "" where there are none or the config does not say. least, most: pods.
+    device, devices: Kubernetes resource ("" for none) and how many of it a pod has. ray: what a
+    pod's Ray node offers.
     """
 
     name: str
+    vendor: str
     pods: PodsConfig
     least: int
     most: int
@@ -59,6 +61,7 @@ def pool_group(config: MeshConfig, inside: MeshConfig, name: str) -> Group:
     experts_bytes = (pool.memory or 0) if pool.device == "cpu" else 0
     return Group(
         name=name,
+        vendor=pool.vendor if device.kubernetes else "",
         pods=pods,
         least=math.ceil(shards / each),
         most=math.ceil(max(shards, pool.max_shards) / each),
@@ -77,6 +80,7 @@ def engine_group(config: MeshConfig, inside: MeshConfig) -> Group:
     wanted = max(config.engines.resources.values(), default=1)
     return Group(
         name=ENGINE_GROUP,
+        vendor="",
         pods=pods,
         least=math.ceil(engines.replicas / each),
         most=math.ceil(max(engines.replicas, engines.max_replicas) / each),

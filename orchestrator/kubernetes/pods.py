@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from actors.devices.snapshot import POD_LABELS_FILE, POD_RESOURCES_VARIABLE
 from orchestrator.config.kubernetes import PodsConfig
 from orchestrator.config.schema import MeshConfig
 from orchestrator.kubernetes.groups import Group
@@ -30,6 +31,9 @@ CACHE_SIZE = "20Gi"
 STOP_MARGIN_S = 60
 """On top of the drain: time to move the copies that a pod holds alone, and for Ray to end."""
 HEAD_CPUS = 4.0
+
+THIS_NODE = "node/$HOSTNAME/$(head -c 8 /proc/sys/kernel/random/boot_id)"
+"""In bash: how the mesh calls the node that a pod is (`actors.wire.node`)."""
 
 RAY_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
@@ -72,7 +76,11 @@ def worker_template(config: MeshConfig, group: Group) -> Object:
         "name": "ray-worker",
         **_basics(config, group.pods),
         "ports": _ports({"metrics": METRICS_PORT}),
-        "env": [*_environment(config), _key(config, "EXPERTMESH_ADMIN_KEYS")],
+        "env": [
+            *_environment(config),
+            *_given_devices(group),
+            _key(config, "EXPERTMESH_ADMIN_KEYS"),
+        ],
         "resources": _resources(group.cpus, group.memory_bytes, group.device, group.devices),
         "volumeMounts": _mounts(config),
         "lifecycle": {"preStop": {"exec": {"command": ["bash", "-c", _leave(config)]}}},
@@ -145,7 +153,7 @@ def _leave(config: MeshConfig) -> str:
     """Before a pod ends: what it holds is moved and its requests finish, then Ray leaves."""
     url = f"http://{name_of(config)}:{config.gateway.port}{config.gateway.route_prefix}".rstrip("/")
     timeout = f"--wait --timeout {_drain_s(config)}"
-    return f'expertmesh drain "node/$HOSTNAME" --url {url} {timeout}; ray stop'
+    return f'expertmesh drain "{THIS_NODE}" --url {url} {timeout}; ray stop'
 
 
 def _drain_s(config: MeshConfig) -> int:
@@ -156,6 +164,11 @@ def _environment(config: MeshConfig) -> list[Object]:
     stop_s = str(_drain_s(config))
     values = RAY_ENVIRONMENT | {"RAY_JOB_STOP_WAIT_TIME_S": stop_s}
     return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _given_devices(group: Group) -> list[Object]:
+    """For who asks in the container whose devices these are."""
+    return [{"name": POD_RESOURCES_VARIABLE, "value": group.device}] if group.device else []
 
 
 def _keys(config: MeshConfig) -> list[Object]:
@@ -208,7 +221,11 @@ def _container_security() -> Object:
 
 
 def _volumes(config: MeshConfig) -> list[Object]:
-    made: list[Object] = [{"name": "cache", "emptyDir": {"sizeLimit": CACHE_SIZE}}]
+    labels_file = {"path": POD_LABELS_FILE.name, "fieldRef": {"fieldPath": "metadata.labels"}}
+    made: list[Object] = [
+        {"name": "cache", "emptyDir": {"sizeLimit": CACHE_SIZE}},
+        {"name": "podinfo", "downwardAPI": {"items": [labels_file]}},
+    ]
     if claim := config.kubernetes.model_claim:
         source = {"claimName": claim, "readOnly": True}
         made.append({"name": "model", "persistentVolumeClaim": source})
@@ -216,7 +233,11 @@ def _volumes(config: MeshConfig) -> list[Object]:
 
 
 def _mounts(config: MeshConfig) -> list[Object]:
-    return [{"name": "cache", "mountPath": CACHE_FOLDER}, *_model_mount(config)]
+    return [
+        {"name": "cache", "mountPath": CACHE_FOLDER},
+        {"name": "podinfo", "mountPath": str(POD_LABELS_FILE.parent), "readOnly": True},
+        *_model_mount(config),
+    ]
 
 
 def _model_mount(config: MeshConfig) -> list[Object]:

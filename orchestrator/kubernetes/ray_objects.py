@@ -11,6 +11,7 @@ when a new head node does not know the job any more.
 
 from typing import Any
 
+from actors.devices.detect import VENDOR_LABEL
 from orchestrator.config.schema import MeshConfig
 from orchestrator.kubernetes.groups import Group
 from orchestrator.kubernetes.mesh_config import CONFIG_FILE, CONFIG_FOLDER, config_hash
@@ -19,6 +20,7 @@ from orchestrator.kubernetes.naming import (
     CLUSTER_LABEL,
     CONFIG_HASH,
     METRICS_PORT,
+    POOL,
     RAY_PORTS,
     Object,
     metadata,
@@ -75,14 +77,14 @@ def ray_job(config: MeshConfig, inside: MeshConfig) -> Object:
 
 
 def _worker_group(config: MeshConfig, group: Group) -> Object:
-    most = group.most if config.kubernetes.autoscaler else max(group.most, group.least)
     return {
         "groupName": group.name,
         "replicas": group.least,
         "minReplicas": group.least if config.kubernetes.autoscaler else 0,
-        "maxReplicas": most,
+        "maxReplicas": group.most,
         "rayStartParams": _start_parameters(),
         "resources": {name: f"{amount:g}" for name, amount in group.ray.items()},
+        "labels": {POOL: group.name} | ({VENDOR_LABEL: group.vendor} if group.vendor else {}),
         "template": worker_template(config, group),
     }
 

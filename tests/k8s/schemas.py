@@ -48,6 +48,7 @@ WORKER_GROUP = closed(
     maxReplicas=COUNT,
     rayStartParams=TEXTS,
     resources=TEXTS,
+    labels=TEXTS,
     template=ANY,
     scaleStrategy=closed(workersToDelete={"type": "array", "items": TEXT}),
 )
