@@ -22,8 +22,8 @@ from orchestrator.core_shares import CoreShares
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.mesh import Mesh
 from orchestrator.logging_setup import log_environment
-from orchestrator.run_dir import RunDir
 from orchestrator.runtime.names import ActorName, parse_name
+from orchestrator.session.run_dir import RunDir
 
 if TYPE_CHECKING:
     # Both import torch, which who starts a controller or an engine need not wait for.

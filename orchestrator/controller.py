@@ -35,8 +35,6 @@ from orchestrator.directory import Directory
 from orchestrator.errors import UserError
 from orchestrator.expert_load import sum_load
 from orchestrator.logging_setup import set_up_logging
-from orchestrator.ray_session import node_logs
-from orchestrator.run_dir import RunDir
 from orchestrator.runtime.components import RayComponents
 from orchestrator.runtime.engine_load import engine_load
 from orchestrator.runtime.followers import DirectoryFollowers
@@ -49,6 +47,8 @@ from orchestrator.runtime.progress import Step, is_up, readiness, step_of
 from orchestrator.runtime.rebuilt import rebuilt_intent
 from orchestrator.runtime.state_dir import state_dir
 from orchestrator.runtime.status import STATES, component_statuses
+from orchestrator.session.ray_session import node_logs
+from orchestrator.session.run_dir import RunDir
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus, MeshStatus
 
 log = logging.getLogger(__name__)

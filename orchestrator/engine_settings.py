@@ -6,7 +6,7 @@ from actors.experts.spec import ExpertSpec
 from actors.process import SHORT_SPIN
 from actors.wire.address import Address
 from orchestrator.config.schema import MeshConfig
-from orchestrator.run_dir import RunDir
+from orchestrator.session.run_dir import RunDir
 
 EXECUTOR_FLAG = "distributed_executor_backend"
 ONE_PROCESS_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"

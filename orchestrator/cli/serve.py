@@ -17,7 +17,7 @@ from orchestrator.preflight.finding import Finding, Level
 
 def run_mesh(config: MeshConfig, progress: Progress) -> int:
     """Start the mesh and serve until a signal; imported late because it imports Ray."""
-    from orchestrator.launch import run_mesh as run
+    from orchestrator.session.launch import run_mesh as run
 
     exit_code: int = run(config, progress)
     return exit_code

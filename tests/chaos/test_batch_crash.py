@@ -42,7 +42,7 @@ def kill_everything(mesh: MeshProcess) -> None:
     """All but the session guard, which removes what the others leave in shared memory."""
     for process in [psutil.Process(mesh.pid), *mesh.seen.values()]:
         command = command_of(process)
-        if command and "session_guard" not in command:
+        if command and "session.guard" not in command:
             process.kill()
     mesh.wait()
     wait_until(lambda: not mesh.left_over(), 60, "the session guard's end")

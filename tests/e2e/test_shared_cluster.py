@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from orchestrator.ray_session import RAY_ENVIRONMENT
+from orchestrator.session.ray_session import RAY_ENVIRONMENT
 from tests.e2e.mesh_process import MeshProcess, environment, mesh_config, wait_until
 from tests.orchestrator.gateway.ray_fakes import free_port
 from tests.processes import living

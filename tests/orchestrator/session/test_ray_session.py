@@ -9,15 +9,15 @@ import pytest
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TIMEOUT_S = 120.0
 SESSION = """
 import os, signal, sys, time
 from pathlib import Path
-from orchestrator import process_tree
+from orchestrator.session import process_tree
 from orchestrator.config.schema import MeshConfig
-from orchestrator.ray_session import lost_process, start_ray, stop_ray
-from orchestrator.run_dir import RunDir
+from orchestrator.session.ray_session import lost_process, start_ray, stop_ray
+from orchestrator.session.run_dir import RunDir
 
 pool = {"vendor": "cpu", "memory": "1MiB"}
 config = MeshConfig.model_validate({"model": {"path": "/m"}, "pools": {"host": pool}})

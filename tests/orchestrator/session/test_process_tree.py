@@ -9,12 +9,12 @@ import textwrap
 from multiprocessing import shared_memory
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run_alone(body: str) -> list[str]:
     """Lines that `body` prints in a new interpreter."""
-    setup = "import subprocess, sys, time, psutil\nfrom orchestrator import process_tree\n"
+    setup = "import subprocess, sys, time, psutil\nfrom orchestrator.session import process_tree\n"
     done = subprocess.run(
         [sys.executable, "-c", setup + textwrap.dedent(body)],
         capture_output=True,

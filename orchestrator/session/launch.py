@@ -33,12 +33,18 @@ from orchestrator.errors import UserError
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.ray_mesh import RayMesh
-from orchestrator.ray_session import lost_process, namespace_of, node_logs, start_ray, stop_ray
 from orchestrator.resources import check_room, demands_of
 from orchestrator.root_cause import cause_of
-from orchestrator.run_dir import RunDir
-from orchestrator.session_guard import SessionGuard
-from orchestrator.stop_signals import StopRequested, StopSignals
+from orchestrator.session.guard import SessionGuard
+from orchestrator.session.ray_session import (
+    lost_process,
+    namespace_of,
+    node_logs,
+    start_ray,
+    stop_ray,
+)
+from orchestrator.session.run_dir import RunDir
+from orchestrator.session.stop_signals import StopRequested, StopSignals
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import ray
 from ray.exceptions import AuthenticationError
 
-from orchestrator import process_tree
 from orchestrator.config.schema import MeshConfig
 from orchestrator.core_shares import core_shares
 from orchestrator.errors import UserError
 from orchestrator.preflight import ray_access
-from orchestrator.run_dir import RunDir
+from orchestrator.session import process_tree
+from orchestrator.session.run_dir import RunDir
 
 OBJECT_STORE_BYTES = 128 << 20
 """Tokens do not pass through Ray's object store; control calls need little."""

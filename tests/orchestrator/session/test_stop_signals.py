@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from orchestrator.stop_signals import StopRequested, StopSignals
+from orchestrator.session.stop_signals import StopRequested, StopSignals
 
 
 def raise_signal(number: signal.Signals) -> None:

@@ -8,15 +8,15 @@ from tempfile import TemporaryDirectory
 import psutil
 import pytest
 
-from orchestrator.run_dir import RunDir
-from orchestrator.session_guard import members
+from orchestrator.session.guard import members
+from orchestrator.session.run_dir import RunDir
 from tests.processes import living, wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COMMAND = """
 import os, signal, subprocess, sys
 from pathlib import Path
-from orchestrator.session_guard import SessionGuard
+from orchestrator.session.guard import SessionGuard
 
 guard = SessionGuard(Path(sys.argv[1]))
 child = '''
@@ -132,9 +132,9 @@ import os, signal, sys
 from pathlib import Path
 import psutil
 from orchestrator.config.schema import MeshConfig
-from orchestrator.ray_session import start_ray
-from orchestrator.run_dir import RunDir
-from orchestrator.session_guard import SessionGuard
+from orchestrator.session.ray_session import start_ray
+from orchestrator.session.run_dir import RunDir
+from orchestrator.session.guard import SessionGuard
 
 pool = {"vendor": "cpu", "memory": "1MiB"}
 config = MeshConfig.model_validate({"model": {"path": "/m"}, "pools": {"host": pool}})

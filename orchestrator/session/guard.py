@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator import process_tree
+from orchestrator.session import process_tree
 
 MARK_VARIABLE = "EXPERTMESH_SESSION"
 """Run folder of the private session a process belongs to."""
@@ -41,10 +41,10 @@ class SessionGuard:
     def __init__(self, run_folder: Path) -> None:
         """Start it, and mark this process and all it will start as the session's."""
         os.environ[MARK_VARIABLE] = str(run_folder)
-        checkout = str(Path(__file__).resolve().parents[1])
+        checkout = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH", "")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.session_guard", str(run_folder)],
+            [sys.executable, "-m", "orchestrator.session.guard", str(run_folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
