@@ -3,10 +3,13 @@
 Everything else holds handles. All are detached and named, so that none ends with who started it and
 each is found again. Ray restarts the controller; what to do about any other dead process is the
 controller's decision.
+
+The controller uses this module, which therefore does not import it: who starts an actor of the
+orchestrator's own gives its class.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -17,25 +20,26 @@ from actors.logs import COMPONENT_VARIABLE
 from actors.process import thread_environment
 from actors.wire.spin_time import SPIN_VARIABLE
 from orchestrator.config.pools import PoolConfig
-from orchestrator.config.schema import LoggingConfig, MeshConfig
+from orchestrator.config.schema import LoggingConfig
 from orchestrator.core_shares import CoreShares
-from orchestrator.gateway.config import GatewayConfig
-from orchestrator.gateway.mesh import Mesh
 from orchestrator.logging_setup import log_environment
 from orchestrator.runtime.names import ActorName, parse_name
-from orchestrator.session.run_dir import RunDir
 
 if TYPE_CHECKING:
     # Both import torch, which who starts a controller or an engine need not wait for.
     from actors.router.router import RouterConfig
     from actors.shard.shard import ShardConfig
-    from orchestrator.batch.settings import BatchSettings
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 CONTROLLER = "controller"
 BATCH_RUNNER = "batch-runner"
 ON_THE_HEAD = {"node:__internal_head__": 0.001}
 """A resource that Ray gives the head node: Ray ends with that node, so what must not be lost with
 any other belongs there."""
+CONTROLLER_CONCURRENCY = 64
+"""Coroutines of the controller that may be under way at once."""
 CONTROL_CONCURRENCY = 8
 """Control calls a component answers at once: its description while it loads, for example."""
 ENGINE_CONCURRENCY = 1024
@@ -44,70 +48,64 @@ CONTROL_GROUP = "control"
 """Ray concurrency group of an engine's control calls."""
 
 
-def start_controller(config: MeshConfig, run_dir: RunDir, secret: bytes) -> ActorHandle:
-    """The controller, detached: it outlives the process that started it in a shared cluster.
+def start_controller(
+    log: LoggingConfig, controller: Callable[P, object], *arguments: P.args, **named: P.kwargs
+) -> ActorHandle:
+    """A `controller` of these arguments, detached: it outlives the process that started it in a
+    shared cluster.
 
     Raises:
         ValueError: a controller of that name lives in this namespace already.
     """
-    from orchestrator.controller import Controller
-
-    return _handle(
-        ray.remote(Controller)
-        .options(
-            name=CONTROLLER,
-            lifetime="detached",
-            num_cpus=0,
-            resources=ON_THE_HEAD,
-            max_concurrency=64,
-            # The one actor that Ray restarts: the others' restarts are its decision.
-            max_restarts=-1,
-            # Ray hands these on to the actors that the controller starts.
-            runtime_env={"env_vars": log_environment(config.logging, CONTROLLER)},
-        )
-        .remote(config, run_dir, secret)
-    )
+    options = {"name": CONTROLLER, "max_concurrency": CONTROLLER_CONCURRENCY}
+    return _start_on_head(log, options, controller, *arguments, **named)
 
 
-def open_gateway(
-    config: GatewayConfig,
-    mesh: Mesh,
-    key_digests: frozenset[bytes],
-    admin_digests: frozenset[bytes],
-) -> "ray.ObjectRef[str]":
-    """The gateway's URL, once it answers there (`gateway.deploy.deploy_gateway`).
-
-    A process of Ray's does it and ends: what starts Serve waits inside Ray, where nothing can
-    interrupt it, and starts a Ray session of its own if the caller leaves its session meanwhile.
-    """
-    from orchestrator.gateway.deploy import deploy_gateway
-
-    once = ray.remote(num_cpus=0, max_retries=0, max_calls=1, resources=ON_THE_HEAD)(deploy_gateway)
-    return once.remote(config, mesh, key_digests, admin_digests)  # type: ignore[call-arg]
-
-
-def start_batch_runner(settings: "BatchSettings", mesh: Mesh, log: LoggingConfig) -> ActorHandle:
+def start_batch_runner(
+    log: LoggingConfig, runner: Callable[P, object], *arguments: P.args, **named: P.kwargs
+) -> ActorHandle:
     """The batch runner, or the one that runs already: detached, so it outlives who started it.
 
-    Unlike all others it is started again by Ray: it keeps nothing, needs no place of its own, and
-    whatever it had begun is in the ledger.
+    It keeps nothing, needs no place of its own, and whatever it had begun is in the ledger.
     """
-    from orchestrator.batch.runner_process import BatchRunner
+    options = {
+        "name": BATCH_RUNNER,
+        "max_concurrency": CONTROL_CONCURRENCY,
+        "get_if_exists": True,
+    }
+    return _start_on_head(log, options, runner, *arguments, **named)
 
+
+def _start_on_head(
+    log: LoggingConfig,
+    options: dict[str, Any],
+    actor_class: Callable[P, object],
+    *arguments: P.args,
+    **named: P.kwargs,
+) -> ActorHandle:
+    """One of the two actors that Ray itself starts again. It hands their environment on to the
+    actors they start."""
+    environment = log_environment(log, options["name"])
     return _handle(
-        ray.remote(BatchRunner)
+        ray.remote(actor_class)
         .options(
-            name=BATCH_RUNNER,
             lifetime="detached",
-            get_if_exists=True,
             num_cpus=0,
             resources=ON_THE_HEAD,
-            max_concurrency=CONTROL_CONCURRENCY,
             max_restarts=-1,
-            runtime_env={"env_vars": log_environment(log, BATCH_RUNNER)},
+            runtime_env={"env_vars": environment},
+            **options,
         )
-        .remote(settings, mesh, log, BATCH_RUNNER)
+        .remote(*arguments, **named)
     )
+
+
+def call_on_head(
+    function: Callable[P, Result], *arguments: P.args, **named: P.kwargs
+) -> "ray.ObjectRef[Result]":
+    """What `function` returns, called once in a process of its own on the head node."""
+    once = ray.remote(num_cpus=0, max_retries=0, max_calls=1, resources=ON_THE_HEAD)(function)
+    return once.remote(*arguments, **named)
 
 
 def find_batch_runner() -> ActorHandle | None:

@@ -24,8 +24,8 @@ from orchestrator.batch.records import JobRecord, NewJob
 from orchestrator.batch.replies import Refused, bad_request, not_found, page_query, reply
 from orchestrator.batch.settings import BatchSettings
 from orchestrator.batch.states import FINISHED
-from orchestrator.batch.times import Hours, window_s
 from orchestrator.batch.views import job_view, page_view
+from orchestrator.config.times import Hours, window_s
 from orchestrator.gateway.request_body import read_body
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100

@@ -37,7 +37,6 @@ from orchestrator.batch.records import Deferred, JobRecord, Leased, LineError, S
 from orchestrator.batch.request_rows import ISOLATED_AFTER, SupersededError
 from orchestrator.batch.settings import BatchSettings
 from orchestrator.batch.states import FINISHED, JobState
-from orchestrator.batch.times import Hours
 from orchestrator.batch.validation import (
     MAX_ERRORS,
     Limits,
@@ -46,6 +45,7 @@ from orchestrator.batch.validation import (
     read_stretch,
 )
 from orchestrator.config.bytesize import format_bytes
+from orchestrator.config.times import Hours
 from orchestrator.gateway.mesh import EngineError, EngineLostError, EngineRefusedError, Mesh
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from orchestrator.batch.input_files import Source, open_source
 from orchestrator.cli.endpoint import base_url
-from orchestrator.cli.progress import Progress
+from orchestrator.cli.progress import ConsoleProgress
 from orchestrator.config.bytesize import format_bytes
 from orchestrator.errors import UserError
 
@@ -31,7 +31,7 @@ def submit(
     run_between: str | None,
     wait: bool,
     as_json: bool,
-    progress: Progress,
+    progress: ConsoleProgress,
 ) -> int:
     """Upload requests and begin a job. With `wait`, returns 0 only if it completes."""
     with _client(url) as client:
@@ -61,7 +61,7 @@ def submit(
     return 0 if not wait or job["status"] == "completed" else 1
 
 
-def status(url: str, job_id: str, wait: bool, as_json: bool, progress: Progress) -> int:
+def status(url: str, job_id: str, wait: bool, as_json: bool, progress: ConsoleProgress) -> int:
     """Show one job; with `wait`, until it is finished. Returns 1 if it failed."""
     with _client(url) as client:
         job = _ask(client, "GET", f"/v1/batches/{job_id}")
@@ -170,7 +170,7 @@ def _span(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _wait(client: Any, job: dict[str, Any], progress: Progress) -> dict[str, Any]:
+def _wait(client: Any, job: dict[str, Any], progress: ConsoleProgress) -> dict[str, Any]:
     """Follow a job to its end. A mesh that is started again meanwhile is waited for."""
     rate = Rate()
     progress.step(f"Job {job['id']}")

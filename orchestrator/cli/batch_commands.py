@@ -9,7 +9,7 @@ from orchestrator.cli.options import DEFAULT_URL, Json, Url, Verbose
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
-    from orchestrator.cli.progress import Progress
+    from orchestrator.cli.progress import ConsoleProgress
 
 app = typer.Typer(help="Jobs of many requests, each answered exactly once.", no_args_is_help=True)
 
@@ -132,10 +132,10 @@ def _change(url: str, job: str, verb: str, as_json: bool) -> None:
     raise typer.Exit(change(url, job, verb, as_json))
 
 
-def _progress() -> "Progress":
+def _progress() -> "ConsoleProgress":
     from rich.console import Console
 
-    from orchestrator.cli.progress import Progress
+    from orchestrator.cli.progress import ConsoleProgress
 
     # stdout is for the answer, which may be JSON.
-    return Progress(Console(stderr=True, highlight=False))
+    return ConsoleProgress(Console(stderr=True, highlight=False))

@@ -52,12 +52,12 @@ def serve_command(
     _verbose: Verbose = False,
 ) -> None:
     """Start a mesh and serve it until Ctrl-C."""
-    from orchestrator.cli.progress import Progress
+    from orchestrator.cli.progress import ConsoleProgress
     from orchestrator.cli.serve import serve, serve_detached
 
     if detach:
         raise typer.Exit(serve_detached(config, host, port))
-    with Progress() as progress:
+    with ConsoleProgress() as progress:
         raise typer.Exit(serve(config, host, port, progress=progress))
 
 

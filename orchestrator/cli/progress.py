@@ -19,8 +19,8 @@ PLAIN_UPDATE_INTERVAL_S = 5.0
 """Without a terminal, updates of a step appear at most this often."""
 
 
-class Progress:
-    """One step at a time: `step`, any number of `update`, `done`. Safe to call from any thread.
+class ConsoleProgress:
+    """The `Progress` of commands (`session.progress`).
 
     Writes to stdout: stderr is for errors and logs. A new `step` ends the one before; leaving the
     `with` block ends whatever is shown.
@@ -37,6 +37,8 @@ class Progress:
         self._begun_s = self._said_s = 0.0
         self.on_ready: Callable[[str], None] = lambda _url: None
         """Called with the endpoint's URL when the mesh serves."""
+        self.next_steps: Callable[[str], Sequence[str]] = lambda _url: ()
+        """Lines that say what to do with that URL, ready to be copied."""
 
     def __enter__(self) -> Self:
         return self
@@ -102,8 +104,8 @@ class Progress:
         else:
             self._say(f"warning: {text}")
 
-    def ready(self, url: str, lines: Sequence[str]) -> None:
-        """The mesh serves at `url`; `lines` say what to do next, ready to be copied."""
+    def ready(self, url: str) -> None:
+        """The mesh serves at `url`."""
         if self._name is not None:
             self.done()
         self.on_ready(url)
@@ -111,7 +113,7 @@ class Progress:
             self._console.rule(f"[bold green]ready[/] at [bold]{escape(url)}", align="left")
         else:
             self._say(f"ready at {url}")
-        for line in lines:
+        for line in self.next_steps(url):
             # Unwrapped and without a frame, so that a command can be copied from the screen.
             self._console.print(line, markup=False, soft_wrap=True)
         if self._live:
@@ -127,13 +129,6 @@ class Progress:
         self._console.print(line, markup=False, soft_wrap=True)
 
 
-def endpoint_url(host: str, port: int, route_prefix: str = "/") -> str:
-    """URL to reach a gateway from its own machine, without a slash at its end."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return f"http://{place}{route_prefix.rstrip('/')}"
-
-
 def own_command() -> str:
     """How to call this program again: its name, with the path where the shell needs it."""
     name, called = "expertmesh", sys.argv[0]
@@ -144,7 +139,7 @@ def own_command() -> str:
 
 
 def next_steps(url: str, model: str, needs_key: bool) -> list[str]:
-    """What to try on a mesh that has just become ready: lines for `Progress.ready`."""
+    """What to try on a mesh that has just become ready: lines for `ConsoleProgress.next_steps`."""
     body = json.dumps({"model": model, "prompt": "Once upon a time", "max_tokens": 48})
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
     return [

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.cli.detached import LOG_VARIABLE, detach
-from orchestrator.cli.progress import Progress
+from orchestrator.cli.progress import ConsoleProgress, next_steps
 from orchestrator.cli.running import entry
 from orchestrator.config.load import load_config
 from orchestrator.config.schema import MeshConfig
+from orchestrator.config.secrets import Secrets
 from orchestrator.logging_setup import set_up_logging
 from orchestrator.preflight.checks import check_config, check_installation, require_ok
 from orchestrator.preflight.finding import Finding, Level
 
 
-def run_mesh(config: MeshConfig, progress: Progress) -> int:
+def run_mesh(config: MeshConfig, progress: ConsoleProgress) -> int:
     """Start the mesh and serve until a signal; imported late because it imports Ray."""
     from orchestrator.session.launch import run_mesh as run
 
@@ -32,9 +33,9 @@ def serve(
     host: str | None,
     port: int | None,
     *,
-    progress: Progress,
+    progress: ConsoleProgress,
     check: Callable[[MeshConfig], list[Finding]] = check,
-    run: Callable[[MeshConfig, Progress], int] = run_mesh,
+    run: Callable[[MeshConfig, ConsoleProgress], int] = run_mesh,
 ) -> int:
     """Serve the mesh of a config file until a signal; returns the exit code.
 
@@ -54,6 +55,9 @@ def serve(
         config = config.with_endpoint(None, free_port(config.gateway.host))
     with entry(config.mesh.name, os.environ.get(LOG_VARIABLE, "")) as listed:
         progress.on_ready = listed.ready
+        progress.next_steps = lambda url: next_steps(
+            url, config.model.name, bool(Secrets().api_keys)
+        )
         return run(config, progress)
 
 

@@ -5,8 +5,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from orchestrator.batch.times import Hours
 from orchestrator.config.fields import ByteSize, Count, DnsName, PositiveFloat, Seconds, Section
+from orchestrator.config.times import Hours
 
 
 def _check_database(url: str) -> str:

@@ -53,3 +53,10 @@ class GatewayConfig(BaseModel):
     """An engine that takes longer to tell its metrics is left out of that scrape."""
     batch: BatchSettings | None = None
     """Files and batch jobs; without it there are no routes for them."""
+
+
+def endpoint_url(host: str, port: int, route_prefix: str = "/") -> str:
+    """URL to reach a gateway from its own machine, without a slash at its end."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"http://{place}{route_prefix.rstrip('/')}"

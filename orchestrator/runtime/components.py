@@ -26,11 +26,11 @@ from orchestrator.control.state import Description
 from orchestrator.engine_settings import engine_config, loads_beside_shards
 from orchestrator.errors import UserError
 from orchestrator.resources import Demand, engine_demand, shard_demand
-from orchestrator.room import no_room_for, unless
 from orchestrator.runtime.describing import Describer, describe_other, memory_of_shard
 from orchestrator.runtime.mesh import Mesh, tcp_security
 from orchestrator.runtime.names import ActorName
 from orchestrator.runtime.process import Process
+from orchestrator.runtime.room import no_room_for, unless
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,8 @@
 """Run one mesh from this process: start it, serve until a signal, drain, leave nothing behind.
 
+Controller, gateway and batch runner are imported when they are started: by then Ray runs, and a
+mesh for which it has no room has been refused.
+
 Signals only set an event that every wait here looks at: nothing is interrupted half-way, so what
 was started is known at each moment and can be ended.
 """
@@ -26,16 +29,16 @@ from ray.exceptions import (
 from actors.dispatch.subscription import SECRET_VARIABLE
 from orchestrator import cluster
 from orchestrator.batch.deploy import batch_settings
-from orchestrator.cli.progress import Progress, endpoint_url, next_steps
 from orchestrator.config.schema import MeshConfig
 from orchestrator.config.secrets import Secrets
 from orchestrator.errors import UserError
 from orchestrator.gateway.auth import digest
-from orchestrator.gateway.config import GatewayConfig
+from orchestrator.gateway.config import GatewayConfig, endpoint_url
 from orchestrator.gateway.ray_mesh import RayMesh
 from orchestrator.resources import check_room, demands_of
 from orchestrator.root_cause import cause_of
 from orchestrator.session.guard import SessionGuard
+from orchestrator.session.progress import Progress
 from orchestrator.session.ray_session import (
     lost_process,
     namespace_of,
@@ -153,7 +156,7 @@ class _Session:
                 "choose another mesh.name or stop it first",
             )
         self._check_room()
-        self._controller = cluster.start_controller(self._config, self._run_dir, self._secret)
+        self._controller = self._start_controller()
         started: ray.ObjectRef[str] = self._controller.start.remote()
         # The endpoint opens while the model loads; until then /health says that it does.
         self._gateway = self._open_gateway()
@@ -164,7 +167,7 @@ class _Session:
         self._start_batch_jobs()
         gateway = self._config.gateway
         url = endpoint_url(gateway.host, gateway.port, gateway.route_prefix)
-        progress.ready(url, next_steps(url, self._config.model.name, bool(Secrets().api_keys)))
+        progress.ready(url)
 
     def _check_room(self) -> None:
         """Raises UserError where the nodes lack what shards and engines ask for."""
@@ -229,7 +232,21 @@ class _Session:
                 progress.update(detail)
         progress.done()
 
+    def _start_controller(self) -> ActorHandle:
+        from orchestrator.controller import Controller
+
+        return cluster.start_controller(
+            self._config.logging, Controller, self._config, self._run_dir, self._secret
+        )
+
     def _open_gateway(self) -> "ray.ObjectRef[str]":
+        """The gateway's URL, once it answers there.
+
+        Another process does it and ends: what starts Serve waits inside Ray, where nothing can
+        interrupt it, and starts a Ray session of its own if its caller leaves Ray meanwhile.
+        """
+        from orchestrator.gateway.deploy import deploy_gateway
+
         settings = self._config.gateway
         config = GatewayConfig(
             mesh=self._config.mesh.name,
@@ -250,16 +267,21 @@ class _Session:
         )
         mesh = RayMesh(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
         known = Secrets()
-        return cluster.open_gateway(
-            config, mesh, _digests(known.api_keys), _digests(known.admin_keys)
+        return cluster.call_on_head(
+            deploy_gateway, config, mesh, _digests(known.api_keys), _digests(known.admin_keys)
         )
 
     def _start_batch_jobs(self) -> None:
         """Their runner comes last: it has nothing to do before engines serve."""
         settings = batch_settings(self._config)
         if settings is not None:
+            from orchestrator.batch.runner_process import BatchRunner
+
             mesh = RayMesh(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
-            cluster.start_batch_runner(settings, mesh, self._config.logging)
+            logs = self._config.logging
+            cluster.start_batch_runner(
+                logs, BatchRunner, settings, mesh, logs, cluster.BATCH_RUNNER
+            )
 
     def _await_gateway(self) -> None:
         """Return once the endpoint is open. Raises UserError if it cannot be."""

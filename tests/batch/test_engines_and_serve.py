@@ -14,6 +14,7 @@ import ray
 from actors.engine.config import EngineConfig
 from actors.engine.engine import Engine
 from orchestrator import cluster
+from orchestrator.batch.runner_process import BatchRunner
 from orchestrator.batch.settings import BatchSettings
 from orchestrator.config.batch import BatchConfig
 from orchestrator.config.schema import LoggingConfig
@@ -62,7 +63,9 @@ def desk(tmp_path_factory):
         ray.get(engine.start.remote())
         gateway = GatewayConfig(mesh="test", model_name=MODEL, port=free_port(), batch=settings)
         url = deploy_gateway(gateway, mesh)
-        cluster.start_batch_runner(settings, mesh, LoggingConfig())
+        cluster.start_batch_runner(
+            LoggingConfig(), BatchRunner, settings, mesh, LoggingConfig(), cluster.BATCH_RUNNER
+        )
         with openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0) as client:
             yield Desk(url, client, None, settings, None)
         remove_gateway("test")

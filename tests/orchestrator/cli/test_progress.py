@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator.cli.progress import Progress, endpoint_url, next_steps, own_command
+from orchestrator.cli.progress import ConsoleProgress, next_steps, own_command
+from orchestrator.gateway.config import endpoint_url
 
 
 class Clock:
@@ -20,7 +21,7 @@ class Clock:
         return self.now_s
 
 
-def run_steps(progress: Progress, clock: Clock) -> None:
+def run_steps(progress: ConsoleProgress, clock: Clock) -> None:
     with progress:
         progress.step("Load [a]")
         for second in range(1, 12):
@@ -31,12 +32,13 @@ def run_steps(progress: Progress, clock: Clock) -> None:
         progress.step("Start")
         progress.warn("slow [c]")
         clock.now_s = 13.5
-        progress.ready("http://x", ["  curl [d]"])
+        progress.next_steps = lambda url: [f"  curl [{url[-1]}]"]
+        progress.ready("http://x")
 
 
 def test_log_lines_are_few_and_timestamped() -> None:
     out, clock = io.StringIO(), Clock()
-    run_steps(Progress(Console(file=out, width=40), clock), clock)
+    run_steps(ConsoleProgress(Console(file=out, width=40), clock), clock)
     lines = [re.sub(r"^\d\d:\d\d:\d\d ", "T ", line) for line in out.getvalue().splitlines()]
     assert lines == [
         "T Load [a] ...",
@@ -47,19 +49,19 @@ def test_log_lines_are_few_and_timestamped() -> None:
         "T warning: slow [c]",
         "T Start: done (1.5 s)",
         "T ready at http://x",
-        "  curl [d]",
+        "  curl [x]",
     ]
 
 
 def test_terminal_shows_finished_steps_and_the_last_word() -> None:
     out, clock = io.StringIO(), Clock()
     console = Console(file=out, width=60, force_terminal=True, color_system=None)
-    run_steps(Progress(console, clock), clock)
+    run_steps(ConsoleProgress(console, clock), clock)
     shown = out.getvalue()
     assert "✓ Load [a] 4 shards [b] (12.0 s)\n" in shown
     assert "warning: slow [c]\n" in shown
     assert "✓ Start  (1.5 s)\n" in shown
-    assert "  curl [d]\n" in shown
+    assert "  curl [x]\n" in shown
     assert shown.rstrip().endswith("─")
 
 
@@ -68,7 +70,7 @@ def test_leaving_early_gives_the_terminal_back() -> None:
     console = Console(file=out, width=60, force_terminal=True)
 
     def fail() -> None:
-        with Progress(console) as progress:
+        with ConsoleProgress(console) as progress:
             progress.step("Load")
             raise RuntimeError("no")
 
@@ -81,7 +83,7 @@ def test_leaving_early_gives_the_terminal_back() -> None:
 def test_a_step_that_failed_is_not_called_done(terminal: bool) -> None:
     out = io.StringIO()
     console = Console(file=out, width=60, force_terminal=terminal, color_system=None)
-    with Progress(console) as progress:
+    with ConsoleProgress(console) as progress:
         progress.step("Load")
         progress.give_up()
         progress.step("Stop")
@@ -93,7 +95,7 @@ def test_a_step_that_failed_is_not_called_done(terminal: bool) -> None:
 
 def test_calls_outside_a_step_do_nothing() -> None:
     out = io.StringIO()
-    with Progress(Console(file=out)) as progress:
+    with ConsoleProgress(Console(file=out)) as progress:
         progress.update("x")
         progress.done("y")
         progress.give_up()

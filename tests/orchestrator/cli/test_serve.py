@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator.cli.progress import Progress
+from orchestrator.cli.progress import ConsoleProgress
 from orchestrator.cli.serve import serve
 from orchestrator.config.schema import MeshConfig
 from orchestrator.errors import UserError
@@ -20,7 +20,7 @@ class Launcher:
     def __init__(self) -> None:
         self.configs: list[MeshConfig] = []
 
-    def __call__(self, config: MeshConfig, progress: Progress) -> int:
+    def __call__(self, config: MeshConfig, progress: ConsoleProgress) -> int:
         progress.step("Start")
         self.configs.append(config)
         return 7
@@ -43,7 +43,7 @@ def test_hands_the_config_to_the_launcher(config_path: Path) -> None:
         config_path,
         None,
         9001,
-        progress=Progress(Console(file=out)),
+        progress=ConsoleProgress(Console(file=out)),
         check=lambda _: findings(Level.OK, Level.WARNING),
         run=run,
     )
@@ -54,7 +54,7 @@ def test_hands_the_config_to_the_launcher(config_path: Path) -> None:
 
 
 def test_a_failed_check_stops_before_the_launcher(config_path: Path) -> None:
-    run, progress = Launcher(), Progress(Console(file=io.StringIO()))
+    run, progress = Launcher(), ConsoleProgress(Console(file=io.StringIO()))
     with pytest.raises(UserError, match="found failure: mend it"):
         serve(
             config_path,
@@ -68,7 +68,7 @@ def test_a_failed_check_stops_before_the_launcher(config_path: Path) -> None:
 
 
 def test_port_0_becomes_a_free_port(config_path: Path) -> None:
-    run, progress = Launcher(), Progress(Console(file=io.StringIO()))
+    run, progress = Launcher(), ConsoleProgress(Console(file=io.StringIO()))
     serve(config_path, None, 0, progress=progress, check=lambda _: [], run=run)
     port = run.configs[0].gateway.port
     assert port > 0

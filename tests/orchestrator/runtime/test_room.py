@@ -7,7 +7,7 @@ import pytest
 from orchestrator import cluster
 from orchestrator.errors import UserError
 from orchestrator.resources import Demand
-from orchestrator.room import no_room_for, unless
+from orchestrator.runtime.room import no_room_for, unless
 from tests.orchestrator.building import NO_HANDLE
 
 DEMAND = Demand("pools.h20", 1, {"CPU": 2, "GPU": 1.0})
