@@ -162,13 +162,13 @@ def measure(arguments: argparse.Namespace) -> Report:
     notes = (
         "2k batch: the best split of 2,048 tokens on the plan of the window before; served: what "
         "dispatchers make of it; first plan: on one made without knowing any load",
-        "balance counts tokens; best possible / served counts time: calls, weights read and rows",
+        "balancedness counts tokens; best possible / served counts time: calls, weights read, rows",
     )
     return Report("planner", rows_of(runs), targets(runs), notes)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plots", type=Path, help="write plots of balance under drift here")
+    parser.add_argument("--plots", type=Path, help="write plots of balancedness under drift here")
 
 
 if __name__ == "__main__":

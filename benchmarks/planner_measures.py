@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_matrix, hstack
 
 from benchmarks.planner_baselines import evenly_split, plan_greedy, plan_vllm, without_twins
-from benchmarks.planner_served import served_balance, unloaded
+from benchmarks.planner_served import served_balancedness, unloaded
 from benchmarks.planner_workloads import Case
 from placement.planner import Placement, plan_placement, split_tokens
 from placement.search.bounds import balancedness, layer_bounds
@@ -28,14 +28,14 @@ def least_ms(action: Callable[[], Any], repeats: int = 5) -> float:
     return min(times) * 1e3
 
 
-def balance(experts: np.ndarray, counts: np.ndarray, speed: np.ndarray) -> float:
-    """Balance with tokens split on true counts."""
+def token_balancedness(experts: np.ndarray, counts: np.ndarray, speed: np.ndarray) -> float:
+    """Balancedness with tokens split on true counts."""
     times = split_tokens(experts, counts, speed).sum(axis=2) / speed
     return balancedness(times, check_problem(counts, speed))
 
 
 def ceiling(load: np.ndarray, case: Case) -> float:
-    """The balance no placement can exceed."""
+    """The balancedness no placement can exceed."""
     slots = np.broadcast_to(np.minimum(case.slots, case.experts), (case.layers, case.devices))
     bounds = layer_bounds(check_problem(load, case.speed, slots))
     return float(load.sum() / case.speed.sum() / bounds.sum())
@@ -54,11 +54,14 @@ def plan_quality(case: Case, counts: np.ndarray, repeats: int) -> dict[str, floa
         plan = plan_placement(load, case.speed, case.slots)
         note("planned / bound", plan.balancedness / plan.bound)
         note("ceiling", ceiling(load, case))
-        note("next window", balance(plan.experts, counts[window + 1].sum(axis=0), case.speed))
+        note(
+            "next window",
+            token_balancedness(plan.experts, counts[window + 1].sum(axis=0), case.speed),
+        )
         for batch in counts[window + 1, :4]:
-            note("2k batch", balance(plan.experts, batch, case.speed))
-            note("2k batch, served", served_balance(case, plan.experts, batch))
-            note("2k batch, served, first plan", served_balance(case, blind, batch))
+            note("2k batch", token_balancedness(plan.experts, batch, case.speed))
+            note("2k batch, served", served_balancedness(case, plan.experts, batch))
+            note("2k batch, served, first plan", served_balancedness(case, blind, batch))
     full_ms = least_ms(lambda: plan_placement(load, case.speed, case.slots), repeats)
     return {figure: float(np.mean(values)) for figure, values in found.items()} | {
         "full plan ms": full_ms
@@ -87,7 +90,9 @@ def baseline_quality(case: Case, counts: np.ndarray, repeats: int) -> dict[str, 
             found["equal"].append(even(load) / ceiling(load, case))
             found["next"].append(even(after.sum(axis=0)))
             found["batch"] += [even(b) for b in after[:4]]
-            found["ours"].append(balance(without_twins(experts), after.sum(axis=0), case.speed))
+            found["ours"].append(
+                token_balancedness(without_twins(experts), after.sum(axis=0), case.speed)
+            )
         if found["equal"]:
             took = least_ms(
                 lambda load=load, planner=planner: planner(load, case.slots),  # type: ignore[misc]
@@ -129,14 +134,14 @@ def optimal_split(experts: np.ndarray, tokens: np.ndarray, speed: np.ndarray) ->
 
 
 def drift(case: Case, counts: np.ndarray, budget: int) -> dict[str, Any]:
-    """Nudges from window to window: copies, balance right after and in the window that follows."""
+    """Nudges from window to window: copies, balancedness right after and in the next window."""
     plan = plan_placement(counts[0].sum(axis=0), case.speed, case.slots)
     first = plan.experts
     after, served, stale, copies, times = [], [], [], [], []
     for window in range(1, case.windows):
         load = counts[window].sum(axis=0)
-        served.append(balance(plan.experts, load, case.speed))
-        stale.append(balance(first, load, case.speed))
+        served.append(token_balancedness(plan.experts, load, case.speed))
+        stale.append(token_balancedness(first, load, case.speed))
         nudge = _nudge(case, load, plan, budget)
         times.append(least_ms(lambda load=load, plan=plan: _nudge(case, load, plan, budget), 2))
         copies.append(len(nudge.moves) / case.layers)
@@ -158,14 +163,14 @@ def _nudge(case: Case, load: np.ndarray, plan: Placement, budget: int) -> Placem
 
 
 def throttled(case: Case, counts: np.ndarray) -> float:
-    """Balance with one device at 80 % of its speed and no move; mean over devices."""
+    """Balancedness with one device at 80 % of its speed and no move; mean over devices."""
     load = counts[0].sum(axis=0)
     plan = plan_placement(load, case.speed, case.slots)
     found = []
     for device in range(case.devices):
         speed = case.speed.copy()
         speed[device] *= 0.8
-        found.append(balance(plan.experts, load, speed))
+        found.append(token_balancedness(plan.experts, load, speed))
     return float(np.mean(found))
 
 
@@ -184,7 +189,7 @@ def device_lost(case: Case, counts: np.ndarray) -> dict[str, float]:
         after = plan_placement(load, speed, slots, current=left, max_moves_per_layer=2)
         found.append(after.balancedness / after.bound)
         forced.append(len(after.moves) / case.layers)
-    return {"balance / bound": float(np.mean(found)), "copies / layer": float(np.mean(forced))}
+    return {"balancedness / bound": float(np.mean(found)), "copies / layer": float(np.mean(forced))}
 
 
 def full_replan_copies(case: Case, counts: np.ndarray, window: int) -> float:

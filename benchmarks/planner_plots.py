@@ -1,4 +1,4 @@
-"""Plots of balance and copies over time, while loads drift and jump, for docs/placement.md."""
+"""Plots of balancedness and copies over time, while loads drift and jump, for docs/placement.md."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def _plot(case: Case, path: Path) -> None:
         2, 1, figsize=(8, 6), sharex=True, height_ratios=(3, 2), layout="constrained"
     )
     windows = np.arange(1, counts.shape[0])
-    for name, (balance, copies) in lines.items():
+    for name, (reached, copies) in lines.items():
         colour, style = SERIES[name]
-        label = f"{name} (mean {balance.mean():.3f}, {copies.mean():.1f} copies)"
-        upper.plot(windows, balance, style, color=colour, lw=1.8, label=label)
+        label = f"{name} (mean {reached.mean():.3f}, {copies.mean():.1f} copies)"
+        upper.plot(windows, reached, style, color=colour, lw=1.8, label=label)
         lower.plot(windows, np.maximum(copies, 0.1), style, color=colour, lw=1.8)
     speeds = "16 equal devices" if np.ptp(case.speed) == 0 else "8 devices of speed 1.0, 8 of 0.4"
     what = "steady drift"
@@ -88,18 +88,18 @@ def _plot(case: Case, path: Path) -> None:
 
 
 def _vllm(case: Case, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """(balance, copies per layer) of vLLM's policy planning anew in every window."""
+    """(balancedness, copies per layer) of vLLM's policy planning anew in every window."""
     placed = plan_vllm(counts[0].astype(float), case.slots)
     if placed is None:
         return None
-    balance, copies = [], []
+    reached, copies = [], []
     copied = 0
     for window in counts[1:].astype(float):
         times = evenly_split(placed, window) / case.speed
-        balance.append(balancedness(times, check_problem(window, case.speed)))
+        reached.append(balancedness(times, check_problem(window, case.speed)))
         copies.append(copied)
         following = plan_vllm(window, case.slots)
         assert following is not None
         copied = len(list_moves(without_twins(following), without_twins(placed)))
         placed = following
-    return np.array(balance), np.array(copies) / case.layers
+    return np.array(reached), np.array(copies) / case.layers

@@ -51,8 +51,8 @@ def serve(held: np.ndarray, counts: np.ndarray, cost: np.ndarray) -> np.ndarray:
     return np.bincount(shards, quota, minlength=len(cost)).astype(np.int64)
 
 
-def served_balance(case: Case, experts: np.ndarray, counts: np.ndarray) -> float:
-    """Balance in tokens, as of the other splits, of what dispatchers make of counts [L, E]."""
+def served_balancedness(case: Case, experts: np.ndarray, counts: np.ndarray) -> float:
+    """Balancedness in tokens, as of the other splits, of what dispatchers make of counts [L, E]."""
     cost = costs_of(case)
     slowest = sum(
         (serve(held, tokens, cost) / case.speed).max()

@@ -40,11 +40,11 @@ class ShardCapacity:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeshPlan:
-    """The epoch and what the planner says of it: predicted balance, the best any placement could
-    reach (bound), and how many copies of experts are to load (moves)."""
+    """The epoch and what the planner says of it: predicted balancedness, the best that any
+    placement could reach (bound), and how many copies of experts are to load (moves)."""
 
     epoch: PlanEpoch
-    balance: float
+    balancedness: float
     bound: float
     moves: int
     reason: str

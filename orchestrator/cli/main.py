@@ -126,7 +126,7 @@ def simulate_command(
     as_json: Json = False,
     _verbose: Verbose = False,
 ) -> None:
-    """Replay a recorded load on a config's shards: balance, moves and bytes per policy."""
+    """Replay a recorded load on a config's shards: balancedness, moves and bytes per policy."""
     from orchestrator.cli.simulate import simulate_trace
 
     raise typer.Exit(simulate_trace(trace, config, as_json))

@@ -129,7 +129,7 @@ def describe(
         "bytes_per_expert": spec.bytes_per_expert,
         "replicated_experts": int(sum((counts > 1).sum() for counts in replicas)),
         "copies_to_load": planned.moves,
-        "balance": planned.balance,
+        "balancedness": planned.balancedness,
         "bound": planned.bound,
         "reason": planned.reason,
         "notes": notes,
@@ -164,7 +164,7 @@ def show(report: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"balance {report['balance']:.4f} of at most {report['bound']:.4f}; "
+        f"balancedness {report['balancedness']:.4f} of at most {report['bound']:.4f}; "
         f"{report['copies_to_load']} copies to load, "
         f"{report['replicated_experts']} experts with replicas"
     )

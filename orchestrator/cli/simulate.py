@@ -41,11 +41,11 @@ def simulate_trace(
         "notes": notes,
         "policies": {
             name: {
-                "mean_balance": float(replay.balancedness.mean()),
-                "worst_balance": float(replay.balancedness.min()),
+                "mean_balancedness": float(replay.balancedness.mean()),
+                "worst_balancedness": float(replay.balancedness.min()),
                 "copies": int(replay.moves.sum()),
                 "bytes": int(replay.bytes.sum()),
-                "balance": [round(float(value), 4) for value in replay.balancedness],
+                "balancedness": [round(float(value), 4) for value in replay.balancedness],
             }
             for name, replay in replays.items()
         },
@@ -64,13 +64,13 @@ def show(report: dict[str, Any], console: Console) -> None:
         f"{report['model']}: {report['windows']} windows on {len(report['shards'])} shards"
     )
     table = Table()
-    for column in ("policy", "mean balance", "worst", "copies", "moved"):
+    for column in ("policy", "mean balancedness", "worst", "copies", "moved"):
         table.add_column(column, justify="left" if column == "policy" else "right")
     for name, result in report["policies"].items():
         table.add_row(
             name,
-            f"{result['mean_balance']:.4f}",
-            f"{result['worst_balance']:.4f}",
+            f"{result['mean_balancedness']:.4f}",
+            f"{result['worst_balancedness']:.4f}",
             str(result["copies"]),
             format_bytes(result["bytes"]),
         )

@@ -54,8 +54,13 @@ def price_of_two(
     try:
         two = plan_mesh(spec, capacities, "fill", 1, load, min_copies=TWO)
     except UserError:
-        return {"fits": False, "missing_bytes": more, "balance": None}
-    return {"fits": True, "missing_bytes": 0, "balance": two.balance, "now": planned.balance}
+        return {"fits": False, "missing_bytes": more, "balancedness": None}
+    return {
+        "fits": True,
+        "missing_bytes": 0,
+        "balancedness": two.balancedness,
+        "now": planned.balancedness,
+    }
 
 
 def lines(report: dict[str, Any]) -> list[str]:
@@ -75,8 +80,8 @@ def lines(report: dict[str, Any]) -> list[str]:
     price = report["two_copies"]
     if price["fits"]:
         said.append(
-            "two copies of each fit and survive the loss of any one device, at a balance of "
-            f"{price['balance']:.4f} instead of {price['now']:.4f}"
+            "two copies of each fit and survive the loss of any one device, at a balancedness of "
+            f"{price['balancedness']:.4f} instead of {price['now']:.4f}"
         )
     elif price["missing_bytes"]:
         size = format_bytes(price["missing_bytes"])

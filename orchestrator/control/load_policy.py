@@ -42,11 +42,12 @@ def worth(proposal: Proposal, load_s: float, settings: Settings) -> Verdict:
     """Whether a proposal for a changed load pays. load_s: predicted time of loading its copies."""
     if not proposal.bytes:
         return Verdict(False, f"keep the placement: {proposal.reason}")
-    gain = 1 - proposal.balance / proposal.predicted
+    gain = 1 - proposal.balancedness / proposal.predicted
     saved_s = gain * settings.payback_s
     figures = (
-        f"balance {proposal.balance:.3f} -> {proposal.predicted:.3f} of {proposal.possible:.3f} "
-        f"possible, {gain:.1%} of the experts' time, for {proposal.bytes} bytes in {load_s:.1f} s"
+        f"balancedness {proposal.balancedness:.3f} -> {proposal.predicted:.3f} "
+        f"of {proposal.possible:.3f} possible, {gain:.1%} of the experts' time, "
+        f"for {proposal.bytes} bytes in {load_s:.1f} s"
     )
     if gain < settings.least_gain:
         return Verdict(False, f"{figures}: kept, at least {settings.least_gain:.1%} would pay")
@@ -212,7 +213,7 @@ def _judge(turn: Turn, proposal: Proposal | None, why: str, *, asked: bool) -> V
             way,
             target,
             verdict.reason,
-            gain=max(0.0, 1 - proposal.balance / proposal.predicted),
+            gain=max(0.0, 1 - proposal.balancedness / proposal.predicted),
             shards=frozenset(eligible(turn)),
         )
         turn.change_facts(planned_load=proposal.load)
@@ -237,7 +238,7 @@ def _verdict(turn: Turn, proposal: Proposal, way: tuple[Batch, ...], *, asked: b
     verdict = worth(proposal, load_s, turn.settings)
     running = turn.intent.transaction
     if proposal.anew:
-        verdict = Verdict(True, f"{proposal.reason}: balance {proposal.predicted:.3f}")
+        verdict = Verdict(True, f"{proposal.reason}: balancedness {proposal.predicted:.3f}")
     elif asked and proposal.bytes:
         verdict = Verdict(True, f"asked for; {verdict.reason}")
     if proposal.dry_run:

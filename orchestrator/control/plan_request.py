@@ -49,12 +49,12 @@ class PlanRequest:
 class Proposal:
     """A placement and what it is predicted to bring.
 
-    balance: of the placement as it is for this load, 0 where it does not serve; predicted: of
+    balancedness: of the placement as it is for this load, 0 where it does not serve; predicted: of
     `target`; possible: ceiling of any. bytes: to load.
     """
 
     target: Copies
-    balance: float
+    balancedness: float
     predicted: float
     possible: float
     bytes: int

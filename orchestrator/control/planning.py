@@ -117,12 +117,12 @@ def make_plan(request: PlanRequest, policy: Policy = decided) -> Proposal:
         step = replanned(seen) if anew else policy(seen)
     except ValueError as error:
         raise NoPlan(str(error)) from error
-    balance = _balance(load, current, seen)
+    balancedness = _balancedness(load, current, seen)
     if step.placement is None:
         return Proposal(
             target=request.current,
-            balance=balance,
-            predicted=balance,
+            balancedness=balancedness,
+            predicted=balancedness,
             possible=decide(load, load, current, rate, slots, offset).possible,
             bytes=0,
             load=load,
@@ -130,7 +130,7 @@ def make_plan(request: PlanRequest, policy: Policy = decided) -> Proposal:
             dry_run=request.dry_run,
         )
     reason = request.reason if anew else step.reason
-    return _propose(request, grid, shards, seen, balance, step.placement, reason)
+    return _propose(request, grid, shards, seen, balancedness, step.placement, reason)
 
 
 def _propose(
@@ -138,7 +138,7 @@ def _propose(
     grid: Grid,
     shards: list[str],
     seen: Situation,
-    balance: float,
+    balancedness: float,
     placement: Placement,
     reason: str,
 ) -> Proposal:
@@ -147,11 +147,11 @@ def _propose(
     predicted = placement.balancedness
     if request.forbidden:
         target = _by_rules(request, grid, target, slots, shards, load)
-        predicted = _balance(load, grid.array(target, shards), seen)
+        predicted = _balancedness(load, grid.array(target, shards), seen)
     loaded = minus(target, request.current)
     return Proposal(
         target={shard: keys for shard, keys in target.items() if keys},
-        balance=balance,
+        balancedness=balancedness,
         predicted=predicted,
         possible=placement.bound,
         bytes=sum(bytes_of(keys, request.shards[shard]) for shard, keys in loaded.items()),
@@ -191,7 +191,7 @@ def _by_rules(
         raise NoPlan(str(error)) from error
 
 
-def _balance(load: NDArray[np.float64], current: IntArray, seen: Situation) -> float:
+def _balancedness(load: NDArray[np.float64], current: IntArray, seen: Situation) -> float:
     """Of the placement as it is; 0 where it leaves an expert out."""
     for row in current:
         if np.unique(row[row != EMPTY]).size < load.shape[1]:

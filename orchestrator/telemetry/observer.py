@@ -77,7 +77,7 @@ class Observer:
         self._before: deque[tuple[int, Counts]] = deque(maxlen=KEPT_TOTALS)
         self._looked_s: float | None = None
         self._busy: Window | None = None
-        """The last window with traffic: a quiet one says nothing about balance."""
+        """The last window with traffic: a quiet one says nothing about balancedness."""
         self._placed: EpochView | None = None
         self._replicas: NDArray[np.int32] | None = None
         """[L, E] copies of each expert in the epoch `_placed`."""

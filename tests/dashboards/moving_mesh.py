@@ -204,7 +204,7 @@ CHANGE = {
     "copies": 17,
     "bytes": 17 * 52_224,
     "gain": 0.31,
-    "reason": "balance 1.92 -> 1.07 of 1.05 possible, 31.0% of the experts' time, "
+    "reason": "balancedness 1.92 -> 1.07 of 1.05 possible, 31.0% of the experts' time, "
     "for 887808 bytes in 0.4 s; a gain below 5.0% would not have paid",
     "why_back": "",
     "phase_s": 1.25,

@@ -1,4 +1,4 @@
-"""The balance that plans reach at real sizes, on fixed seeds; the benchmark measures more."""
+"""The balancedness that plans reach at real sizes, on fixed seeds; the benchmark measures more."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def round_robin(request: PlanRequest) -> Proposal:
         target[shards[(7 * number + 1) % len(shards)]].add(key)
     return Proposal(
         target={shard: frozenset(held) for shard, held in target.items() if held},
-        balance=1.0,
+        balancedness=1.0,
         predicted=1.0,
         possible=1.0,
         bytes=1,

@@ -63,7 +63,7 @@ def test_plan_says_what_a_loss_would_take_and_what_two_copies_cost(
     small.write_text(text.replace("4MiB", str(30 * size)))
     report = planned(small, capsys)
     assert not report["survives"]["device"]["survives_any"]
-    assert report["two_copies"] == {"fits": False, "missing_bytes": 36 * size, "balance": None}
+    assert report["two_copies"] == {"fits": False, "missing_bytes": 36 * size, "balancedness": None}
     assert plan(small, None, as_json=False) == 0
     assert "two copies of each would survive that and need" in capsys.readouterr().out
 
@@ -79,7 +79,7 @@ def test_plan_gives_load_by_speed(config: Path, capsys) -> None:
         assert shard["emulated"]
     for layer in report["placement"].values():
         assert set(layer["fast-0"]) | set(layer["slow-0"]) == set(range(report["experts"]))
-    assert report["balance"] <= report["bound"] + 1e-9
+    assert report["balancedness"] <= report["bound"] + 1e-9
 
 
 def test_plan_follows_a_recorded_load(config: Path, capsys, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_plan_for_people_names_what_is_emulated(config: Path, capsys) -> None:
     assert plan(config, None, as_json=False) == 0
     shown = capsys.readouterr().out
     assert shown.count("emulated") == 2
-    assert "balance" in shown
+    assert "balancedness" in shown
     assert "why:" in shown
 
 
@@ -166,7 +166,7 @@ def test_simulate_compares_policies(config: Path, capsys, tmp_path: Path) -> Non
     policies = json.loads(capsys.readouterr().out)["policies"]
     assert policies["plan once"]["copies"] == 0
     assert policies["re-plan every window"]["copies"] > 0
-    assert all(0 < result["worst_balance"] <= 1 + 1e-9 for result in policies.values())
+    assert all(0 < result["worst_balancedness"] <= 1 + 1e-9 for result in policies.values())
     assert simulate_trace(tmp_path / "t.npz", config, as_json=False) == 0
     assert "keep, nudge or re-plan" in capsys.readouterr().out
 
