@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from actors.dispatch.adding import NOT_ALL
 from actors.dispatch.backend import ExpertUnavailable
-from actors.dispatch.flight import NOT_ALL, Answers, Flight
+from actors.dispatch.flight import Answers, Flight
 from actors.dispatch.shard_links import ShardLinks
 from actors.dispatch.split import AnyInts, ExpertsUnplaced, Floats, rest_of
 from actors.dispatch.view_source import ViewSource

@@ -1,8 +1,8 @@
-"""The calls of one split on their way: written into the links' slots, and their answers added up.
+"""The calls of one split on their way: posted, waited for, and their answers added up.
 
-One native pass each for all shards, whatever their transports and row codings. A shard's partial
-sums are always made of the same rows and assignments; they are added in ascending shard order in
-fp32 and rounded to bf16 once. So the same split gives the same bits, whoever answers first.
+One native pass each for all shards, whatever their transports and row codings (`posting`,
+`adding`). A shard's partial sums are always made of the same rows and assignments, and are added in
+ascending shard order. So the same split gives the same bits, whoever answers first.
 """
 
 import time
@@ -12,65 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import carray
 
-from actors.dispatch.deadlines import LEARNING_RATE, OUTLIER, SMALLEST_SCALE, soft_wait_s
-from actors.dispatch.shard_links import (
-    ANSWER_BYTES,
-    ANSWER_OFFSET,
-    CALL_S,
-    CODING,
-    CONTROL,
-    HEARD_S,
-    READ_S,
-    REQUEST_BYTES,
-    ROW_S,
-    SCALE,
-    SLOT_BYTES,
-    SLOTS,
-    ShardLinks,
-)
+from actors.dispatch.adding import NOT_ALL, add_up, collect
+from actors.dispatch.posting import NO_ROOM, OUTCOMES, TELL, post_calls
+from actors.dispatch.service import first_due, learn
+from actors.dispatch.shard_links import HEARD_S, ShardLinks
 from actors.dispatch.split import Split
 from actors.wire import slots as part
-from actors.wire.bf16 import round_to_bf16
 from actors.wire.exchange import Posted
-from actors.wire.fp8_rows import encode_row
-from actors.wire.frame import HEADER_BYTES, FrameKind
-from actors.wire.frame_words import LONG_WORDS, WORDS, write_header
-from actors.wire.layout import (
-    call_bytes,
-    call_rows_at,
-    call_weights_at,
-    result_bytes,
-    scales_bytes,
-    sum_bytes,
-)
+from actors.wire.layout import call_bytes, result_bytes
 from actors.wire.link import ClientLink, LinkClosed
-from actors.wire.segment import (
-    FIRST_STATE,
-    FREE,
-    PAGE_BYTES,
-    POSTED,
-    SERVER_ASLEEP,
-    STATE_STRIDE,
-    Segment,
-)
-from native.atomics import find, observe, publish
-from native.compiled import compiled
-from native.pointers import pointer_to
+from actors.wire.segment import Segment
 
 Parts = part.Parts
-
-LARGE_BODY_BYTES = 1 << 20
-"""From here on a server is told at once: it works while the bodies for others are written."""
-
-CALL, RESULT = int(FrameKind.CALL), int(FrameKind.RESULT)
-
-# Why `post_calls` stopped before the last shard, in the two lowest bits of what it returns.
-TELL, NO_ROOM = 1, 2
-OUTCOMES = 4
-
-NOT_ALL = -1
 
 
 class Flight:
@@ -225,183 +179,3 @@ class Answers:
     def add_up(self, result: torch.Tensor) -> int:
         """As `Flight.collect`, but no slot is freed."""
         return int(add_up(self.parts, self.first_row, self.rows, result.data_ptr(), *result.shape))
-
-
-@compiled()
-def post_calls(  # type: ignore[no-untyped-def]
-    slots, service, parts, soft_s, begin, first, first_row, rows, row_index, experts, weights,
-    source, tokens, hidden, layer, epoch, call_id, longest_s,
-):  # fmt: skip
-    """Post from shard `begin` on. source: address of bf16 [T, H].
-
-    Returns OUTCOMES * (shard to go on with) + TELL | NO_ROOM. Stops after a large body so that its
-    server can be told, and at a shard whose link has no free slot or too small ones.
-    """
-    batch = carray(pointer_to(source), (tokens, hidden), np.uint16)
-    outcome, written = 0, 0
-    for shard in range(begin, parts.shape[0]):
-        count = first_row[shard + 1] - first_row[shard]
-        assignments = first[shard + 1] - first[shard]
-        parts[shard] = 0
-        if assignments == 0:
-            continue
-        if slots[shard, CONTROL] == 0:
-            parts[shard, part.STATUS] = part.LOST
-            continue
-        fp8 = slots[shard, CODING]
-        parts[shard, part.CODING] = fp8
-        length = call_bytes(count, hidden, assignments, fp8)
-        answer_length = result_bytes(count, hidden, fp8)
-        if length > slots[shard, REQUEST_BYTES] or answer_length > slots[shard, ANSWER_BYTES]:
-            return OUTCOMES * shard + outcome | NO_ROOM
-        words = part.control_words(slots[shard, CONTROL])
-        slot = find(words, FIRST_STATE, STATE_STRIDE, slots[shard, SLOTS], FREE)
-        if slot < 0:
-            return OUTCOMES * shard + outcome | NO_ROOM
-        at = slots[shard, CONTROL] + PAGE_BYTES + slot * slots[shard, SLOT_BYTES]
-        write_header(
-            carray(pointer_to(at), (WORDS,), np.uint32),
-            carray(pointer_to(at), (LONG_WORDS,), np.uint64),
-            CALL, epoch, call_id + shard, layer, count, hidden, assignments, fp8, length,
-        )  # fmt: skip
-        body = carray(pointer_to(at + HEADER_BYTES), (length,), np.uint8)
-        fill_call(shard, first, first_row, rows, row_index, experts, weights, batch, body, fp8)
-        state = FIRST_STATE + slot * STATE_STRIDE
-        publish(words, state, np.uint32(POSTED))
-        parts[shard, part.STATUS] = part.AWAY
-        parts[shard, part.CONTROL] = slots[shard, CONTROL]
-        parts[shard, part.STATE] = state
-        parts[shard, part.ANSWER] = at + slots[shard, ANSWER_OFFSET]
-        parts[shard, part.KIND] = RESULT
-        parts[shard, part.CALL_ID] = call_id + shard
-        parts[shard, part.ROWS] = count
-        parts[shard, part.HIDDEN] = hidden
-        parts[shard, part.LENGTH] = answer_length
-        predicted_s = service[shard, SCALE] * predict(service, shard, assignments)
-        soft_s[shard] = soft_wait_s(predicted_s, longest_s)
-        if observe(words, SERVER_ASLEEP):
-            parts[shard, part.TOLD] = 1
-            outcome |= TELL
-        written += length
-        if outcome and written >= LARGE_BODY_BYTES:
-            return OUTCOMES * (shard + 1) + outcome
-    return OUTCOMES * parts.shape[0] + outcome
-
-
-@compiled()
-def first_due(parts, soft_s):  # type: ignore[no-untyped-def]
-    """Shortest soft deadline of those that have not answered, infinite if all have."""
-    shortest_s = np.inf
-    for shard in range(parts.shape[0]):
-        if parts[shard, part.STATUS] == part.AWAY:
-            shortest_s = min(shortest_s, soft_s[shard])
-    return shortest_s
-
-
-@compiled()
-def predict(service, shard, assignments):  # type: ignore[no-untyped-def]
-    """Seconds of a call by the shard's cost, if every assignment is to another expert."""
-    per_assignment_s = service[shard, READ_S] + service[shard, ROW_S]
-    return service[shard, CALL_S] + per_assignment_s * assignments
-
-
-@compiled()
-def fill_call(  # type: ignore[no-untyped-def]
-    shard, first, first_row, rows, row_index, experts, weights, source, body, fp8
-):
-    """Write the body of the CALL to `shard`: ids, weights and its rows of source [T, H]."""
-    hidden = source.shape[1]
-    begin, count = first_row[shard], first_row[shard + 1] - first_row[shard]
-    at, assignments = first[shard], first[shard + 1] - first[shard]
-    weights_at, rows_at = call_weights_at(assignments), call_rows_at(assignments)
-    indices = body[: weights_at // 2].view(np.int32)
-    ids = body[weights_at // 2 : weights_at].view(np.int32)
-    scales = body[weights_at:rows_at].view(np.float32)
-    for i in range(assignments):
-        indices[i] = row_index[at + i]
-        ids[i] = experts[at + i]
-        scales[i] = weights[at + i]
-    if fp8:
-        codes_at = rows_at + scales_bytes(count)
-        row_scales, codes = body[rows_at:codes_at].view(np.float32), body[codes_at:]
-        for i in range(count):
-            code = codes[i * hidden : (i + 1) * hidden]
-            row_scales[i] = encode_row(source[rows[begin + i]], code)
-        return
-    target = body[rows_at:].view(np.uint16)
-    for i in range(count):
-        row = source[rows[begin + i]]
-        for h in range(hidden):
-            target[i * hidden + h] = row[h]
-
-
-@compiled()
-def collect(  # type: ignore[no-untyped-def]
-    parts, first_row, rows, result, tokens, hidden, first, service, now_s
-):
-    """`add_up`, and then `learn` and give all slots back."""
-    compute_us = add_up(parts, first_row, rows, result, tokens, hidden)
-    if compute_us != NOT_ALL:
-        learn(parts, first, service, now_s)
-        part.free_answered(parts)
-    return compute_us
-
-
-@compiled()
-def add_up(parts, first_row, rows, result, tokens, hidden):  # type: ignore[no-untyped-def]
-    """Add the answers of all parts in their order. first_row: int32 [P + 1], where each part's rows
-    begin in `rows`, ascending. result: address of bf16 [T, H]. Returns us, or NOT_ALL.
-
-    Row by row, so that a sum stays in the nearest cache until it is rounded.
-    """
-    compute_us = 0
-    for i in range(parts.shape[0]):
-        if parts[i, part.STATUS] == part.GOOD:
-            compute_us = max(compute_us, parts[i, part.COMPUTE_US])
-        elif parts[i, part.STATUS] != part.EMPTY:
-            return NOT_ALL
-    out = carray(pointer_to(result), (tokens, hidden), np.uint16)
-    total = np.empty(hidden, np.float32)
-    bits = total.view(np.uint32)
-    at = first_row[:-1].copy()
-    for token in range(tokens):
-        total[:] = 0.0
-        for i in range(parts.shape[0]):
-            if at[i] == first_row[i + 1] or rows[at[i]] != token:
-                continue
-            fp8 = parts[i, part.CODING]
-            sums = parts[i, part.ANSWER] + HEADER_BYTES
-            sums += sum_bytes(hidden, fp8) * (at[i] - first_row[i])
-            add_row(total, sums, fp8)
-            at[i] += 1
-        for h in range(hidden):
-            out[token, h] = round_to_bf16(bits[h])
-    return compute_us
-
-
-@compiled()
-def add_row(total, address, fp8):  # type: ignore[no-untyped-def]
-    """total [H] += one row's partial sum."""
-    hidden = total.shape[0]
-    if fp8:
-        codes = carray(pointer_to(address), (hidden,), np.uint16)
-        for h in range(hidden):
-            total[h] += np.uint32(np.uint32(codes[h]) << np.uint32(16)).view(np.float32)
-    else:
-        sums = carray(pointer_to(address), (hidden,), np.float32)
-        for h in range(hidden):
-            total[h] += sums[h]
-
-
-@compiled()
-def learn(parts, first, service, now_s):  # type: ignore[no-untyped-def]
-    """Note who answered, and how long its kernel took against the prediction."""
-    for shard in range(parts.shape[0]):
-        if parts[shard, part.STATUS] != part.GOOD:
-            continue
-        service[shard, HEARD_S] = now_s
-        predicted_s = predict(service, shard, first[shard + 1] - first[shard])
-        if predicted_s > 0:
-            scale = service[shard, SCALE]
-            ratio = min(1e-6 * parts[shard, part.COMPUTE_US] / predicted_s, OUTLIER * scale)
-            service[shard, SCALE] = max(scale + LEARNING_RATE * (ratio - scale), SMALLEST_SCALE)

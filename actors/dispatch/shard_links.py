@@ -36,7 +36,7 @@ NO_SLOTS = (0,) * SLOT_COLUMNS
 class LinkTable:
     """Links by shard of the view. Replaced as a whole, so flights keep the one they went out by.
 
-    slots: int64 [D, SLOT_COLUMNS]; service: float64 [D, 5], kept up to date by `flight.learn`.
+    slots: int64 [D, SLOT_COLUMNS]; service: float64 [D, 5], kept up to date by `service.learn`.
     """
 
     slots: npt.NDArray[np.int64]
