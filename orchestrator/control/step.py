@@ -11,7 +11,9 @@ from dataclasses import replace
 
 from orchestrator.control.absorb import absorb
 from orchestrator.control.actions import Action
+from orchestrator.control.epochs import publish
 from orchestrator.control.events import Event
+from orchestrator.control.leftovers import clean_up
 from orchestrator.control.load_policy import consider
 from orchestrator.control.repair import repair
 from orchestrator.control.rolling import roll
@@ -19,7 +21,7 @@ from orchestrator.control.settings import Settings
 from orchestrator.control.sizes import scale
 from orchestrator.control.state import EpochId, Facts, Intent, State
 from orchestrator.control.supervision import supervise
-from orchestrator.control.transactions import advance, clean_up, publish
+from orchestrator.control.transactions import advance
 from orchestrator.control.turn import Turn
 
 POLICIES = (supervise, advance, repair, advance, scale, roll, consider, clean_up, publish)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.control import batching, commands, repair, transactions
+from orchestrator.control import batching, commands, epochs, repair, transactions
 from orchestrator.control.settings import Settings
 from orchestrator.control.turn import Turn
 from tests.sim.mesh import Shape
@@ -50,7 +50,7 @@ def test_memory_that_nobody_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_epochs_that_do_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = transactions._next_epoch
+    right = epochs.next_epoch
 
     def wrong(turn: Any, copies: Any) -> Any:
         epoch = right(turn, copies)
@@ -58,7 +58,7 @@ def test_epochs_that_do_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
         number = before.id.number - 1 if before else 1000
         return replace(epoch, id=epoch.id._replace(number=number))
 
-    monkeypatch.setattr(transactions, "_next_epoch", wrong)
+    monkeypatch.setattr(epochs, "next_epoch", wrong)
     breaks("epochs")
 
 
