@@ -20,11 +20,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from benchmarks.harness.report import Report, Target, run_benchmark
+from orchestrator.batch.bodies import read_bodies
 from orchestrator.batch.content import LocalStore
 from orchestrator.batch.database import sqlite_url
 from orchestrator.batch.ledger import Ledger, open_ledger
+from orchestrator.batch.long_work import advanced
 from orchestrator.batch.records import FileRecord, JobRecord, NewJob, Settled
-from orchestrator.batch.runner import advanced, read_bodies
 from orchestrator.batch.validation import Limits, add_stretch, read_stretch
 
 ENDPOINT = "/v1/chat/completions"

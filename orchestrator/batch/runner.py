@@ -2,51 +2,36 @@
 
 A turn looks at the jobs, writes the answers that came in since the last turn in one transaction,
 and gives engines what they have room for (`scheduling`). Everything that must survive is in the
-ledger; the runner holds in memory only the requests that engines have, so its memory does not
-depend on the size of jobs, and it may be killed at any moment.
-
-Validation, the writing of files and the removal of old rows take long, and run beside the turns, in
-threads.
+ledger; the runner holds in memory only the requests that engines have (`in_flight`), and may be
+killed at any moment. What takes long runs beside the turns (`long_work`).
 """
 
 import asyncio
 import contextlib
 import errno
-import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
-from datetime import datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from orchestrator.batch import answers, scheduling
+from orchestrator.batch import scheduling
+from orchestrator.batch.active_job import ActiveJob
+from orchestrator.batch.bodies import read_bodies
 from orchestrator.batch.content import ContentStore
 from orchestrator.batch.database import StorageFullError
-from orchestrator.batch.engine_call import ask
 from orchestrator.batch.engines import Engines
-from orchestrator.batch.file_rows import FileInUseError
-from orchestrator.batch.finalizing import finalize
+from orchestrator.batch.holding import disk_trouble, hold_back
+from orchestrator.batch.in_flight import InFlight
 from orchestrator.batch.job_rows import COMPLETED, EXPIRED
 from orchestrator.batch.ledger import Ledger
-from orchestrator.batch.records import Deferred, JobRecord, Leased, LineError, Settled
-from orchestrator.batch.request_rows import ISOLATED_AFTER, SupersededError
+from orchestrator.batch.long_work import LongWork
+from orchestrator.batch.records import Leased
+from orchestrator.batch.request_rows import SupersededError
 from orchestrator.batch.settings import BatchSettings
 from orchestrator.batch.states import FINISHED, JobState
-from orchestrator.batch.validation import (
-    MAX_ERRORS,
-    Limits,
-    Stretch,
-    add_stretch,
-    read_stretch,
-)
-from orchestrator.config.bytesize import format_bytes
-from orchestrator.config.times import Hours
-from orchestrator.gateway.mesh import EngineError, EngineLostError, EngineRefusedError, Mesh
+from orchestrator.gateway.mesh import Mesh
 
 logger = logging.getLogger(__name__)
 
@@ -61,23 +46,6 @@ DRY_S = 0.5
 TROUBLE_S = 2.0
 """Pause after the database could not be reached or the disk was full."""
 JANITOR_S = 60.0
-PRIORITY = 100
-"""vLLM's priority of a batch request. Online requests have 0, and lower comes first."""
-OWNED_FIELDS = ("priority", "stream", "stream_options")
-"""Fields of a body that the runner sets or leaves out, whatever the client says."""
-
-
-@dataclass(slots=True)
-class _Active:
-    """A job that the runner works on."""
-
-    record: JobRecord
-    path: Path | None = None
-    in_flight: int = 0
-    dry_until_s: float = 0.0
-    suspects: int = 0
-    work: asyncio.Task[None] | None = None
-    """Its validation or finalization."""
 
 
 class Runner:
@@ -94,15 +62,15 @@ class Runner:
         self._settings = settings
         self._config = settings.config
         self._ledger = ledger
-        self._store = store
         self._engines = Engines(mesh)
         self._clock = clock
         self._term = 0
-        self._jobs: dict[int, _Active] = {}
-        self._tasks: dict[tuple[int, int], asyncio.Task[None]] = {}
-        self._settled: list[Settled] = []
-        self._deferred: list[Deferred] = []
+        self._jobs: dict[int, ActiveJob] = {}
         self._wake = asyncio.Event()
+        self._in_flight = InFlight(
+            self._engines, ledger, self._config.max_attempts, clock, self._wake
+        )
+        self._long_work = LongWork(settings, ledger, store, clock)
         self._looked_s = self._renewed_s = self._cleaned_s = 0.0
         self._cleaning: asyncio.Task[None] | None = None
         self._alone: str | None = None
@@ -119,7 +87,7 @@ class Runner:
             while True:
                 await self._turn_safely()
                 self._wake.clear()
-                if not (self._settled or self._deferred):
+                if not self._in_flight.unwritten:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(LOOK_S):
                             await self._wake.wait()
@@ -146,7 +114,7 @@ class Runner:
 
     async def _turn(self) -> None:
         now_s = self._clock()
-        await self._write_answers()
+        await self._in_flight.write(self._term)
         if now_s - self._looked_s >= LOOK_S:
             self._looked_s = now_s
             await self._look(now_s)
@@ -156,35 +124,23 @@ class Runner:
             self._renewed_s = now_s
             await self._renew(now_s)
 
-    async def _write_answers(self) -> None:
-        settled, deferred = self._settled, self._deferred
-        if not (settled or deferred):
-            return
-        self._settled, self._deferred = [], []
-        try:
-            await asyncio.to_thread(self._ledger.requests.settle, self._term, settled, deferred)
-        except BaseException:
-            self._settled = settled + self._settled
-            self._deferred = deferred + self._deferred
-            raise
-
     async def _look(self, now_s: float) -> None:
         records = await asyncio.to_thread(self._ledger.jobs.unfinished)
         for seq in self._jobs.keys() - {record.seq for record in records}:
             if not self._busy(self._jobs[seq]):
                 del self._jobs[seq]
-        self._trouble = self._disk_trouble()
+        self._trouble = disk_trouble(self._settings.folder, self._config.min_free_disk)
         for record in records:
-            active = self._jobs.setdefault(record.seq, _Active(record))
+            active = self._jobs.setdefault(record.seq, ActiveJob(record))
             active.record = record
             await self._advance(active, now_s)
         await self._explain(now_s)
         cleans = self._cleaning is not None and not self._cleaning.done()
         if not cleans and now_s - self._cleaned_s >= JANITOR_S:
             self._cleaned_s = now_s
-            self._cleaning = self._begin(asyncio.to_thread(self._clean, now_s))
+            self._cleaning = self._begin(asyncio.to_thread(self._long_work.clean, now_s))
 
-    async def _advance(self, active: _Active, now_s: float) -> None:
+    async def _advance(self, active: ActiveJob, now_s: float) -> None:
         """Take the next step in a job's life, if it is time for it."""
         job = active.record
         if active.work is not None and not active.work.done():
@@ -195,15 +151,15 @@ class Runner:
             case JobState.VALIDATING if not self._trouble:
                 active.work = self._begin(self._validate(active))
             case JobState.IN_PROGRESS if now_s >= job.expires_at:
-                await self._recall(job.seq)
+                await self._in_flight.recall(self._term, job.seq)
                 await asyncio.to_thread(self._ledger.jobs.finalize, job, EXPIRED, now_s)
             case JobState.IN_PROGRESS if job.open == 0 and not active.in_flight:
                 await asyncio.to_thread(self._ledger.jobs.finalize, job, COMPLETED, now_s)
             case JobState.FINALIZING | JobState.CANCELLING if not self._trouble:
-                await self._recall(job.seq)
-                active.work = self._begin(self._finalize(job))
+                await self._in_flight.recall(self._term, job.seq)
+                active.work = self._begin(self._long_work.finalize(job))
             case JobState.IN_PROGRESS if active.path is None:
-                active.path = await asyncio.to_thread(self._input_path, job)
+                active.path = await asyncio.to_thread(self._long_work.input_path, job)
                 active.suspects = await asyncio.to_thread(self._ledger.requests.suspects, job.seq)
 
     async def _fill(self, now_s: float) -> None:
@@ -212,7 +168,8 @@ class Runner:
         ready = {
             seq: active
             for seq, active in self._jobs.items()
-            if active.path is not None and not self._hold_back(active.record, now_s)
+            if active.path is not None
+            and not hold_back(active.record, self._config.run_between, now_s)
         }
         rooms = {view.name: scheduling.room(view) for view in views}
         await self._isolate(ready, views, rooms, now_s)
@@ -229,7 +186,7 @@ class Runner:
 
     async def _isolate(
         self,
-        ready: dict[int, _Active],
+        ready: dict[int, ActiveJob],
         views: list[scheduling.EngineView],
         rooms: dict[str, int],
         now_s: float,
@@ -246,10 +203,9 @@ class Runner:
             rooms.pop(emptiest.name)
 
     async def _begin_requests(
-        self, active: _Active, count: int, rooms: dict[str, int], now_s: float
+        self, active: ActiveJob, count: int, rooms: dict[str, int], now_s: float
     ) -> None:
         until_s = now_s + self._config.lease_s
-        job = active.record
         leased, bodies = await asyncio.to_thread(self._lease, active, count, now_s, until_s)
         if len(leased) < count:
             active.dry_until_s = now_s + DRY_S
@@ -257,9 +213,9 @@ class Runner:
             leased, bodies, scheduling.place(len(leased), rooms), strict=True
         ):
             rooms[name] -= 1
-            self._dispatch(active, job, request, body, name)
+            self._in_flight.begin(active, request, body, name)
 
-    async def _begin_suspect(self, active: _Active, name: str, now_s: float) -> bool:
+    async def _begin_suspect(self, active: ActiveJob, name: str, now_s: float) -> bool:
         """Begin a request that engines were lost with, alone. False if none is ready."""
         until_s = now_s + self._config.lease_s
         seq = active.record.seq
@@ -272,7 +228,7 @@ class Runner:
         assert active.path is not None
         (body,) = await asyncio.to_thread(read_bodies, active.path, [request])
         self._alone = name
-        task = self._dispatch(active, active.record, request, body, name)
+        task = self._in_flight.begin(active, request, body, name)
         task.add_done_callback(self._end_isolation)
         return True
 
@@ -280,114 +236,25 @@ class Runner:
         self._alone = None
 
     def _lease(
-        self, active: _Active, count: int, now_s: float, until_s: float
+        self, active: ActiveJob, count: int, now_s: float, until_s: float
     ) -> tuple[list[Leased], list[bytes]]:
         assert active.path is not None
         leased = self._ledger.requests.lease(self._term, active.record.seq, count, now_s, until_s)
         return leased, read_bodies(active.path, leased)
 
-    # -- requests
-
-    def _dispatch(
-        self, active: _Active, job: JobRecord, request: Leased, body: bytes, name: str
-    ) -> asyncio.Task[None]:
-        key = (request.job, request.line)
-        active.in_flight += 1
-        task = asyncio.create_task(self._compute(job, request, body, name))
-        self._tasks[key] = task
-
-        def end(_: asyncio.Task[None]) -> None:
-            active.in_flight -= 1
-            if self._tasks.get(key) is task:
-                del self._tasks[key]
-            self._wake.set()
-
-        task.add_done_callback(end)
-        return task
-
-    async def _compute(self, job: JobRecord, request: Leased, body: bytes, name: str) -> None:
-        attempts = self._config.max_attempts
-        engine = self._engines.find(name)
-        if engine is None:
-            self._keep(answers.not_taken(request, self._clock()))
-            return
-        try:
-            with self._engines.lease(engine):
-                reply = await ask(engine.client, job.endpoint, body)
-            self._keep(answers.after_reply(request, reply, attempts, self._clock()))
-        except EngineRefusedError:
-            self._engines.drop(engine)
-            self._keep(answers.not_taken(request, self._clock()))
-        except EngineLostError as error:
-            self._engines.drop(engine)
-            logger.warning("engine %s was lost with line %d: %s", name, request.line, error)
-            outcome = answers.after_lost_engine(request, str(error), self._clock())
-            lost = isinstance(outcome, Deferred) and outcome.engines_lost >= ISOLATED_AFTER
-            if lost and request.job in self._jobs:
-                self._jobs[request.job].suspects += 1
-            self._keep(outcome)
-        except EngineError as error:
-            self._keep(answers.after_failure(request, str(error), attempts, self._clock()))
-
-    def _keep(self, outcome: Settled | Deferred) -> None:
-        if isinstance(outcome, Settled):
-            self._settled.append(outcome)
-        else:
-            self._deferred.append(outcome)
-
-    async def _recall(self, job: int) -> None:
-        """Abort a job's requests, and write what was answered before."""
-        tasks = [task for (seq, _), task in self._tasks.items() if seq == job]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._write_answers()
-
     async def _renew(self, now_s: float) -> None:
         requests = self._ledger.requests
         await asyncio.to_thread(requests.heartbeat, self._term, now_s)
         until_s = now_s + self._config.lease_s
-        await asyncio.to_thread(requests.renew, self._term, list(self._tasks), until_s)
+        await asyncio.to_thread(requests.renew, self._term, self._in_flight.requests, until_s)
         if expired := await asyncio.to_thread(requests.expire, self._term, now_s):
             logger.warning("%d leases have expired", expired)
 
     # -- long work
 
-    async def _validate(self, active: _Active) -> None:
-        job = active.record
-        try:
-            path = await asyncio.to_thread(self._input_path, job)
-        except FileNotFoundError:
-            gone = [LineError("file_not_found", f"the file {job.input_file} is gone")]
-            await asyncio.to_thread(self._ledger.jobs.fail, job, gone, self._clock())
-            return
-        limits = Limits(self._config.max_requests, self._settings.max_line_bytes)
-        errors: list[LineError] = []
-        while len(errors) < MAX_ERRORS:
-            stretch = await asyncio.to_thread(
-                read_stretch, path, job, self._settings.model_name, limits
-            )
-            errors += stretch.errors
-            if not errors:
-                errors += await asyncio.to_thread(
-                    add_stretch, self._ledger.requests, self._term, job, stretch
-                )
-            if self._moved_on(active) or stretch.last:
-                break
-            job = advanced(job, stretch)
-        if errors:
-            await asyncio.to_thread(self._ledger.jobs.fail, job, errors[:MAX_ERRORS], self._clock())
-        elif not self._moved_on(active):
-            await asyncio.to_thread(self._ledger.requests.start, self._term, job, self._clock())
-        self._looked_s = 0.0
-
-    def _moved_on(self, active: _Active) -> bool:
-        """Whether the job was cancelled or expired while it was validated."""
-        job = active.record
-        return job.status is not JobState.VALIDATING or self._clock() >= job.expires_at
-
-    async def _finalize(self, job: JobRecord) -> None:
-        await asyncio.to_thread(finalize, self._ledger, self._store, job, self._clock())
+    async def _validate(self, active: ActiveJob) -> None:
+        await self._long_work.validate(self._term, active)
+        self._looked_s = 0.0  # the next turn sees what became of it
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         async def watched() -> None:
@@ -405,40 +272,7 @@ class Runner:
 
         return asyncio.create_task(watched())
 
-    def _clean(self, now_s: float) -> None:
-        """Remove the rows of finished jobs, and files whose time is over."""
-        for job in self._ledger.jobs.uncleaned():
-            while self._ledger.requests.remove(job.seq):
-                pass
-            self._ledger.jobs.set_cleaned(job.seq)
-        for file in self._ledger.files.expired(now_s):
-            # One that a job still reads goes later.
-            with contextlib.suppress(FileInUseError):
-                self._ledger.files.delete(file, self._store.remove)
-        self._store.remove_stale(now_s)
-
-    # -- what holds jobs back
-
-    def _hold_back(self, job: JobRecord, now_s: float) -> str:
-        """Why nothing of a job in progress is begun now; empty if it is."""
-        if job.status is not JobState.IN_PROGRESS:
-            return job.status
-        if job.paused:
-            return job.pause_reason or "paused"
-        between = job.run_between or self._config.run_between
-        if between and not Hours.parse(between).contain(datetime.fromtimestamp(now_s)):
-            return f"waits for its hours, {between}"
-        return ""
-
-    def _disk_trouble(self) -> str:
-        free = shutil.disk_usage(self._settings.folder).free
-        least = self._config.min_free_disk
-        if free >= least:
-            return ""
-        return (
-            f"the disk is nearly full: {format_bytes(free)} free, batch.min_free_disk asks for "
-            f"{format_bytes(least)}"
-        )
+    # -- why jobs wait
 
     async def _explain(self, now_s: float) -> None:
         """Let clients see why a job waits."""
@@ -449,7 +283,7 @@ class Runner:
                 continue
             reason = self._trouble
             if not reason and job.status is JobState.IN_PROGRESS:
-                reason = self._hold_back(job, now_s)
+                reason = hold_back(job, self._config.run_between, now_s)
                 if not reason and not self._engines.views():
                     reason = "no engine is ready"
             if reason != job.pause_reason:
@@ -468,18 +302,12 @@ class Runner:
 
     # -- small parts
 
-    def _waiting(self, active: _Active) -> int:
-        written = sum(s.job == active.record.seq for s in self._settled)
+    def _waiting(self, active: ActiveJob) -> int:
+        written = self._in_flight.settled_of(active.record.seq)
         return max(0, active.record.open - active.in_flight - written)
 
-    def _busy(self, active: _Active) -> bool:
+    def _busy(self, active: ActiveJob) -> bool:
         return active.in_flight > 0 or (active.work is not None and not active.work.done())
-
-    def _input_path(self, job: JobRecord) -> Path:
-        file = self._ledger.files.get(job.input_file)
-        if file is None:
-            raise FileNotFoundError(job.input_file)
-        return self._store.local(file.digest)
 
     async def _until_it_works(self, call: Callable[[float], T]) -> T:
         while True:
@@ -492,33 +320,10 @@ class Runner:
     async def _abandon(self) -> None:
         """Leave everything as it is; a successor computes again what was under way."""
         work = [active.work for active in self._jobs.values() if active.work is not None]
-        tasks = [*self._tasks.values(), *work]
+        tasks = [*self._in_flight.tasks, *work]
         if self._cleaning is not None:
             tasks.append(self._cleaning)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._engines.stop()
-
-
-def advanced(job: JobRecord, stretch: Stretch) -> JobRecord:
-    """The job after the lines of a stretch were added."""
-    return replace(
-        job,
-        checked_lines=stretch.checked[0],
-        checked_bytes=stretch.checked[1],
-        total=job.total + len(stretch.lines),
-    )
-
-
-def read_bodies(path: Path, leased: list[Leased]) -> list[bytes]:
-    """What the engine is sent for each request: the line's body, with our priority in it."""
-    bodies = []
-    with path.open("rb") as file:
-        for request in leased:
-            file.seek(request.offset)
-            body = json.loads(file.read(request.length))["body"]
-            for field in OWNED_FIELDS:
-                body.pop(field, None)
-            bodies.append(json.dumps(body | {"priority": PRIORITY}).encode())
-    return bodies
