@@ -1,23 +1,12 @@
 """Commands that look into a running mesh and change it. Each is one request to `/api/v1/`."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import (
-    DEFAULT_URL,
-    DryRun,
-    Json,
-    KeyFile,
-    Timeout,
-    Url,
-    Verbose,
-    Wait,
-)
-
-WAIT_S = 600.0
+from orchestrator.cli.options import DEFAULT_URL, Json, Url, Verbose
+from orchestrator.cli.verb_command import Request, verb_command
 
 Target = Annotated[str, typer.Argument(help="A component's id, or node/NAME.")]
 Component = Annotated[str, typer.Argument(help="A component's id.")]
@@ -29,8 +18,8 @@ def add_commands(app: typer.Typer) -> None:
     """Put all of them into `app`."""
     for name, command in _LOOKS.items():
         app.command(name)(command)
-    for name, command in _VERBS.items():
-        app.command(name)(command)
+    for name, request in _VERBS.items():
+        app.command(name)(verb_command(request, waits=name not in _AT_ONCE))
 
 
 # -- looking
@@ -126,103 +115,42 @@ def _top(
 # -- changing
 
 
-def _do(verb: str, body: dict[str, Any], **how: Any) -> None:
-    from orchestrator.cli.change import change
-
-    raise typer.Exit(change(verb, body, **how))
-
-
-def _rebalance(
-    url: Url = DEFAULT_URL,
-    key_file: KeyFile = None,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_S,
-    as_json: Json = False,
-    _verbose: Verbose = False,
-) -> None:
+def _rebalance() -> Request:
     """Plan for the load that was seen, and move copies where that gains something."""
-    _do("rebalance", {}, **_how(url, key_file, dry_run, wait, timeout, as_json))
+    return "rebalance", {}
 
 
 def _scale(
     pool: Annotated[str, typer.Argument(help="A pool of shards, or engine.")],
     size: Annotated[int, typer.Argument(help="How many there are to be.")],
-    url: Url = DEFAULT_URL,
-    key_file: KeyFile = None,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_S,
-    as_json: Json = False,
-    _verbose: Verbose = False,
-) -> None:
+) -> Request:
     """Make a pool of shards, or the engines, more or fewer."""
-    body = {"pool": pool, "size": size}
-    _do("scale", body, **_how(url, key_file, dry_run, wait, timeout, as_json))
+    return "scale", {"pool": pool, "size": size}
 
 
-def _drain(
-    target: Target,
-    url: Url = DEFAULT_URL,
-    key_file: KeyFile = None,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_S,
-    as_json: Json = False,
-    _verbose: Verbose = False,
-) -> None:
+def _drain(target: Target) -> Request:
     """Take a component or a node out of service for good, without losing a request."""
-    _do("drain", {"target": target}, **_how(url, key_file, dry_run, wait, timeout, as_json))
+    return "drain", {"target": target}
 
 
-def _undrain(
-    target: Target,
-    url: Url = DEFAULT_URL,
-    key_file: KeyFile = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    _verbose: Verbose = False,
-) -> None:
+def _undrain(target: Target) -> Request:
     """Keep what is being drained."""
-    _do("undrain", {"target": target}, **_how(url, key_file, dry_run, False, WAIT_S, as_json))
+    return "undrain", {"target": target}
 
 
-def _cordon(
-    target: Target,
-    url: Url = DEFAULT_URL,
-    key_file: KeyFile = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    _verbose: Verbose = False,
-) -> None:
+def _cordon(target: Target) -> Request:
     """Give a shard, or all on a node, no new copies."""
-    _do("cordon", {"target": target}, **_how(url, key_file, dry_run, False, WAIT_S, as_json))
+    return "cordon", {"target": target}
 
 
-def _uncordon(
-    target: Target,
-    url: Url = DEFAULT_URL,
-    key_file: KeyFile = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    _verbose: Verbose = False,
-) -> None:
+def _uncordon(target: Target) -> Request:
     """Let a shard, or all on a node, get new copies again."""
-    _do("uncordon", {"target": target}, **_how(url, key_file, dry_run, False, WAIT_S, as_json))
+    return "uncordon", {"target": target}
 
 
-def _restart(
-    target: Component,
-    url: Url = DEFAULT_URL,
-    key_file: KeyFile = None,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_S,
-    as_json: Json = False,
-    _verbose: Verbose = False,
-) -> None:
+def _restart(target: Component) -> Request:
     """Try a component again that died too often and was given up."""
-    _do("restart", {"target": target}, **_how(url, key_file, dry_run, wait, timeout, as_json))
+    return "restart", {"target": target}
 
 
 def _rolling_restart(
@@ -230,77 +158,28 @@ def _rolling_restart(
         str, typer.Argument(help="A pool, engine, all, or one component.", show_default=False)
     ] = "",
     stop: Annotated[bool, typer.Option("--stop", help="End the one under way.")] = False,
-    url: Url = DEFAULT_URL,
-    key_file: KeyFile = None,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_S,
-    as_json: Json = False,
-    _verbose: Verbose = False,
-) -> None:
+) -> Request:
     """Replace processes one at a time, each when the one before serves."""
     from orchestrator.errors import UserError
 
     if bool(target) == stop:
         raise UserError("rolling-restart takes a target or --stop", "give one of them")
-    verb, body = ("stop-rolling-restart", {}) if stop else ("rolling-restart", {"target": target})
-    _do(verb, body, **_how(url, key_file, dry_run, wait, timeout, as_json))
+    return ("stop-rolling-restart", {}) if stop else ("rolling-restart", {"target": target})
 
 
-def _pin(
-    expert: Expert,
-    pools: Pools,
-    url: Url = DEFAULT_URL,
-    key_file: KeyFile = None,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_S,
-    as_json: Json = False,
-    _verbose: Verbose = False,
-) -> None:
+def _pin(expert: Expert, pools: Pools) -> Request:
     """Let an expert live in these pools only."""
-    body = {"expert": expert, "pools": pools}
-    _do("pin", body, **_how(url, key_file, dry_run, wait, timeout, as_json))
+    return "pin", {"expert": expert, "pools": pools}
 
 
-def _ban(
-    expert: Expert,
-    pools: Pools,
-    url: Url = DEFAULT_URL,
-    key_file: KeyFile = None,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_S,
-    as_json: Json = False,
-    _verbose: Verbose = False,
-) -> None:
+def _ban(expert: Expert, pools: Pools) -> Request:
     """Keep an expert out of these pools."""
-    body = {"expert": expert, "pools": pools}
-    _do("ban", body, **_how(url, key_file, dry_run, wait, timeout, as_json))
+    return "ban", {"expert": expert, "pools": pools}
 
 
-def _unpin(
-    expert: Expert,
-    url: Url = DEFAULT_URL,
-    key_file: KeyFile = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    _verbose: Verbose = False,
-) -> None:
+def _unpin(expert: Expert) -> Request:
     """Forget where an expert was pinned to and banned from."""
-    _do("unpin", {"expert": expert}, **_how(url, key_file, dry_run, False, WAIT_S, as_json))
-
-
-def _how(
-    url: str, key_file: Path | None, dry_run: bool, wait: bool, timeout_s: float, as_json: bool
-) -> dict[str, Any]:
-    return {
-        "url": url,
-        "key_file": key_file,
-        "dry_run": dry_run,
-        "wait_s": timeout_s if wait else 0.0,
-        "as_json": as_json,
-    }
+    return "unpin", {"expert": expert}
 
 
 _LOOKS: dict[str, Callable[..., None]] = {
@@ -312,7 +191,7 @@ _LOOKS: dict[str, Callable[..., None]] = {
     "logs": _logs,
     "top": _top,
 }
-_VERBS: dict[str, Callable[..., None]] = {
+_VERBS: dict[str, Callable[..., Request]] = {
     "rebalance": _rebalance,
     "scale": _scale,
     "drain": _drain,
@@ -325,3 +204,5 @@ _VERBS: dict[str, Callable[..., None]] = {
     "ban": _ban,
     "unpin": _unpin,
 }
+_AT_ONCE = {"undrain", "cordon", "uncordon", "unpin"}
+"""Verbs with nothing to wait for."""
