@@ -63,22 +63,6 @@ class Holdings:
     def now(self) -> Held:
         return self._now
 
-    def hold_exactly(self, slots: Iterable[tuple[int, int]]) -> None:
-        """Hold these (layer, expert) pairs and nothing else, outside of any order.
-
-        Raises:
-            ModelRefused: a tensor is missing or has the wrong shape.
-        """
-        wanted: dict[int, list[int]] = {layer: [] for layer in self._layers}
-        for layer, expert in slots:
-            wanted.setdefault(layer, []).append(expert)
-        with self._working:
-            for layer, experts in wanted.items():
-                self._kernel.load(layer, experts)
-                self._layers[layer] = experts
-                self._take(self._now.order)
-        self._changed()
-
     def prepare(
         self, order: Order, keys: frozenset[Key], most_bytes: int, bytes_per_s: float
     ) -> Held:

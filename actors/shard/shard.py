@@ -1,7 +1,7 @@
 """The expert shard: one device's slots of (layer, expert), served on the data links.
 
 A plain class; `orchestrator.cluster` turns it into a Ray actor. Ray carries control calls only
-(load, status, stop); the tokens arrive at the sockets of `ShardServer`.
+(prepare, describe, stop); the tokens arrive at the sockets of `ShardServer`.
 """
 
 from actors.lean_imports import import_shape_functions  # before torch and numba are imported
@@ -81,7 +81,7 @@ class ExpertShard:
         self._watched = Watched()
 
     def start(self) -> ShardDescription:
-        """Choose the kernel and open the data links; the shard is empty until `prepare` or `load`.
+        """Choose the kernel and open the data links; the shard is empty until `prepare`.
 
         Idempotent: a second controller may ask for a start that the first one asked for.
 
@@ -126,18 +126,6 @@ class ExpertShard:
             log.exception("the data links failed")
             self._state, self._detail = "dead", f"data links failed: {error}"
             os._exit(1)
-
-    def load(self, slots: list[tuple[int, int]]) -> int:
-        """Hold exactly these (layer, expert) pairs. Idempotent. Returns bytes resident.
-
-        Raises:
-            ModelRefused: a tensor is missing or has the wrong shape.
-        """
-        assert self._kernel is not None
-        assert self._holdings is not None
-        self._state = "loading"
-        self._holdings.hold_exactly(slots)
-        return self._kernel.resident_bytes()
 
     def prepare(
         self, order: Order, keys: frozenset[Key], most_bytes: int, bytes_per_s: float

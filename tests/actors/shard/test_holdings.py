@@ -45,7 +45,7 @@ def kernel() -> FakeKernel:
 @pytest.fixture
 def held(kernel: FakeKernel) -> Holdings:
     holdings = Holdings(kernel, lambda: None)
-    holdings.hold_exactly([(0, 1), (1, 1)])
+    holdings.prepare((0, 1), keys((0, 1), (1, 1)), MUCH, FAST)
     return holdings
 
 
