@@ -21,7 +21,7 @@ import torch
 
 from actors.dispatch.dispatcher import Dispatcher
 from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
-from actors.dispatch.view_source import Follower
+from actors.dispatch.view_source import FixedView
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.formats.bf16 import BF16
 from actors.experts.spec import Activation, ExpertSpec
@@ -64,26 +64,6 @@ def _kernel(experts: int) -> SlotKernel:
     kernel = SlotKernel(_SPEC, operator, lambda _layer, _expert: zeros)
     kernel.load(0, list(range(experts)))
     return kernel
-
-
-class _OneView:
-    """`ViewSource` of a mesh that does not change."""
-
-    def __init__(self, view: MeshView) -> None:
-        self._view = view
-
-    def current(self) -> MeshView:
-        return self._view
-
-    def wait_change(self, seen: MeshView, timeout_s: float) -> bool:
-        time.sleep(timeout_s)
-        return False
-
-    def join(self) -> Follower:
-        return Follower()
-
-    def leave(self, follower: Follower) -> None:
-        pass
 
 
 def compile_all() -> None:
@@ -157,7 +137,7 @@ def _view(epoch: PlanEpoch, peers: list[Peer], coding: RowCoding) -> MeshView:
 
 
 def _send(view: MeshView) -> None:
-    dispatcher = Dispatcher(_OneView(view), b"compile")
+    dispatcher = Dispatcher(FixedView(view), b"compile")
     chosen = np.random.default_rng(0)
     for rows in BATCHES:
         ids = torch.from_numpy(chosen.integers(0, EXPERTS, (rows, TOP_K), np.int32))

@@ -12,6 +12,7 @@ without a gap. It may still ask a shard for an expert that has been retired sinc
 its rows are sent again.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,3 +55,23 @@ class ViewSource(Protocol):
     def leave(self, follower: Follower) -> None:
         """The dispatcher makes no more calls."""
         ...
+
+
+class FixedView:
+    """`ViewSource` of a mesh that does not change."""
+
+    def __init__(self, view: MeshView) -> None:
+        self._view = view
+
+    def current(self) -> MeshView:
+        return self._view
+
+    def wait_change(self, seen: MeshView, timeout_s: float) -> bool:
+        time.sleep(timeout_s)
+        return False
+
+    def join(self) -> Follower:
+        return Follower()
+
+    def leave(self, follower: Follower) -> None:
+        """Nobody waits for it."""

@@ -6,7 +6,6 @@ as in serving.
 """
 
 import multiprocessing as mp
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 
 from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
-from actors.dispatch.view_source import Follower
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.formats.bf16 import BF16
 from actors.experts.spec import Activation, ExpertSpec
@@ -131,26 +129,6 @@ def _serve(mesh: BareMesh, shard: int, listen: str, orders: Connection) -> None:
     server = ShardServer(mesh.spec(), kernel, [parse_address(listen)], SECRET)
     orders.send(str(server.addresses[0]))
     server.run()
-
-
-class FixedView:
-    """`ViewSource` that never changes."""
-
-    def __init__(self, view: MeshView) -> None:
-        self._view = view
-
-    def current(self) -> MeshView:
-        return self._view
-
-    def wait_change(self, seen: MeshView, timeout_s: float) -> bool:
-        time.sleep(timeout_s)
-        return False
-
-    def join(self) -> Follower:
-        return Follower()
-
-    def leave(self, follower: Follower) -> None:
-        pass
 
 
 @contextmanager

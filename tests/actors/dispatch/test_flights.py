@@ -13,12 +13,13 @@ import torch
 
 from actors.answers import result_header
 from actors.dispatch.dispatcher import Call, Dispatcher
+from actors.dispatch.view_source import FixedView
 from actors.shard.server import ShardServer
 from actors.wire.address import Address, parse_address
 from actors.wire.frame import RowCoding
 from actors.wire.server import FrameServer, Request
 from benchmarks.harness.bare_shards import SECRET as BARE_SECRET
-from benchmarks.harness.bare_shards import BareMesh, FixedView, bare_shards
+from benchmarks.harness.bare_shards import BareMesh, bare_shards
 from tests.actors.dispatch.test_dispatcher import HALVES, SECRET, batch, fp8_and_back
 from tests.actors.fakes import (
     HIDDEN,
