@@ -1,11 +1,12 @@
 """Commands that look into a running mesh and change it. Each is one request to `/api/v1/`."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import DEFAULT_URL, Json, Url, Verbose
+from orchestrator.cli.options import DEFAULT_URL, Json, KeyFile, Url, Verbose
 from orchestrator.cli.verb_command import Request, verb_command
 
 Target = Annotated[str, typer.Argument(help="A component's id, or node/NAME.")]
@@ -106,7 +107,7 @@ def _top(
     as_json: Json = False,
     _verbose: Verbose = False,
 ) -> None:
-    """Watch balance, shards, hot experts, engines, changes and batch jobs until Ctrl-C."""
+    """Watch balancedness, shards, hot experts, engines, changes and batch jobs until Ctrl-C."""
     from orchestrator.cli.top import top
 
     raise typer.Exit(top(url, once, as_json))
