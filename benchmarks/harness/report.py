@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -100,6 +101,8 @@ def run_benchmark(
     )
     options(parser)
     arguments = parser.parse_args()
+    # Asked to end, as by `timeout`: what was started is ended first.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     where = machine()
     report = measure(arguments)
     print_report(report, where)

@@ -24,10 +24,9 @@ from tests.actors.wire.serving import (
     shard_server,
 )
 
-NOTICED_S = 0.025
-"""How soon a killed peer has to be noticed, once the system has ended it."""
-TRIES = 5
-"""Another process may hold the core for longer than that, so the best of some tries counts."""
+NOTICED_S = 1.0
+"""How soon a killed peer has to be noticed once the system has ended it: long before any deadline.
+It takes about a millisecond, where no other process holds the core."""
 
 
 def deadline(after_s: float) -> float:
@@ -50,23 +49,18 @@ def end_of(pid: int, after_s: float) -> Future[float]:
 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
 def test_killed_peer_is_noticed_at_once(transport: str, tmp_path) -> None:
-    late_s = []
-    for _ in range(TRIES):
-        with server_process(transport, tmp_path) as (process, address):
-            client = Client(address)
-            client.post(1)
-            client.wait(1)
-            os.kill(process.pid, signal.SIGSTOP)  # so that it dies with the call unanswered
-            client.post(2)
-            gone_s = end_of(process.pid, after_s=0.1)
-            with pytest.raises(LinkClosed) as caught:
-                client.wait(2)
-            late_s.append(time.monotonic() - gone_s.result())
-            assert not isinstance(caught.value, LinkTimeout)
-            client.close()
-        if late_s[-1] < NOTICED_S:
-            return
-    pytest.fail(f"noticed {late_s} s after the end")
+    with server_process(transport, tmp_path) as (process, address):
+        client = Client(address)
+        client.post(1)
+        client.wait(1)
+        os.kill(process.pid, signal.SIGSTOP)  # so that it dies with the call unanswered
+        client.post(2)
+        gone_s = end_of(process.pid, after_s=0.1)
+        with pytest.raises(LinkClosed) as caught:
+            client.wait(2, 60.0)
+        assert time.monotonic() - gone_s.result() < NOTICED_S
+        assert not isinstance(caught.value, LinkTimeout)
+        client.close()
 
 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])

@@ -153,7 +153,9 @@ def test_a_server_that_sends_the_clients_proof_back_is_refused() -> None:
     thread.join(WAIT_S)
 
 
-@pytest.mark.parametrize("opening", [b"XMSH-HS1" + bytes(33), GREETING + b"\x07" + bytes(32)])
+@pytest.mark.parametrize(
+    "opening", [b"XMSH-HS1" + bytes(33), GREETING + bytes([len(LEVELS)]) + bytes(32)]
+)
 def test_other_versions_and_levels_are_told(opening: bytes) -> None:
     ours, theirs = socket.socketpair()
     theirs.sendall(opening)
