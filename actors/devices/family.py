@@ -167,6 +167,8 @@ class HostNames(Part):
     """Files of the driver that are there once."""
     not_beside: tuple[str, ...] = ()
     """Files with which those above are another vendor's."""
+    driver_file: str | None = None
+    """File whose text changes with the driver's version."""
     cli: str | None = None
     """Management command."""
     cli_is_theirs: bool = True

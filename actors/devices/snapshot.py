@@ -1,5 +1,6 @@
 """What a process can see of the devices of its machine; taken once, decided upon in `detect.py`."""
 
+import contextlib
 import glob
 import importlib.metadata
 import os
@@ -74,6 +75,17 @@ def take_snapshot(
         ),
         commands=frozenset(command for command in commands if shutil.which(command)),
     )
+
+
+def driver_version(family: Family) -> str:
+    """What changes with the vendor's driver, as far as it can be told without it: the text of its
+    version file and versions of the packages that bring its torch devices along."""
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in family.torch.packages
+                if _installed(name)]  # fmt: skip
+    if family.host.driver_file is not None:
+        with contextlib.suppress(OSError):
+            versions.append(Path(family.host.driver_file).read_text(encoding="utf-8").strip())
+    return "; ".join(versions)
 
 
 def read_labels(file: Path) -> dict[str, str]:

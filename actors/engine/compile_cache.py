@@ -14,6 +14,8 @@ import stat
 import tempfile
 from pathlib import Path
 
+from actors.cache_base import cache_base
+
 ACTORS = Path(__file__).parents[1]
 PLUGINS = (ACTORS / "deepseek_v4_cpu", ACTORS / "vllm_plugin")
 """Our code that vLLM runs and may compile with the model."""
@@ -40,7 +42,7 @@ def cache_variables() -> dict[str, str]:
 
 def cache_folder() -> Path:
     """This user's folder, made if it is not there; one for this process where none can be kept."""
-    folder = _base() / "compiled" / key()
+    folder = cache_base() / "compiled" / key()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
@@ -61,17 +63,6 @@ def key() -> str:
     for file in sorted(file for folder in PLUGINS for file in folder.rglob("*.py")):
         contents.update(file.name.encode() + b"\0" + file.read_bytes())
     return contents.hexdigest()[:16]
-
-
-def _base() -> Path:
-    """`$XDG_CACHE_HOME/expertmesh` or `~/.cache/expertmesh`; containers may have a user without a
-    home and without a name."""
-    if cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache) / "expertmesh"
-    try:
-        return Path.home() / ".cache" / "expertmesh"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"expertmesh-{os.geteuid()}"
 
 
 def _version(*names: str) -> str:

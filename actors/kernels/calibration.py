@@ -9,13 +9,14 @@ weights come from memory and not from a cache.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.spec import ExpertSpec
 from actors.kernels.accelerator import AcceleratorFeatures
-from actors.kernels.base import ExpertKernel
+from actors.kernels.base import ExpertKernel, ExpertOperator
 from actors.kernels.choose import choose_operator
 from actors.kernels.native_ops import CpuFeatures
 from actors.kernels.slot_kernel import SlotKernel
@@ -34,6 +35,16 @@ LEAST_ROW_PART = 0.01
 """Part of the largest call that its rows take at least, where nothing can be measured of them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A kernel that holds random `experts`, two or more, in each of `layers`."""
+
+    kernel: ExpertKernel
+    hidden_size: int
+    layers: tuple[int, ...]
+    experts: list[int]
+
+
 def measure_cost(
     spec: ExpertSpec,
     device: torch.device,
@@ -43,7 +54,11 @@ def measure_cost(
 
     Takes about a second, and `MAX_WEIGHT_BYTES` or two experts.
     """
-    operator = choose_operator(spec, device, features)
+    return measure_probe(make_probe(spec, choose_operator(spec, device, features)))
+
+
+def make_probe(spec: ExpertSpec, operator: ExpertOperator) -> Probe:
+    """What `operator` is measured with: experts of the model's own shapes and format."""
     expert = random_expert(spec)
     kernel = SlotKernel(spec, operator, read=lambda _layer, _expert: expert)
     fitting = max(2, MAX_WEIGHT_BYTES // kernel.bytes_per_expert)
@@ -51,44 +66,55 @@ def measure_cost(
     layers = spec.layers[: max(1, fitting // len(experts))]
     for layer in layers:
         kernel.load(layer, experts)
-    return measure_kernel(kernel, spec.hidden_size, layers, experts)
+    return Probe(kernel, spec.hidden_size, layers, experts)
 
 
-def measure_kernel(
-    kernel: ExpertKernel,
-    hidden_size: int,
-    layers: tuple[int, ...],
-    experts: list[int],
-    clock_s: Callable[[], float] = time.perf_counter,
-) -> DeviceCost:
-    """Cost of a kernel that holds `experts`, two or more, in each of `layers`."""
-    started = clock_s()
+def measure_probe(probe: Probe, clock_s: Callable[[], float] = time.perf_counter) -> DeviceCost:
+    """Cost of calls to the probe's kernel."""
+    timer = CallTimer(probe, BUDGET_S, clock_s)
     timed: list[tuple[int, int, float]] = []
-    calls = 0
     for all_of_them, rows_of_each in ROWS_OF_EACH:
-        used = experts if all_of_them else experts[:1]
-        size = len(used) * rows_of_each
-        rows = torch.randn(size, hidden_size).bfloat16()
-        index = torch.arange(size, dtype=torch.int32)
-        ids = torch.tensor(used, dtype=torch.int32)[index % len(used)]
-        weights = torch.ones(size)
-        # The first call sets up scratch memory and, in Triton, compiles: that is not on the clock.
-        before = clock_s()
-        kernel.compute(layers[0], rows, index, ids, weights)
-        started += clock_s() - before
-        fastest = float("inf")
-        for _ in range(REPEATS):
-            calls += 1
-            before = clock_s()
-            kernel.compute(layers[calls % len(layers)], rows, index, ids, weights)
-            fastest = min(fastest, clock_s() - before)
-            spent = clock_s() - started
-            if spent > BUDGET_S:
-                break
-        timed.append((len(used), size, fastest))
-        if spent > BUDGET_S / 2 and len(timed) > 2:
+        experts = len(probe.experts) if all_of_them else 1
+        timed.append((experts, experts * rows_of_each, timer.fastest_s(experts, rows_of_each)))
+        if timer.spent_s > BUDGET_S / 2 and len(timed) > 2:
             break
     return cost_of(timed)
+
+
+class CallTimer:
+    """Times calls of a probe's kernel; spent_s: on its clock since it was made."""
+
+    def __init__(
+        self, probe: Probe, budget_s: float, clock_s: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.spent_s = 0.0
+        self._probe = probe
+        self._budget_s = budget_s
+        self._clock_s = clock_s
+        self._started_s = clock_s()
+        self._calls = 0
+
+    def fastest_s(self, experts: int, rows_of_each: int) -> float:
+        """Of `REPEATS` calls of so many experts and rows; fewer where the budget is spent."""
+        kernel, layers, size = self._probe.kernel, self._probe.layers, experts * rows_of_each
+        rows = torch.randn(size, self._probe.hidden_size).bfloat16()
+        index = torch.arange(size, dtype=torch.int32)
+        ids = torch.tensor(self._probe.experts[:experts], dtype=torch.int32)[index % experts]
+        weights = torch.ones(size)
+        # The first call sets up scratch memory and, in Triton, compiles: that is not on the clock.
+        before = self._clock_s()
+        kernel.compute(layers[0], rows, index, ids, weights)
+        self._started_s += self._clock_s() - before
+        fastest = float("inf")
+        for _ in range(REPEATS):
+            self._calls += 1
+            before = self._clock_s()
+            kernel.compute(layers[self._calls % len(layers)], rows, index, ids, weights)
+            fastest = min(fastest, self._clock_s() - before)
+            self.spent_s = self._clock_s() - self._started_s
+            if self.spent_s > self._budget_s:
+                break
+        return fastest
 
 
 def cost_of(timed: list[tuple[int, int, float]]) -> DeviceCost:

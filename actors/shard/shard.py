@@ -9,13 +9,17 @@ from actors.lean_imports import import_shape_functions  # before torch and numba
 # isort: split
 import logging
 import os
+import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from actors.cache_base import cache_base
 from actors.descriptions import ShardDescription
 from actors.device import free_memory_bytes, scratch_bytes
 from actors.experts.families import read_expert_spec
@@ -34,6 +38,10 @@ from actors.wire.node import node_id
 from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from placement.cost_model import DeviceCost
 
+if TYPE_CHECKING:
+    # Reads YAML with pydantic, which shards on CPUs do without.
+    from actors.devices.assign import Assignment
+
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +49,8 @@ log = logging.getLogger(__name__)
 class ShardConfig:
     """id: name of this shard in the mesh; pool: its device pool.
 
-    device: torch device the kernel runs on. threads: CPU threads of the kernel.
+    vendor: of its devices, in `actors.devices`. device: torch device the kernel runs on; which of
+    several is found out at the start. threads: CPU threads of the kernel.
     listen: addresses as text, see `actors.wire.address`; TCP port 0 picks a free one.
     emulated: speed and vendor stand for hardware that is not here; emulated_speed slows the shard.
     security: of its TCP connections.
@@ -53,6 +62,7 @@ class ShardConfig:
     device: str
     threads: int
     listen: tuple[str, ...]
+    vendor: str = "cpu"
     emulated: bool = False
     emulated_speed: float = 1.0
     log_level: str = "INFO"
@@ -67,6 +77,8 @@ class ExpertShard:
         limit_threads(config.threads)
         self._config = config
         self._secret = secret
+        self._device = config.device
+        self._assignment: Assignment | None = None
         self._state = "starting"
         self._detail = ""
         self._spec: ExpertSpec | None = None
@@ -87,6 +99,7 @@ class ExpertShard:
 
         Raises:
             ModelRefused: the checkpoint has no routed experts this shard can compute.
+            DeviceRefused: this machine has another vendor's devices, or none that is free.
         """
         with self._starting:
             if self._server is None:
@@ -96,8 +109,9 @@ class ExpertShard:
     def _start(self) -> None:
         self._spec = read_expert_spec(Path(self._config.model_path))
         if self._config.device != "cpu":
+            self._open_device()
             import_shape_functions()
-        self._kernel = choose_kernel(self._spec, torch.device(self._config.device))
+        self._kernel = choose_kernel(self._spec, torch.device(self._device))
         self._fingerprint = fingerprint(Path(self._config.model_path))
         self._holdings = Holdings(self._kernel, self._holdings_changed)
         self._server = ShardServer(
@@ -106,13 +120,22 @@ class ExpertShard:
             ready_to_listen(self._config.listen),
             self._secret,
             self._config.emulated_speed,
-            most_assignments(self._spec, scratch_bytes(self._config.device)),
+            most_assignments(self._spec, scratch_bytes(self._device)),
             self._config.security,
         )
         self._thread = threading.Thread(target=self._serve, name="expert-calls", daemon=True)
         self._thread.start()
-        self._free_bytes = free_memory_bytes(self._config.device)
+        self._free_bytes = free_memory_bytes(self._device)
         self._state, self._detail = "ready", self._kernel.describe()
+
+    def _open_device(self) -> None:
+        """Before anything else is asked of the device's driver."""
+        from actors.devices.assign import open_device
+
+        if self._assignment is None:
+            config = self._config
+            self._assignment = open_device(config.vendor, config.device, _node_labels())
+            self._device = self._assignment.device
 
     def hold(self, watcher: tuple[int, int]) -> None:
         """See `actors.watched`."""
@@ -180,21 +203,33 @@ class ExpertShard:
         assert self._spec is not None
         return_free_memory()
         if self._server is not None:
-            room_bytes = scratch_bytes(self._config.device)
+            room_bytes = scratch_bytes(self._device)
             self._server.most_assignments = most_assignments(self._spec, room_bytes)
         self._state, self._detail = "ready", self._kernel.describe()
 
     def measure(self) -> DeviceCost:
         """What calls cost this device, at the model's real shapes and the emulated speed. Measured
-        once; the shard should hold nothing yet, or its calls wait."""
+        or, if it was earlier, tried again, once; the shard should hold nothing yet, or its calls
+        wait."""
         assert self._spec is not None
         with self._starting:
             if self._cost is None:
-                from actors.kernels.calibration import measure_cost
+                from actors.kernels.cost_cache import calibrate
 
-                cost = measure_cost(self._spec, torch.device(self._config.device))
-                self._cost = cost.scaled(self._config.emulated_speed)
+                folder = cache_base() / "calibration"
+                device = torch.device(self._device)
+                measured = calibrate(self._spec, device, self._driver(), folder)
+                self._cost = measured.cost.scaled(self._config.emulated_speed)
         return self._cost
+
+    def _driver(self) -> str:
+        """Version of the device's driver."""
+        if self._config.device == "cpu":
+            return ""
+        from actors.devices.catalogue import find_family
+        from actors.devices.snapshot import driver_version
+
+        return driver_version(find_family(self._config.vendor))
 
     def load_counts(self) -> np.ndarray:
         """int64 [L, E]: assignments computed since the start, per (layer, expert)."""
@@ -208,4 +243,15 @@ class ExpertShard:
         if self._server is not None and self._thread is not None:
             self._server.stop()
             self._thread.join(timeout=5.0)
+        if self._assignment is not None:
+            self._assignment.release()
         remove_sockets(self._config.listen)
+
+
+def _node_labels() -> Mapping[str, str]:
+    """Of the Ray node; none where this is no actor."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return {}
+    labels: Mapping[str, str] = ray.get_runtime_context().get_node_labels()
+    return labels

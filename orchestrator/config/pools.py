@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from actors.devices.catalogue import check_vendor
+from actors.devices.catalogue import check_vendor, find_family
 from orchestrator.config.fields import ByteSize, Count, PositiveFloat, Section
 
 CPU_VENDOR = "cpu"
@@ -45,14 +45,23 @@ class PoolConfig(Section):
     def _check_hardware(self) -> Self:
         on_cpu = self.device == "cpu"
         if on_cpu and self.vendor != CPU_VENDOR and not self.emulated:
+            device = find_family(self.vendor).torch.device or "its torch device"
             raise ValueError(
-                f"vendor {self.vendor} on device cpu is an emulation: set emulated: true"
+                f"vendor {self.vendor} on device cpu is an emulation: set emulated: true, "
+                f"or device: {device}"
             )
         if not on_cpu and self.vendor == CPU_VENDOR:
             raise ValueError(f"device {self.device} is not a CPU: set vendor to its maker")
+        if not on_cpu:
+            self._check_torch_device()
         if self.emulated and self.speed is not None and self.speed > 1.0:
             raise ValueError(f"an emulated speed is at most 1.0 (full speed), got {self.speed:g}")
         return self
+
+    def _check_torch_device(self) -> None:
+        own, kind = find_family(self.vendor).torch.device, self.device.partition(":")[0]
+        if own is not None and own != kind:
+            raise ValueError(f"torch calls {self.vendor}'s devices {own}: set device: {own}")
 
 
 def check_speeds(pools: dict[str, PoolConfig]) -> dict[str, PoolConfig]:

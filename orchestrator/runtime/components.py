@@ -188,6 +188,7 @@ class RayComponents:
             pool=self._pools[name],
             model_path=str(mesh.config.model.path),
             device=pool.device,
+            vendor=pool.vendor,
             threads=pool.threads,
             listen=self._listen(name),
             emulated=pool.emulated,

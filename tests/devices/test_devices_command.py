@@ -38,3 +38,11 @@ def test_devices_of_nobody_names_the_nearest() -> None:
 def test_a_pool_of_an_unknown_vendor_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="unknown vendor 'nvida': did you mean nvidia"):
         PoolConfig(vendor="nvida", device="cuda")
+
+
+def test_a_pool_on_another_vendors_torch_device_is_told_its_own() -> None:
+    with pytest.raises(ValueError, match="torch calls ascend's devices npu: set device: npu"):
+        PoolConfig(vendor="ascend", device="cuda")
+    with pytest.raises(ValueError, match="set emulated: true, or device: mlu"):
+        PoolConfig(vendor="cambricon")
+    assert PoolConfig(vendor="ascend", device="npu:1").device == "npu:1"

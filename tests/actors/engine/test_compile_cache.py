@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.cache_base import cache_base
 from actors.engine import compile_cache
 
 
@@ -61,4 +62,4 @@ def test_a_user_without_home_and_name_has_a_folder(monkeypatch):
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", nobody)
-    assert str(os.geteuid()) in compile_cache._base().name
+    assert str(os.geteuid()) in cache_base().name

@@ -7,9 +7,10 @@ from actors.experts.formats.table import FORMATS
 from actors.kernels.calibration import (
     BUDGET_S,
     REPEATS,
+    Probe,
     cost_of,
     measure_cost,
-    measure_kernel,
+    measure_probe,
     random_expert,
 )
 from placement.cost_model import DeviceCost
@@ -48,7 +49,7 @@ class SlowKernel:
 
 def test_measures_a_kernel_of_known_cost():
     kernel = SlowKernel()
-    cost = measure_kernel(kernel, 8, (0, 1), [0, 1, 2, 3], kernel.clock_s)
+    cost = measure_probe(Probe(kernel, 8, (0, 1), [0, 1, 2, 3]), kernel.clock_s)
     for experts, rows in ((1, 1), (4, 4), (1, 32), (4, 64)):
         assert cost.seconds(experts, rows) == pytest.approx(TRUE.seconds(experts, rows), rel=1e-6)
     assert cost.read_s == pytest.approx(TRUE.read_s, rel=1e-6)
@@ -71,7 +72,7 @@ class CompilingKernel(SlowKernel):
 
 def test_compiling_takes_no_time_from_measuring():
     kernel = CompilingKernel()
-    cost = measure_kernel(kernel, 8, (0,), [0, 1], kernel.clock_s)
+    cost = measure_probe(Probe(kernel, 8, (0,), [0, 1]), kernel.clock_s)
     assert [kernel.sizes.count(size) for size in (1, 2, 32)] == [1 + REPEATS, 1 + REPEATS, 12]
     assert cost.seconds(2, 32) == pytest.approx(TRUE.seconds(2, 32), rel=1e-6)
 
@@ -81,7 +82,7 @@ def test_calls_go_through_all_layers():
     kernel, layers = SlowKernel(), []
     compute = kernel.compute
     kernel.compute = lambda layer, *rest: (layers.append(layer), compute(layer, *rest))[1]
-    measure_kernel(kernel, 8, (3, 5, 7), [0, 1], kernel.clock_s)
+    measure_probe(Probe(kernel, 8, (3, 5, 7), [0, 1]), kernel.clock_s)
     assert set(layers) == {3, 5, 7}
 
 
