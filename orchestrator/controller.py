@@ -30,7 +30,7 @@ from orchestrator.control.events import ComponentDied, EnginesLoad, LoadSeen
 from orchestrator.control.journal import DamagedJournalError, Journal, JournalError, set_aside
 from orchestrator.control.lifecycle import Kind, Life
 from orchestrator.control.runner import Runner
-from orchestrator.control.state import EngineLoad, Intent, State
+from orchestrator.control.state import Intent, State
 from orchestrator.directory import Directory
 from orchestrator.errors import UserError
 from orchestrator.expert_load import sum_load
@@ -76,7 +76,6 @@ class Controller:
         self._followers: DirectoryFollowers | None = None
         self._runner: Runner | None = None
         self._collector: LoadCollector | None = None
-        self._queued: dict[str, int] = {}
         context = ray.get_runtime_context()
         if context.was_current_actor_reconstructed:
             log.warning("started again after the death of its process")
@@ -261,12 +260,7 @@ class Controller:
             counts, busy = window.counts.astype("float64"), window.busy
             self._runner.tell(lambda now_s, c=counts, b=busy: LoadSeen(now_s, c, busy=b))  # type: ignore[misc]
             load = engine_load(process.said for process in self._components)
-            load = EngineLoad(sum(self._queued.values()), load.waiting, load.running, load.kv_used)
             self._runner.tell(lambda now_s, e=load: EnginesLoad(now_s, e))  # type: ignore[misc]
-
-    async def take_queue(self, gateway: str, queued: int) -> None:
-        """A gateway replica tells how many requests wait in it."""
-        self._queued[gateway] = queued
 
     # -- questions
 

@@ -34,12 +34,11 @@ class Size:
 
 def engines_wanted(number: int, load: EngineLoad, limits: PoolLimits, since_s: float) -> Size:
     """number: engines now, or being started; since_s: since the last change."""
-    waiting = load.queued + load.waiting
     limit = WAITING_PER_ENGINE * number
-    seen = f"{waiting} requests wait, {load.kv_used:.0%} of the KV cache is in use"
-    if waiting > limit or load.kv_used > KV_FULL:
+    seen = f"{load.waiting} requests wait, {load.kv_used:.0%} of the KV cache is in use"
+    if load.waiting > limit or load.kv_used > KV_FULL:
         return _up(number, limits, since_s, f"{seen} (limits {limit}, {KV_FULL:.0%})")
-    if not waiting and load.kv_used < KV_IDLE:
+    if not load.waiting and load.kv_used < KV_IDLE:
         return _down(
             number, limits, since_s, f"{seen} (a waiting request or {KV_IDLE:.0%} keep it)"
         )

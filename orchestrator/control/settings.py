@@ -42,7 +42,7 @@ class Settings:
     """Longest pause between restarts, and between repairs that fail."""
     stable_s: float = 300.0
     """Service after which earlier deaths no longer count."""
-    recovery_s: float = 5.0
+    recovery_s: float = 15.0
     """How long a new controller waits for components to describe themselves before it repairs."""
     min_copies: int = 1
     """Shards every key must live on."""

@@ -252,9 +252,9 @@ class Dispatcher:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """Signals of the engines' scaler: queued at the gateway, waiting in vLLM, KV cache in use."""
+    """Signals of the engines' scaler: requests that wait in vLLM, to which the gateway hands all it
+    lets in, and KV cache in use."""
 
-    queued: int = 0
     waiting: int = 0
     running: int = 0
     kv_used: float = 0.0

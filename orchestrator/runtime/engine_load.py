@@ -7,7 +7,7 @@ from orchestrator.control.state import EngineLoad
 
 
 def engine_load(said: Iterable[Said | None]) -> EngineLoad:
-    """Sums over the engines, and the fullest KV cache; what waits at gateways is not in it."""
+    """Sums over the engines, and the fullest KV cache."""
     engines = [one for one in said if isinstance(one, EngineDescription)]
     return EngineLoad(
         waiting=sum(engine.waiting for engine in engines),

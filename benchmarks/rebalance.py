@@ -1,0 +1,211 @@
+"""What a rebalance costs the streams and gives the shards, when the traffic changes by itself.
+
+The demo model on three equal shards with room for two copies of half of the experts. Eight clients
+stream one kind of text (English, code, Chinese poems), then another; the controller sees the load
+and moves copies by itself. All from the outside: streams, expert load, events.
+
+  even_before, even_after  balancedness of the shards' work (mean over max, mean of the layers) in
+                           the last seconds of the traffic before, and of this one
+  even_start               the same right after the traffic changed
+  back_s                   from the change of traffic to the end of the first rebalance after it;
+                           nan: the controller saw nothing to gain
+  moved                    copies loaded, in this traffic
+  itl_p99_ms               time between two pieces while copies moved; quiet_p99_ms: otherwise
+"""
+
+import argparse
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.correctness import DEMO
+from benchmarks.harness.report import Report, Target, run_benchmark
+from tests.e2e.mesh_process import MeshProcess
+from tests.nodes.meshes import MODEL
+from tests.nodes.streams import Stream
+
+STREAMS = 8
+TOKENS = 100
+PHASE_S, QUICK_PHASE_S = 40.0, 15.0
+LOOK_S = 1.0
+WINDOW_S = 6.0
+DOMAINS = ("en", "py", "zh", "en")
+ITL_GOAL = 1.1
+BACK_GOAL_S = 15.0
+EVEN_GOAL = 0.95
+"""Of what the traffic before had in the end."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """Totals of each shard's counts [layers], second by second. Times are of the wall clock."""
+
+    mesh: MeshProcess
+    seen: list[tuple[float, dict[str, np.ndarray]]] = field(default_factory=list)
+
+    def look(self) -> None:
+        said = self.mesh.get("/api/v1/expert-load").json()
+        counts = {shard: np.array(c).sum(axis=1) for shard, c in said["by_shard"].items()}
+        self.seen.append((time.time(), counts))
+
+    def balancedness(self, from_s: float, until_s: float) -> float:
+        """Mean over max of the shards' work in that time, mean of the layers."""
+        inside = [counts for at_s, counts in self.seen if from_s <= at_s <= until_s]
+        if len(inside) < 2:
+            return float("nan")
+        done = np.array([inside[-1][shard] - inside[0].get(shard, 0) for shard in inside[-1]])
+        return float((done.mean(axis=0) / np.maximum(done.max(axis=0), 1)).mean())
+
+
+@contextmanager
+def traffic(url: str, prompts: Sequence[str]) -> Iterator[list[Stream]]:
+    """Streams without a pause; the list grows as they end."""
+    ended: list[Stream] = []
+    stop = threading.Event()
+
+    def ask(first: int) -> None:
+        number = first
+        while not stop.is_set():
+            stream = Stream(prompts[number % len(prompts)])
+            stream.run(url, TOKENS)
+            ended.append(stream)
+            number += STREAMS
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(STREAMS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield ended
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def demo_prompts() -> dict[str, list[str]]:
+    """By kind of text."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in (Path(DEMO) / "prompts.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found[row["domain"]].append(row["prompt"])
+    return found
+
+
+@contextmanager
+def small_mesh() -> Iterator[MeshProcess]:
+    pool = {"vendor": "cpu", "memory": "8MiB", "speed": 1.0}
+    config = {
+        "mesh": {"name": "rebalance"},
+        "model": {"path": str(DEMO / "checkpoint"), "served_name": MODEL},
+        "engines": {"vllm": {"max_num_seqs": 16, "max_num_batched_tokens": 512}},
+        "pools": {"a": pool, "b": pool, "c": pool},
+        "controller": {"rebalance_pause_s": 5},
+        "gateway": {"port": 0},
+    }
+    with MeshProcess(config) as mesh:
+        mesh.wait_for("ready at")
+        yield mesh
+
+
+def moves(events: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+    """(begin, end) of each transaction that was done, on the wall clock."""
+    by_id: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for event in events:
+        if event["transaction"]:
+            by_id[event["transaction"]].append(event)
+    return [
+        (lines[0]["wall_s"], lines[-1]["wall_s"])
+        for lines in by_id.values()
+        if lines[-1]["step"] == "done"
+    ]
+
+
+def gaps(streams: Sequence[Stream], offset_s: float) -> np.ndarray:
+    """[N, 2] wall time of a piece, and seconds since the one before it."""
+    rows = [
+        (after + offset_s, after - before)
+        for stream in streams
+        for before, after in zip(stream.arrivals_s, stream.arrivals_s[1:], strict=False)
+    ]
+    return np.array(rows).reshape(-1, 2)
+
+
+def p99_ms(values: np.ndarray) -> float:
+    return float(1e3 * np.percentile(values, 99)) if len(values) else float("nan")
+
+
+def run_phase(
+    mesh: MeshProcess, watch: Watch, prompts: Sequence[str], phase_s: float
+) -> dict[str, Any]:
+    """One kind of text for a while."""
+    began_s, offset_s = time.time(), time.time() - time.monotonic()
+    loaded = copies_loaded(mesh)
+    with traffic(mesh.url, prompts) as streams:
+        while time.time() < began_s + phase_s:
+            watch.look()
+            time.sleep(LOOK_S)
+        ended_s = time.time()
+        events = mesh.get("/api/v1/events?after=-1000").json()["events"]
+    done = [move for move in moves(events) if move[1] >= began_s]
+    times = gaps(streams, offset_s)
+    moving = np.zeros(len(times), bool)
+    for from_s, until_s in done:
+        moving |= (times[:, 0] >= from_s) & (times[:, 0] <= until_s)
+    return {
+        "streams": len(streams),
+        "failed": sum(bool(stream.error) for stream in streams),
+        "even_start": watch.balancedness(began_s, began_s + WINDOW_S),
+        "even_after": watch.balancedness(ended_s - WINDOW_S, ended_s),
+        "back_s": min((until - began_s for _, until in done), default=float("nan")),
+        "moved": copies_loaded(mesh) - loaded,
+        "itl_p99_ms": p99_ms(times[moving, 1]),
+        "quiet_p99_ms": p99_ms(times[~moving, 1]),
+    }
+
+
+def copies_loaded(mesh: MeshProcess) -> int:
+    """By all transactions so far."""
+    events = mesh.get("/api/v1/events?after=-1000").json()["events"]
+    return int(sum(e["figures"].get("copies", 0) for e in events if e["step"] == "done"))
+
+
+def measure(arguments: argparse.Namespace) -> Report:
+    phase_s = QUICK_PHASE_S if arguments.quick else PHASE_S
+    prompts = demo_prompts()
+    runs: list[dict[str, Any]] = []
+    with small_mesh() as mesh:
+        watch = Watch(mesh)
+        for domain in DOMAINS[:2] if arguments.quick else DOMAINS:
+            before = runs[-1]["even_after"] if runs else float("nan")
+            row = run_phase(mesh, watch, prompts[domain], phase_s)
+            runs.append({"traffic": domain, "even_before": before, **row})
+    notes = [f"{STREAMS} streams of {TOKENS} tokens, {phase_s:g} s of each kind of text"]
+    return Report("rebalance", runs, targets(runs), notes)
+
+
+def targets(runs: Sequence[dict[str, Any]]) -> list[Target]:
+    found = [Target("failed streams", sum(run["failed"] for run in runs), 0, "max", "")]
+    for run in runs[1:]:
+        name = f"to {run['traffic']}"
+        even = run["even_after"] / run["even_before"]
+        found.append(Target(f"{name}: balancedness, of before", even, EVEN_GOAL, "min", ""))
+        if not np.isnan(run["back_s"]):
+            found.append(
+                Target(f"{name}: rebalanced", run["back_s"], BACK_GOAL_S, "max", "s", timed=True)
+            )
+        if not np.isnan(run["itl_p99_ms"]):
+            ratio = run["itl_p99_ms"] / run["quiet_p99_ms"]
+            found.append(Target(f"{name}: p99 between pieces", ratio, ITL_GOAL, "max", "x", True))
+    return found
+
+
+if __name__ == "__main__":
+    run_benchmark(__doc__, measure)
