@@ -322,6 +322,7 @@ class Controller:
             model=self._config.model.name,
             refuses=self._runner.problem,
             pids=pids,
+            reports=self._followers.reports() if self._followers else None,
         ).model_dump(mode="json")
 
     async def placement(self) -> dict[str, Any]:

@@ -13,13 +13,21 @@ import asyncio
 import contextlib
 import logging
 import ssl
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.dispatch.mesh_view import MeshView, ViewVersion
+from actors.dispatch.report import DispatchReport
 from actors.dispatch.view_coding import encode_view
-from actors.dispatch.view_messages import FROM_SUBSCRIBER, AdoptedHead, HelloHead
+from actors.dispatch.view_messages import (
+    FROM_SUBSCRIBER,
+    AdoptedHead,
+    FromSubscriber,
+    HelloHead,
+    ReportHead,
+)
 from actors.dispatch.view_source import NO_VERSION
 from actors.wire.address import Address, listen
 from actors.wire.arrival import TcpHost
@@ -34,18 +42,21 @@ from orchestrator.directory_channel import Channel, greet_subscriber
 log = logging.getLogger(__name__)
 
 GREETING_TIMEOUT_S = 5.0
-MAX_HEAD_BYTES = 64 << 10
-"""Of a subscriber's message; it has no body."""
+MAX_HEAD_BYTES = 512 << 10
+"""Of a subscriber's message, a report of a few thousand shards; it has no body."""
 
 
 @dataclass(slots=True, eq=False)
 class Subscriber:
-    """One connected process with dispatchers. version: the last one that they all follow."""
+    """One connected process with dispatchers. version: the last one that they all follow. report:
+    the last one of what they did, and when it came (`time.monotonic()`); None before any."""
 
     role: str
     pid: int
     node: str
     version: ViewVersion = NO_VERSION
+    report: DispatchReport | None = None
+    reported_s: float = 0.0
 
 
 class Directory:
@@ -232,6 +243,9 @@ class Directory:
     async def _hear(self, subscriber: Subscriber, channel: Channel) -> None:
         while True:
             said = await _receive(channel)
+            if isinstance(said, ReportHead):
+                subscriber.report, subscriber.reported_s = said.report(), time.monotonic()
+                continue
             if not isinstance(said, AdoptedHead):
                 raise FrameError(f"control message {said.kind!r} after the greeting")
             if said.version > (self._version.term, self._version.number):
@@ -241,7 +255,7 @@ class Directory:
                 self._acknowledged.notify_all()
 
 
-async def _receive(channel: Channel) -> HelloHead | AdoptedHead:
+async def _receive(channel: Channel) -> FromSubscriber:
     prefix = await channel.read_exactly(PREFIX.size)
     head, _ = lengths(prefix, MAX_HEAD_BYTES, max_body=0)
     return read_head(FROM_SUBSCRIBER, await channel.read_exactly(head))

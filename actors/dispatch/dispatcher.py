@@ -19,6 +19,7 @@ import torch
 from actors.dispatch.adding import NOT_ALL
 from actors.dispatch.backend import ExpertUnavailable
 from actors.dispatch.flight import Answers, Flight
+from actors.dispatch.report import DispatchReport, report_of
 from actors.dispatch.shard_links import ShardLinks
 from actors.dispatch.split import AnyInts, ExpertsUnplaced, Floats, rest_of
 from actors.dispatch.view_source import ViewSource
@@ -65,7 +66,9 @@ class Dispatcher:
     def __init__(self, views: ViewSource, secret: bytes = b"") -> None:
         self._views = views
         self._links = ShardLinks(views, secret)
+        self._tally = self._links.tally
         self._follower = views.join()
+        self._follower.report = self._report
         self._call_id = 0
         self._idle: list[Flight] = []
 
@@ -74,6 +77,7 @@ class Dispatcher:
     def send(
         self, layer: int, rows: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
     ) -> Call:
+        began_s = time.monotonic()
         call = Call(layer, rows.contiguous(), [])
         if topk_weights.dtype is not torch.float32:
             topk_weights = topk_weights.float()
@@ -83,9 +87,11 @@ class Dispatcher:
             flight = self._plan_or_wait(call, ids, weights)
         except BaseException:
             self._follower.calls -= 1
+            self._tally.failed += 1
             raise
         call.give_up_s = None
         self._post(call, flight)
+        self._tally.sent.add(time.monotonic() - began_s)
         # Now, while the shards are at work.
         call.result = torch.empty(rows.shape, dtype=torch.bfloat16)
         self._links.waiting.send_rest()
@@ -94,16 +100,25 @@ class Dispatcher:
     def wait(self, call: Call) -> torch.Tensor:
         assert call.result is not None
         (flight,) = call.flights
+        began_s = time.monotonic()
         try:
             if unanswered(flight.parts):
                 self._links.waiting.answered(flight.parts, flight.due_s())
             call.compute_us = flight.collect(call.result)
             if call.compute_us == NOT_ALL:
                 call.compute_us = self._finish(call)
+        except BaseException:
+            self._tally.failed += 1
+            raise
         finally:
             self._follower.calls -= 1
             self._release(call)
+        self._tally.calls += 1
+        self._tally.waited.add(time.monotonic() - began_s)
         return call.result
+
+    def _report(self) -> DispatchReport:
+        return report_of(self._tally, self._links.told())
 
     def close(self) -> None:
         self._views.leave(self._follower)
@@ -145,6 +160,7 @@ class Dispatcher:
         wait_s, now_s = self._links.view.expert_wait_s, time.monotonic()
         if call.give_up_s is None:
             log.warning("%s; waiting for a replica", problem)
+            self._tally.starved += 1
             call.give_up_s = now_s + wait_s
         if now_s >= call.give_up_s:
             raise ExpertUnavailable(f"{problem}; waited {wait_s:g} s for a replica")
@@ -176,6 +192,7 @@ class Dispatcher:
                 self._links.lose(posted.link, LinkClosed(f"answered {header}"))
             except RemoteError as error:
                 log.warning("%s refused layer %d: %s", posted.link.address, call.layer, error)
+                self._links.tally_of(posted.link).refused += 1
                 call.refused[posted.link] = time.monotonic() + REFUSED_S
                 posted.free()
                 if error.fault is Fault.UNFIT:
@@ -238,6 +255,7 @@ class Dispatcher:
             return [left for piece in pieces for left in self._cover(call, [piece], late)]
         cover.split.translate_rows(tokens)
         self._post(call, cover)
+        self._tally.resent += len(pieces)
         for flight, shard in pieces:
             flight.cover[shard] = cover
         return []

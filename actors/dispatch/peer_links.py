@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from actors.dispatch.connector import Connector, PeerKey, key_of
 from actors.dispatch.mesh_view import MeshView, Peer
+from actors.dispatch.report import ShardTally, Tally
 from actors.dispatch.view_source import ViewSource
 from actors.wire.bell import Bell
 from actors.wire.exchange import Posted, link_with_room
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 
 
 class PeerLinks:
-    """For one thread. losses: links lost so far. changes: how often the set of links changed."""
+    """For one thread. losses: links lost so far. changes: how often the set of links changed.
+    tally: what is reported of the peers."""
 
     def __init__(
         self, views: ViewSource, peers_of: Callable[[MeshView], Sequence[Peer]], secret: bytes
@@ -30,6 +32,7 @@ class PeerLinks:
         self.bell = Bell()
         self.waiting = Waiting()
         self.losses = 0
+        self.tally = Tally()
         self.changes = 0
         self.connector = Connector(
             views, peers_of, lambda address: open_link(address, secret, self.bell)
@@ -89,6 +92,7 @@ class PeerLinks:
             self._leaving.remove(link)
         for key in [key for key, known in self._links.items() if known is link]:
             log.warning("lost %s: %s", key[0], error)
+            self.tally.shard(key[0]).lost += 1
             del self._links[key]
             self.connector.lost(key)
         self._change()
@@ -119,7 +123,15 @@ class PeerLinks:
         if link not in self._late:
             log.warning("%s is late", link.address)
             self._late.add(link)
+            self.tally_of(link).late += 1
             self.changes += 1
+
+    def tally_of(self, link: ClientLink) -> ShardTally:
+        """What is reported of the peer that a link leads to; of a link let go of, nothing is."""
+        for key, known in self._links.items():
+            if known is link:
+                return self.tally.shard(key[0])
+        return ShardTally()
 
     def owe(self, call: Posted, give_up_s: float) -> None:
         """Nobody waits for this call; its link is given up if it is not answered by then."""

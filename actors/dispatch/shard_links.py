@@ -9,6 +9,7 @@ import numpy.typing as npt
 from actors.dispatch.connector import same_links
 from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.peer_links import PeerLinks
+from actors.dispatch.report import ShardReport
 from actors.dispatch.view_source import ViewSource
 from actors.wire.frame import RowCoding
 from actors.wire.link import ClientLink
@@ -117,6 +118,17 @@ class ShardLinks(PeerLinks):
             if link is not None and (link in without or (not late and self.is_late(link))):
                 usable[shard] = False
         return usable
+
+    def told(self) -> list[ShardReport]:
+        """Each shard's state now, for a report; another thread may ask."""
+        view, table = self._view, self._table
+        if view is None or len(table.links) != len(view.shards):
+            return []
+        scales = table.service[:, SCALE].tolist()
+        return [
+            ShardReport(peer.id, peer.incarnation, scale, link is not None and self.is_late(link))
+            for peer, link, scale in zip(view.shards, table.links, scales, strict=True)
+        ]
 
     def _tabulate(self) -> None:
         view, before = self.view, self._table

@@ -14,11 +14,13 @@ import os
 import select
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 from actors.dispatch.mesh_view import MeshView
+from actors.dispatch.report import DispatchReport, joined
 from actors.dispatch.view_coding import decode_view
-from actors.dispatch.view_messages import AdoptedHead, HelloHead
+from actors.dispatch.view_messages import AdoptedHead, HelloHead, ReportHead
 from actors.dispatch.view_source import Follower
 from actors.wire.address import Address, connect, parse_address
 from actors.wire.handshake import greet_server
@@ -33,6 +35,8 @@ SECRET_VARIABLE = "EXPERTMESH_SECRET"
 CONNECT_TIMEOUT_S = 5.0
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+REPORT_S = 2.0
+"""Time between two reports of what the dispatchers did, if they did anything."""
 ADOPTION_CHECK_MS = 5
 """How often dispatchers with calls under way are looked at while a view is to be acknowledged."""
 USUAL_SWITCH_S = sys.getswitchinterval()
@@ -177,8 +181,13 @@ class Subscription:
         readable.register(stream.fileno(), select.POLLIN)
         sent: MeshView | None = None
         acknowledged = True
+        reported, report_at_s = DispatchReport(), time.monotonic() + REPORT_S
         while not self._stopping.is_set():
-            if stream.pending or readable.poll(None if acknowledged else ADOPTION_CHECK_MS):
+            if (now_s := time.monotonic()) >= report_at_s:
+                report_at_s = now_s + REPORT_S
+                reported = self._report(stream, reported)
+            wait_ms = 1000 * (report_at_s - now_s) if acknowledged else ADOPTION_CHECK_MS
+            if stream.pending or readable.poll(max(1.0, wait_ms)):
                 with _yielding():
                     sent = decode_view(*receive_message(stream), sent)
                 self._heard = True
@@ -188,6 +197,15 @@ class Subscription:
                 version = self.current().version
                 send_all(stream, pack(AdoptedHead(version=(version.term, version.number))))
                 acknowledged = True
+
+    def _report(self, stream: ByteStream, before: DispatchReport) -> DispatchReport:
+        """Send what the dispatchers of this process did, where it differs from `before`."""
+        with self._changed:
+            told = [follower.report() for follower in self._followers if follower.report]
+        report = joined(told)
+        if told and report != before:
+            send_all(stream, pack(ReportHead.of(report)))
+        return report
 
     def _take(self, view: MeshView) -> bool:
         """Put a view in force; False if it is older than the one that is."""

@@ -3,15 +3,18 @@
 Each `kind` of message is one class; `actors.dispatch.view_coding` makes views of them and back.
 """
 
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from actors.dispatch.report import BOUNDS_S, DispatchReport, DurationSums, ShardReport
 from actors.wire.messages import Head, Part
 
 Count = Annotated[int, Field(ge=0, lt=1 << 64)]
 Seconds = Annotated[float, Field(ge=0)]
 Version = tuple[Count, Count]
+RANGES = len(BOUNDS_S) + 1
 
 
 class HelloHead(Head):
@@ -28,6 +31,56 @@ class AdoptedHead(Head):
 
     kind: Literal["adopted"] = "adopted"
     version: Version
+
+
+class DurationsPart(Part):
+    """See `DurationSums`."""
+
+    counts: Annotated[tuple[Count, ...], Field(min_length=RANGES, max_length=RANGES)]
+    sum_s: Seconds
+
+
+class ShardPart(Part):
+    """See `ShardReport`."""
+
+    id: Annotated[str, Field(max_length=256)]
+    incarnation: Count
+    scale: Seconds
+    is_late: bool
+    late: Count
+    refused: Count
+    lost: Count
+
+
+class ReportHead(Head):
+    """What a subscriber's dispatchers did so far; see `DispatchReport`."""
+
+    kind: Literal["report"] = "report"
+    calls: Count
+    starved: Count
+    resent: Count
+    failed: Count
+    sent: DurationsPart
+    waited: DurationsPart
+    shards: tuple[ShardPart, ...]
+
+    @classmethod
+    def of(cls, report: DispatchReport) -> "ReportHead":
+        return cls.model_validate(asdict(report))
+
+    def report(self) -> DispatchReport:
+        def sums(part: DurationsPart) -> DurationSums:
+            return DurationSums(part.counts, part.sum_s)
+
+        return DispatchReport(
+            self.calls,
+            self.starved,
+            self.resent,
+            self.failed,
+            sums(self.sent),
+            sums(self.waited),
+            tuple(ShardReport(**shard.model_dump()) for shard in self.shards),
+        )
 
 
 class PeerPart(Part):
@@ -91,6 +144,7 @@ class ViewHead(Head):
 
 
 FROM_DIRECTORY: TypeAdapter[ViewHead] = TypeAdapter(ViewHead)
-FROM_SUBSCRIBER: TypeAdapter[HelloHead | AdoptedHead] = TypeAdapter(
-    Annotated[HelloHead | AdoptedHead, Field(discriminator="kind")]
+FromSubscriber = HelloHead | AdoptedHead | ReportHead
+FROM_SUBSCRIBER: TypeAdapter[FromSubscriber] = TypeAdapter(
+    Annotated[FromSubscriber, Field(discriminator="kind")]
 )

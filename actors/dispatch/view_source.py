@@ -13,10 +13,12 @@ its rows are sent again.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from actors.dispatch.mesh_view import MeshView, ViewVersion
+from actors.dispatch.report import DispatchReport
 
 NO_VERSION = ViewVersion(0, 0)
 """Older than every view."""
@@ -31,6 +33,8 @@ class Follower:
 
     calls: int = 0
     version: ViewVersion = NO_VERSION
+    report: Callable[[], DispatchReport] | None = None
+    """What the dispatcher tells of itself, asked for in the view source's thread."""
 
     def has_adopted(self, version: ViewVersion) -> bool:
         """Whether no later call is planned with a view older than `version`, which is current."""

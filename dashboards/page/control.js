@@ -86,6 +86,19 @@ export class Control {
     };
   }
 
+  /** What dispatchers see of shards: by id the sums, and the largest scale. */
+  seen() {
+    const found = {};
+    for (const { did } of this.view?.dispatchers ?? []) {
+      for (const shard of did?.shards ?? []) {
+        const sum = (found[shard.id] ??= { scale: 0, late: 0, refused: 0, lost: 0 });
+        sum.scale = Math.max(sum.scale, shard.scale);
+        for (const word of ["late", "refused", "lost"]) sum[word] += shard[word];
+      }
+    }
+    return found;
+  }
+
   problems() {
     return Object.values(this.view?.problems ?? {});
   }

@@ -24,12 +24,16 @@ function fill(id, items, empty) {
 
 const bar = (part) => element("span", { class: "bar", "aria-hidden": "true" }, element("i", { width: `${Math.round(100 * part)}%` }));
 
-export function showShards(shards, rates) {
+/** seen: what dispatchers see of shards, by id. */
+export function showShards(shards, rates, seen = {}) {
   const most = Math.max(1e-9, ...shards.map((s) => rates[s.id] ?? 0));
   fill("shards", shards.map((s) => {
     const rate = rates[s.id] ?? 0;
     const facts = [s.state, s.pool, s.slots === null ? null : `${number(s.slots)} experts`, s.memory_bytes === null ? null : bytes(s.memory_bytes),
       s.speed === null ? null : `speed ${s.speed.toFixed(2)}`, s.node, s.pid ? `pid ${s.pid}` : null].filter(Boolean);
+    const sight = seen[s.id];
+    if (sight?.scale >= 1.5) facts.push(`takes ${sight.scale.toFixed(1)} × the predicted time`);
+    for (const word of ["late", "refused", "lost"]) if (sight?.[word]) facts.push(`${word} ${number(sight[word])} ×`);
     if (s.state !== "ready" && s.detail) facts.push(s.detail);
     const name = element("b", {}, element("span", { class: `dot ${s.state}`, "aria-hidden": "true" }), s.id, s.emulated ? element("span", { class: "tag" }, "emulated") : null);
     return element("div", { class: "item" }, name, bar(rate / most), element("span", { class: "num" }, `${number(rate)}/s`), element("span", { class: "quiet" }, facts.join(" · ")));

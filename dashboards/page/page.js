@@ -103,7 +103,7 @@ function showTiles(report) {
 function showLists(report) {
   const components = report.status.components;
   const shards = components.filter((c) => c.kind === "shard");
-  showShards(shards, points.at(-1)?.shards ?? {});
+  showShards(shards, points.at(-1)?.shards ?? {}, control.seen());
   showEngines(components.filter((c) => c.kind === "engine" || c.kind === "router"), report.engines);
   showHot(report.hot ?? [], homes);
   showBatch(report.batch);

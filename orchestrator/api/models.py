@@ -118,12 +118,52 @@ class RuleView(View):
     """Pools that may not."""
 
 
+class DurationsView(View):
+    """counts: of durations up to each of `actors.dispatch.report.BOUNDS_S`, and of longer ones."""
+
+    counts: list[int]
+    sum_s: float
+
+
+class ShardSeenView(View):
+    """A shard as a dispatcher sees it."""
+
+    id: str
+    scale: float
+    """Time that its kernel takes over what its measured cost predicts, lately."""
+    is_late: bool
+    """It owes an answer beyond its soft deadline and gets no rows."""
+    late: int
+    refused: int
+    lost: int
+
+
+class DispatchView(View):
+    """What a dispatcher did since it began. shards: those that were late, refused, were lost, or
+    take much longer than predicted."""
+
+    told_ago_s: float
+    calls: int
+    starved: int
+    """Calls that waited because nobody could take some rows."""
+    resent: int
+    """Parts of calls that went to another shard too."""
+    failed: int
+    sent: DurationsView
+    """To split and post a call."""
+    waited: DurationsView
+    """Until a call's answers were added up, from when they were asked for."""
+    shards: list[ShardSeenView]
+
+
 class DispatcherView(View):
-    """One that follows the epochs. adopted: what it follows; None: nothing yet."""
+    """One that follows the epochs. adopted: what it follows; None: nothing yet. did: None before
+    its first report."""
 
     id: str
     adopted: EpochView | None
     heard_ago_s: float
+    did: DispatchView | None = None
 
 
 class ClusterView(View):

@@ -5,9 +5,12 @@ Facts are shown as the controller has them: what a component said last, not what
 
 from collections.abc import Iterable, Mapping
 
+from actors.dispatch.report import DispatchReport
 from orchestrator.api.models import (
     ClusterView,
     DispatcherView,
+    DispatchView,
+    DurationsView,
     EpochView,
     LossView,
     NodeView,
@@ -17,6 +20,7 @@ from orchestrator.api.models import (
     PoolView,
     RollingView,
     RuleView,
+    ShardSeenView,
     TransactionView,
 )
 from orchestrator.control.keys import NO_KEYS, Copies, Keys, copies_per_key, number_of
@@ -40,8 +44,10 @@ def cluster_view(
     model: str = "",
     refuses: str = "",
     pids: Mapping[str, int] | None = None,
+    reports: Mapping[str, tuple[DispatchReport, float]] | None = None,
 ) -> ClusterView:
-    """now_s: of the controller's clock. refuses: the runner's `problem`; pids: by place."""
+    """now_s: of the controller's clock. refuses: the runner's `problem`; pids: by place; reports:
+    by dispatcher, each with its age in seconds."""
     intent, facts = state.intent, state.facts
     pids = pids or {}
     epoch = intent.epoch
@@ -81,8 +87,39 @@ def cluster_view(
                 id=id,
                 adopted=_epoch(one.adopted) if one.adopted else None,
                 heard_ago_s=max(0.0, now_s - one.heard_s),
+                did=_dispatch(*reports[id]) if reports and id in reports else None,
             )
             for id, one in sorted(facts.dispatchers.items())
+        ],
+    )
+
+
+MUCH_SLOWER = 1.5
+"""Shards whose calls take so many times as long as predicted are shown."""
+
+
+def _dispatch(report: DispatchReport, age_s: float) -> DispatchView:
+    return DispatchView(
+        told_ago_s=round(age_s, 3),
+        calls=report.calls,
+        starved=report.starved,
+        resent=report.resent,
+        failed=report.failed,
+        sent=DurationsView(counts=list(report.sent.counts), sum_s=report.sent.sum_s),
+        waited=DurationsView(counts=list(report.waited.counts), sum_s=report.waited.sum_s),
+        shards=[
+            ShardSeenView(
+                id=shard.id,
+                scale=round(shard.scale, 3),
+                is_late=shard.is_late,
+                late=shard.late,
+                refused=shard.refused,
+                lost=shard.lost,
+            )
+            for shard in report.shards
+            if shard.is_late
+            or shard.late + shard.refused + shard.lost
+            or shard.scale >= MUCH_SLOWER
         ],
     )
 

@@ -1,10 +1,12 @@
 """Dispatchers follow the mesh's epochs through the directory: the real `clients.Followers`."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 
 from actors.descriptions import ShardDescription
 from actors.dispatch.mesh_view import MeshView, Peer
+from actors.dispatch.report import DispatchReport
 from actors.dispatch.view_source import NO_VERSION
 from orchestrator.control.lifecycle import Kind
 from orchestrator.control.state import EpochId, State
@@ -45,6 +47,15 @@ class DirectoryFollowers:
         return {
             _id(one): None if one.version == NO_VERSION else _epoch_id(one)
             for one in self._directory.subscribers
+        }
+
+    def reports(self) -> Mapping[str, tuple[DispatchReport, float]]:
+        """What each dispatcher last told of what it did, and how old that is in seconds."""
+        now_s = time.monotonic()
+        return {
+            _id(one): (one.report, now_s - one.reported_s)
+            for one in self._directory.subscribers
+            if one.report is not None
         }
 
     def evict(self, dispatcher: str) -> None:

@@ -22,6 +22,7 @@ from orchestrator.config.telemetry import TelemetryConfig
 from orchestrator.gateway.mesh import Mesh, MeshLostError
 from orchestrator.telemetry import matrix
 from orchestrator.telemetry.batch import BatchFigures, batch_families
+from orchestrator.telemetry.dispatch import DispatchTotals, advance_dispatch, dispatch_families
 from orchestrator.telemetry.engines import EngineFigures, engine_figures
 from orchestrator.telemetry.families import families_of
 from orchestrator.telemetry.happenings import Happening, happenings
@@ -74,6 +75,7 @@ class Observer:
         # Not from 1: who followed an earlier gateway must not take our totals for its own.
         self._number = int(unix())
         self._totals = Totals()
+        self._dispatch = DispatchTotals()
         self._before: deque[tuple[int, Counts]] = deque(maxlen=KEPT_TOTALS)
         self._looked_s: float | None = None
         self._busy: Window | None = None
@@ -118,6 +120,8 @@ class Observer:
             self._mesh.status(), self._told(self._mesh.expert_load), self._told(self._mesh.view)
         )
         await self._look_at_placement(control)
+        if control is not None:
+            self._dispatch = advance_dispatch(self._dispatch, control.dispatchers)
         # Of hundreds of shards it takes tens of milliseconds, in the loop that carries tokens.
         window = await asyncio.to_thread(self._take, load)
         before = self.snapshot
@@ -152,7 +156,8 @@ class Observer:
         if self.snapshot is None:
             return jobs
         most = self._config.hot_experts
-        return [*families_of(self.snapshot, self.age_s, silence_s, most), *jobs]
+        mesh = families_of(self.snapshot, self.age_s, silence_s, most)
+        return [*mesh, *dispatch_families(self._dispatch), *jobs]
 
     def matrix(self, since: int, shard: str | None) -> bytes:
         """The expert matrix (`matrix.py`): what came since look `since`, or totals.

@@ -254,6 +254,65 @@ MESH = (
 )
 """From the controller, shards and engines, as the gateway last saw them."""
 
+DISPATCH = (
+    Metric(
+        "expertmesh_dispatch_calls_total", _C, "1", (), "Calls of an MoE layer that were answered."
+    ),
+    Metric(
+        "expertmesh_dispatch_failed_total",
+        _C,
+        "1",
+        (),
+        "Calls that ended in an error, as nobody held an expert for too long.",
+    ),
+    Metric(
+        "expertmesh_dispatch_starved_total",
+        _C,
+        "1",
+        (),
+        "Calls that waited because no shard could take some rows.",
+    ),
+    Metric(
+        "expertmesh_dispatch_resent_total",
+        _C,
+        "1",
+        (),
+        "Parts of calls that went to another shard too, as the first was late, lost or refused.",
+    ),
+    Metric(
+        "expertmesh_dispatch_late_total",
+        _C,
+        "1",
+        (),
+        "Times that a shard missed the soft deadline of a dispatcher.",
+    ),
+    Metric(
+        "expertmesh_dispatch_refused_total", _C, "1", (), "Parts of calls that a shard refused."
+    ),
+    Metric(
+        "expertmesh_dispatch_lost_links_total",
+        _C,
+        "1",
+        (),
+        "Links between a dispatcher and a shard that were lost.",
+    ),
+    Metric(
+        "expertmesh_dispatch_send_seconds",
+        _H,
+        "s",
+        (),
+        "Time to split a call over shards and to post it.",
+    ),
+    Metric(
+        "expertmesh_dispatch_wait_seconds",
+        _H,
+        "s",
+        (),
+        "Time until a call's answers were added up, from when the engine asked for them.",
+    ),
+)
+"""From the dispatchers, over all of them."""
+
 BATCH = (
     Metric("expertmesh_batch_jobs", _G, "1", ("state",), "Batch jobs in each state."),
     Metric(
@@ -308,5 +367,5 @@ BATCH = (
 )
 """From the ledger, where there are batch jobs."""
 
-METRICS = (*GATEWAY, *MESH, *BATCH)
+METRICS = (*GATEWAY, *MESH, *DISPATCH, *BATCH)
 BY_NAME = {metric.name: metric for metric in METRICS}

@@ -49,6 +49,7 @@ class MovingMesh(FakeMesh):
     change: dict[str, Any] | None = None
     lines: list[EventView] = field(default_factory=list)
     seed: int = 0
+    looks: int = 0
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
@@ -162,7 +163,15 @@ class MovingMesh(FakeMesh):
                 | {"capacity_bytes": int(held * 52_224 * 1.3)}
             )
         pools = [POOL | {"id": id, "size": size, "ready": size} for id, size in sizes.items()]
-        shown = {"transaction": self.change, "places": places, "pools": pools}
+        self.looks += 1
+        did = DID | {"calls": 40 * self.looks, "starved": self.looks, "resent": 2 * self.looks}
+        dispatcher = {"id": "engine 7 on head", "adopted": None, "heard_ago_s": 0.1, "did": did}
+        shown = {
+            "transaction": self.change,
+            "places": places,
+            "pools": pools,
+            "dispatchers": [dispatcher],
+        }
         return ClusterView.model_validate(VIEW | shown)
 
     async def ask(self, verb: str, target: str, number: int, dry_run: bool) -> tuple[bool, str]:
@@ -193,6 +202,12 @@ PLACE: dict[str, Any] = {
     "kind": "shard", "node": "node-0", "life": "ready", "why": "it answers", "generation": 1,
     "restarts": 0, "wanted": "run", "cordoned": False, "spare": False, "weight": 1.0,
     "incarnation": "1", "pid": 1, "loading": 0,
+}  # fmt: skip
+DURATIONS: dict[str, Any] = {"counts": [0, 5, 9] + [1] * 11, "sum_s": 0.25}
+DID: dict[str, Any] = {
+    "told_ago_s": 0.5, "failed": 0, "sent": DURATIONS, "waited": DURATIONS,
+    "shards": [{"id": "cambricon-0", "scale": 2.25, "is_late": False, "late": 3, "refused": 0,
+                "lost": 1}],
 }  # fmt: skip
 POOL: dict[str, Any] = {"kind": "shard", "least": 0, "most": 0}
 CHANGE = {

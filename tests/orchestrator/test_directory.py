@@ -5,12 +5,15 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors.dispatch import subscription
 from actors.dispatch.mesh_view import MeshView, ViewVersion
+from actors.dispatch.report import DispatchReport, ShardReport
 from actors.dispatch.subscription import Subscription
 from actors.dispatch.view_coding import decode_view, encode_view
 from actors.dispatch.view_messages import FROM_DIRECTORY, AdoptedHead, HelloHead
@@ -351,6 +354,34 @@ def test_a_client_that_says_nothing_is_closed(
 # -- nonsense
 
 
+def test_what_dispatchers_did_comes_to_the_directory(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(subscription, "REPORT_S", 0.02)
+
+    async def test(directory: Directory, local: Address, _: Address) -> None:
+        await directory.publish(view())
+        client = subscribe(local)
+        await asyncio.to_thread(client.start, WAIT_S)
+        for late in (1, 2):
+            follower = client.join()
+            shard = ShardReport("a", 2**63, 1.5 * late, late=late)
+            follower.report = partial(DispatchReport, calls=3, shards=(shard,))
+        await until(lambda: told(directory).calls == 6)
+        assert told(directory).shards == (ShardReport("a", 2**63, 3.0, late=3),)
+        (subscriber,) = directory.subscribers
+        assert subscriber.version == FIRST, "it acknowledges as before"
+        came_s = subscriber.reported_s
+        await asyncio.sleep(0.2)
+        assert subscriber.reported_s == came_s, "nothing new, nothing sent"
+        client.stop()
+
+    run(test, tmp_path)
+
+
+def told(directory: Directory) -> DispatchReport:
+    reports = [one.report for one in directory.subscribers if one.report is not None]
+    return reports[0] if reports else DispatchReport()
+
+
 class NoneSuchHead(Head):
     kind: str = "gossip"
 
@@ -376,6 +407,8 @@ def raw(text: bytes, body: bytes = b"") -> bytes:
         HELLO + raw(b'{"kind":"adopted","version":7}'),
         HELLO + raw(b'{"kind":"adopted","version":[1,null]}'),
         HELLO + HELLO,
+        HELLO + raw(b'{"kind":"report","calls":-1}'),
+        raw(b'{"kind":"report"}'),
     ],
 )
 def test_nonsense_is_closed_and_harms_nobody(tmp_path: Path, nonsense: bytes) -> None:

@@ -16,7 +16,7 @@ from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.mesh import MeshLostError
 from orchestrator.telemetry.matrix import decode
 from orchestrator.telemetry.observer import NoSuchShard, Observer
-from orchestrator.telemetry.table import BY_NAME, GATEWAY, MESH, METRICS, Kind
+from orchestrator.telemetry.table import BY_NAME, DISPATCH, GATEWAY, MESH, METRICS, Kind
 from tests.dashboards.moving_mesh import moving_mesh
 from tests.orchestrator.gateway.fakes import call
 
@@ -64,7 +64,7 @@ def test_every_metric_that_is_shown_is_in_the_table_and_every_other_way_round():
     page = asyncio.run(main())
     found = {f.name: f for f in plain_text(page) if f.name.startswith("expertmesh_")}
     created = {name for name in found if name.endswith("_created")}
-    named = {m.name.removesuffix("_total"): m for m in (*GATEWAY, *MESH)}
+    named = {m.name.removesuffix("_total"): m for m in (*GATEWAY, *MESH, *DISPATCH)}
     # One look makes no window.
     windows = {n for n in named if re.search("balancedness|peak|hot_expert", n)}
     assert found.keys() - created <= named.keys()

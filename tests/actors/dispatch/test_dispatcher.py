@@ -12,7 +12,9 @@ import torch
 from actors.dispatch.backend import ExpertBackend, ExpertUnavailable
 from actors.dispatch.dispatcher import Dispatcher
 from actors.dispatch.mesh_view import ViewVersion
+from actors.dispatch.report import DispatchReport
 from actors.dispatch.router_client import RouterClient
+from actors.dispatch.view_messages import ReportHead
 from actors.router.server import RouterServer
 from actors.shard.server import ShardServer
 from actors.wire.address import Address, parse_address
@@ -225,6 +227,18 @@ def test_lost_shard_is_replaced_by_its_replicas(mesh: Mesh) -> None:
     assert torch.allclose(
         got.float(), expected(0, rows, weights, ids).float(), rtol=2**-7, atol=1e-5
     )
+    told = report(dispatcher)
+    assert (told.calls, told.failed) == (2, 0)
+    assert [shard.lost for shard in told.shards] == [1, 0]
+
+
+def report(dispatcher: Dispatcher) -> DispatchReport:
+    """What the directory's connection would carry."""
+    (follower,) = [one for one in dispatcher._views.followers if one.report is not None]
+    assert follower.report is not None
+    told = follower.report()
+    assert ReportHead.of(told).report() == told
+    return told
 
 
 def test_hung_shard_misses_its_deadline(mesh: Mesh) -> None:
@@ -241,6 +255,11 @@ def test_hung_shard_misses_its_deadline(mesh: Mesh) -> None:
     assert torch.allclose(
         got.float(), expected(0, rows, weights, ids).float(), rtol=2**-7, atol=1e-5
     )
+    told = report(dispatcher)
+    assert told.resent >= 1
+    assert told.shards[0].late == 1
+    assert sum(told.waited.counts) == told.calls == 1
+    assert told.waited.sum_s >= 0.1
     released.set()
 
 
