@@ -1,7 +1,7 @@
 """Traffic turns from English to code to Chinese poems, and other experts become hot.
 
-    .venv/bin/expertmesh serve                            # in one terminal, or `make serve`
-    .venv/bin/python examples/hot_experts/hot_experts.py  # in another; open the page meanwhile
+    .venv/bin/expertmesh serve examples/hot_experts/mesh.yaml   # in one terminal
+    .venv/bin/python examples/hot_experts/hot_experts.py        # in another; look at the page
 
 Prompts are beginnings of texts that the demo model has not seen (`examples/demo/prompts.jsonl`).
 After each change of traffic the script prints how even the shards' work is, asks for a rebalance,
@@ -24,8 +24,10 @@ import numpy as np
 PROMPTS = Path(__file__).parents[1] / "demo" / "prompts.jsonl"
 NAMES = {"en": "English", "py": "code", "zh": "Chinese poems"}
 TOKENS = 160
-SETTLE_S = 6.0
-"""Two or three looks of the gateway: what it shows is of the new traffic alone."""
+LOOKS = 5
+"""Of the gateway, one every two seconds, that figures are taken over."""
+SETTLE_S = 12.0
+"""So many looks: what is shown is of the new placement alone."""
 
 
 class Traffic:
@@ -34,7 +36,6 @@ class Traffic:
     def __init__(self, url: str, model: str, prompts: list[str], streams: int) -> None:
         self._url, self._model, self._prompts = url, model, prompts
         self._ended = Event()
-        self.tokens = 0
         self.errors: list[str] = []
         self._threads = [Thread(target=self._run, args=(seed,)) for seed in range(streams)]
 
@@ -57,9 +58,7 @@ class Traffic:
                     "max_tokens": TOKENS, "temperature": 0.7, "ignore_eos": True,
                 }  # fmt: skip
                 try:
-                    said = client.post("/v1/completions", json=body)
-                    said.raise_for_status()
-                    self.tokens += said.json()["usage"]["completion_tokens"]
+                    client.post("/v1/completions", json=body).raise_for_status()
                 except httpx.HTTPError as error:
                     self.errors.append(str(error))
                     self._ended.wait(1.0)
@@ -80,16 +79,33 @@ class Mesh:
         """[layers, experts] assignments since the shards started."""
         return np.array(self.get("/api/v1/expert-load")["counts"])
 
-    def balancedness(self) -> float:
-        return float(self.get("/api/v1/telemetry").get("balancedness") or 0.0)
+    def look(self) -> tuple[float, float]:
+        """(balancedness, tokens per second) of the last looks that the gateway took."""
+        said = self.get("/api/v1/telemetry")
+        first, *_, last = said["points"][-LOOKS:]
+        rate = (last["generated"] - first["generated"]) / (last["time_s"] - first["time_s"])
+        seen = [p["balancedness"] for p in said["points"][-LOOKS:] if p["balancedness"]]
+        return sum(seen) / max(1, len(seen)), rate
 
-    def rebalance(self) -> str:
-        """What the control plane answers; returns when nothing moves any more."""
+    def rebalance(self) -> tuple[float, str]:
+        """(predicted gain, what the control plane answers); returns when nothing moves any more."""
+        before = self.get("/api/v1/cluster")["transactions"]
         answer = self._client.post("/api/v1/rebalance", json={})
         said = answer.json()
-        while self.get("/api/v1/cluster")["transaction"] is not None:
-            time.sleep(0.2)
-        return str(said["text"] if answer.is_success else said["error"]["message"])
+        if not answer.is_success:
+            sys.exit(f"the rebalance was refused: {said['error']['message']}")
+        gain = 0.0
+        while True:
+            cluster = self.get("/api/v1/cluster")
+            if (change := cluster["transaction"]) is not None:
+                gain = change["gain"]
+            elif cluster["planning"] is None:
+                break
+            time.sleep(0.05)
+        if cluster["transactions"] > before and not gain:
+            events = self.get("/api/v1/transactions")["transactions"][0]["events"]
+            gain = events[0]["figures"].get("gain", 0.0)
+        return gain, str(said["text"])
 
 
 def prompts_of(path: Path) -> dict[str, list[str]]:
@@ -113,21 +129,23 @@ def main() -> None:
     arguments = parser.parse_args()
     mesh = Mesh(arguments.url)
     loads: dict[str, np.ndarray] = {}
-    print(f"{'traffic':<16}{'tokens/s':>9}{'balancedness':>14}{'after':>8}  the control plane")
+    print(f"{'traffic':<15}{'tokens/s':>9}{'balancedness':>14}{'after':>7}  experts' time")
     for domain, prompts in prompts_of(PROMPTS).items():
         if arguments.only not in (None, domain):
             continue
-        began, began_s = mesh.load(), time.monotonic()
+        began = mesh.load()
         with Traffic(arguments.url, arguments.model, prompts, arguments.streams) as traffic:
             time.sleep(arguments.seconds)
-            before, rate = mesh.balancedness(), traffic.tokens / (time.monotonic() - began_s)
+            before, rate = mesh.look()
             loads[domain] = mesh.load() - began
-            said = mesh.rebalance()
+            gain, said = mesh.rebalance()
             time.sleep(SETTLE_S)
-            after = mesh.balancedness()
+            after, _ = mesh.look()
         if traffic.errors:
             sys.exit(f"{len(traffic.errors)} requests failed: {traffic.errors[0]}")
-        print(f"{NAMES[domain]:<16}{rate:>9.0f}{before:>14.2f}{after:>8.2f}  {said}", flush=True)
+        gained = f"{-gain:+.0%} predicted, {before / after - 1:+.0%} seen" if gain else "kept"
+        print(f"{NAMES[domain]:<15}{rate:>9.0f}{before:>14.2f}{after:>7.2f}  {gained}", flush=True)
+        print(f"    {said}", flush=True)
     print("\nL1 distance of the experts' shares of load, by layer (0: the same, 2: none in common)")
     for one, other in itertools.combinations(loads, 2):
         apart = distance(loads[one], loads[other])
