@@ -5,7 +5,6 @@ equality tests use it to change the number of shards under a running engine.
 """
 
 import asyncio
-import math
 import multiprocessing as mp
 import os
 import threading
@@ -22,7 +21,6 @@ from actors.experts.families import read_expert_spec
 from actors.experts.fingerprint import fingerprint
 from actors.lean_imports import LEAN_IMPORTS
 from actors.process import thread_environment
-from actors.shard.holdings import EXPERT
 from actors.shard.shard import ShardConfig
 from actors.wire.address import parse_address
 from actors.wire.frame import RowCoding
@@ -32,7 +30,6 @@ from placement.cost_model import TYPICAL_COST
 
 START_TIMEOUT_S = 120.0
 SECRET = b"local mesh"
-NO_LIMIT_BYTES = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +44,12 @@ class ShardShape:
 def _serve_shard(config: ShardConfig, orders: Connection) -> None:
     """Main function of a shard's process: load what is ordered until told to stop."""
     from actors.shard.shard import ExpertShard
+    from benchmarks.harness.orders import hold_exactly
 
     shard = ExpertShard(config, SECRET)
     orders.send(shard.start())
-    number = 0
     while (slots := orders.recv()) is not None:
-        number += 1
-        keys = frozenset((EXPERT, layer, expert) for layer, expert in slots)
-        said = shard.prepare((1, number), keys, NO_LIMIT_BYTES, math.inf)
-        if said.held.failure:
-            raise RuntimeError(said.held.failure)
-        orders.send(said.memory_bytes)
+        orders.send(hold_exactly(shard, slots))
     shard.stop()
 
 

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from actors.process import thread_environment
 from actors.shard.shard import ExpertShard, ShardConfig
 from benchmarks.harness.local_mesh import environment
+from benchmarks.harness.orders import hold_exactly
 from benchmarks.memory import CHECKPOINT, memory_by_kind, status_sizes
 from tests.actors.experts.tiny import Shape, cases, write
 
@@ -38,9 +39,9 @@ def _shard(config: ShardConfig, orders: Connection) -> None:
     shard = ExpertShard(config, b"a test's secret")
     shard.start()
     orders.send(0)
-    with ThreadPoolExecutor(1) as ray_calls_load_in_a_thread:
+    with ThreadPoolExecutor(1) as ray_calls_in_a_thread:
         while (slots := orders.recv()) is not None:
-            orders.send(ray_calls_load_in_a_thread.submit(shard.load, slots).result())
+            orders.send(ray_calls_in_a_thread.submit(hold_exactly, shard, slots).result())
     shard.stop()
 
 
