@@ -74,6 +74,11 @@ class Followers(Protocol):
         """What each connected dispatcher follows; None: nothing yet."""
         ...
 
+    def slowness(self) -> Mapping[str, Mapping[str, float]]:
+        """Dispatcher -> shard -> time of its answers over the usual one, 1 where that is not worth
+        a word. Only what was reported since this was last asked, of shards that answered."""
+        ...
+
     def evict(self, dispatcher: str) -> None:
         """Close its connection; it may connect again."""
         ...

@@ -302,13 +302,16 @@ class Runner:
             await asyncio.sleep(self._probe_interval_s)
 
     async def _follow(self) -> None:
-        """Tell what dispatchers follow, when it changed."""
+        """Tell what dispatchers follow, when it changed, and what they report of shards."""
         known: dict[str, EpochId | None] = {}
         while True:
             now = dict(self._followers.adopted())
             for id, adopted in now.items():
                 if id not in known or known[id] != adopted:
                     self.tell(lambda now_s, i=id, a=adopted: DispatcherSaid(now_s, i, a))  # type: ignore[misc]
+            for id, slow in self._followers.slowness().items():
+                adopted = now.get(id)
+                self.tell(lambda now_s, i=id, a=adopted, s=slow: DispatcherSaid(now_s, i, a, s))  # type: ignore[misc]
             for id in known.keys() - now.keys():
                 self.tell(lambda now_s, i=id: DispatcherGone(now_s, i))  # type: ignore[misc]
             known = now

@@ -15,6 +15,7 @@ from orchestrator.runtime.components import RayComponents
 from orchestrator.runtime.describing import cost_of
 from orchestrator.runtime.epoch_view import PeerKey, peer_of, view_of
 from orchestrator.runtime.mesh import Mesh
+from orchestrator.runtime.slowness import Slowness
 
 
 class DirectoryFollowers:
@@ -27,6 +28,9 @@ class DirectoryFollowers:
         self._components = components
         self._peers: dict[PeerKey, Peer] = {}
         """Also of processes that have ended: an epoch may name them still."""
+        self._slowness = Slowness()
+        self._heard_s: dict[str, float] = {}
+        """When the report came that was told last, by dispatcher."""
 
     async def publish(self, state: State) -> None:
         """See `clients.Followers`."""
@@ -57,6 +61,23 @@ class DirectoryFollowers:
             for one in self._directory.subscribers
             if one.report is not None
         }
+
+    def slowness(self) -> Mapping[str, Mapping[str, float]]:
+        """See `clients.Followers`."""
+        reports = {
+            _id(one): (one.report, one.reported_s)
+            for one in self._directory.subscribers
+            if one.report is not None
+        }
+        told = {
+            id: self._slowness.news(id, report)
+            for id, (report, at_s) in reports.items()
+            if at_s != self._heard_s.get(id)
+        }
+        for gone in self._heard_s.keys() - reports.keys():
+            self._slowness.forget(gone)
+        self._heard_s = {id: at_s for id, (_, at_s) in reports.items()}
+        return told
 
     def evict(self, dispatcher: str) -> None:
         """See `clients.Followers`."""

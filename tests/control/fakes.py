@@ -98,6 +98,7 @@ class FakeFollowers:
         self.follow = {"engine"}
         self.behind: set[str] = set()
         self.evicted: list[str] = []
+        self.slow: dict[str, dict[str, float]] = {}
 
     async def publish(self, state: State) -> None:
         assert state.intent.epoch is not None
@@ -106,6 +107,10 @@ class FakeFollowers:
     def adopted(self) -> Mapping[str, EpochId | None]:
         newest = self.published[-1].id if self.published else None
         return dict.fromkeys(self.follow, newest) | dict.fromkeys(self.behind)
+
+    def slowness(self) -> Mapping[str, Mapping[str, float]]:
+        told, self.slow = self.slow, {}
+        return told
 
     def evict(self, dispatcher: str) -> None:
         self.evicted.append(dispatcher)

@@ -206,3 +206,21 @@ def test_the_next_controller_adopts_what_lives(tmp_path: Path) -> None:
             await mesh.runner.stop()
 
     asyncio.run(running())
+
+
+def test_a_slow_shard_gets_fewer_rows_and_moves_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        mesh = Mesh(tmp_path)
+        await mesh.runner.start()
+        await mesh.placed()
+        before = mesh.followers.published[-1].copies
+        for _ in range(4):
+            mesh.followers.slow = {"engine": {"cpu-1": 4.0, "cpu-0": 1.0}}
+            await mesh.until(lambda: not mesh.followers.slow)
+        await mesh.until(lambda: mesh.followers.published[-1].weights.get("cpu-1", 1.0) < 0.5)
+        newest = mesh.followers.published[-1]
+        assert newest.copies == before
+        assert set(newest.weights) == {"cpu-1"}
+        await mesh.runner.stop()
+
+    asyncio.run(main())
