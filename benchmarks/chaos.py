@@ -11,6 +11,7 @@ again (WHOLE), sometimes in the middle of the repair.
               by shard, and prefill and decode round differently: where two tokens are nearly tied
               a text may take the other one
   grown       what processes that lived through it all have more of: open files, memory
+  zombies     processes that have ended and are still listed, before the stop
   left        processes, shared memory and files after the mesh was stopped
 """
 
@@ -43,6 +44,7 @@ WHOLE = 0.8
 """Share of the faults that wait until the mesh is whole again."""
 PAUSE_S = (0.5, 4.0)
 REPAIR_TIMEOUT_S = 240.0
+SETTLE_S = 3.0
 SPARED = (ComponentKind.GATEWAY,)
 TURNED_GOAL = 5 / 120
 """Share of continued greedy texts that may differ: where prefill and decode round differently."""
@@ -174,6 +176,12 @@ def usage(mesh: MeshProcess) -> dict[int, Usage]:
     return found
 
 
+def zombies(mesh: MeshProcess) -> int:
+    """Processes of the mesh that have ended and are still listed."""
+    below = psutil.Process(mesh.pid).children(recursive=True)
+    return sum(process.status() == psutil.STATUS_ZOMBIE for process in below)
+
+
 def undisturbed(mesh: MeshProcess) -> dict[str, str]:
     """The text for each prompt."""
     load = Load(mesh.url)
@@ -195,6 +203,8 @@ def run(faults: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]
         finally:
             load.stop()
         after = usage(mesh)
+        time.sleep(SETTLE_S)
+        dead = zombies(mesh)
         mesh.signal(signal.SIGTERM)
         code = mesh.wait()
         left = mesh.left_over()
@@ -208,6 +218,7 @@ def run(faults: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]
         "files_grown": float(max(after[p].files - before[p].files for p in survivors)),
         "memory_grown": sum(after[p].memory_bytes for p in survivors)
         / sum(before[p].memory_bytes for p in survivors),
+        "zombies": float(dead),
         "left": float(len(left)),
         "exit_code": float(code),
     }
@@ -236,6 +247,7 @@ def targets(figures: dict[str, float]) -> list[Target]:
         Target("parts that did not come back", figures["unrepaired"], 0, "max", ""),
         Target("open files more than before", figures["files_grown"], FILES_GOAL, "max", ""),
         Target("memory of the others", figures["memory_grown"], MEMORY_GOAL, "max", "x"),
+        Target("zombies", figures["zombies"], 0, "max", ""),
         Target("left behind", figures["left"], 0, "max", ""),
         Target("exit code", figures["exit_code"], 0, "max", ""),
     ]

@@ -43,6 +43,7 @@ from orchestrator.session.ray_session import (
     lost_process,
     namespace_of,
     node_logs,
+    reap_ended,
     start_ray,
     stop_ray,
 )
@@ -189,6 +190,8 @@ class _Session:
         """Return when a signal comes. Raises UserError if Ray itself is lost."""
         while not self._stop.wait(LOOK_S):
             self._check_ray()
+            if self._private:
+                reap_ended(self._spared)
 
     def _check_ray(self) -> None:
         if self._private and (lost := lost_process()):

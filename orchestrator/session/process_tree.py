@@ -4,8 +4,10 @@ Only descendants of this process are ever touched. Orphans among them come back 
 instead of to init (`adopt_orphans`), so that a process whose parent died first is still found.
 """
 
+import contextlib
 import ctypes
 import logging
+import os
 import sys
 import time
 from collections.abc import Collection, Iterable
@@ -48,6 +50,18 @@ def end_descendants(timeout_s: float = EXIT_TIMEOUT_S, spared: Collection[int] =
     # Reaps what has ended: each was a child, or became one when its parent died.
     children = [p for p in psutil.Process().children() if p.pid not in spared]
     psutil.wait_procs(children, timeout=0.05)
+
+
+def reap_orphans(own: Collection[int]) -> None:
+    """Have the system forget adopted processes that have ended, which would stay as zombies.
+
+    own: processes that this one started itself; whoever did so waits for them.
+    """
+    with contextlib.suppress(ChildProcessError):  # there is no child at all
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid in own:
+                return
+            os.waitpid(ended.si_pid, os.WNOHANG)
 
 
 def shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:

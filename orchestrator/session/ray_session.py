@@ -120,6 +120,15 @@ def lost_process() -> str:
     return ""
 
 
+def reap_ended(spared: Collection[int]) -> None:
+    """Have the system forget processes of a private session that have ended, such as those of an
+    engine that was killed. spared: those that this process started, besides Ray's own."""
+    node = ray._private.worker._global_node
+    if node is not None:
+        started = [info for kind in node.all_processes.values() for info in kind]
+        process_tree.reap_orphans({*spared, *(info.process.pid for info in started)})
+
+
 def stop_ray(*, private: bool, spared: Collection[int] = ()) -> None:
     """Leave the cluster; end a private session and every process of it but those in `spared`.
     Idempotent."""

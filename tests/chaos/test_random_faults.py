@@ -18,5 +18,6 @@ def test_no_stream_fails_and_everything_comes_back(request: pytest.FixtureReques
     assert figures["unrepaired"] == 0, rows
     assert figures["turned"] <= figures["streams"] / 4
     assert figures["files_grown"] <= FILES_GOAL
+    assert figures["zombies"] == 0
     assert figures["left"] == 0
     assert figures["exit_code"] == 0

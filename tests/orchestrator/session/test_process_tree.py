@@ -46,6 +46,32 @@ def test_orphans_are_adopted_and_ended() -> None:
     assert (found, alive) == ("True", "False")
 
 
+def test_adopted_processes_leave_no_zombies_and_own_ones_keep_their_exit_code() -> None:
+    parent = (
+        "import subprocess, sys; "
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(0.2)'], "
+        "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); "
+        "print(p.pid)"
+    )
+    gone, code = run_alone(f"""
+        process_tree.adopt_orphans()
+        process_tree.reap_orphans([])
+        done = subprocess.run([sys.executable, "-c", {parent!r}], capture_output=True, text=True)
+        adopted = int(done.stdout)
+        deadline_s = time.monotonic() + 30
+        while psutil.pid_exists(adopted) and time.monotonic() < deadline_s:
+            process_tree.reap_orphans([])
+            time.sleep(0.01)
+        print(not psutil.pid_exists(adopted))
+        own = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+        while psutil.Process(own.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        process_tree.reap_orphans([own.pid])
+        print(own.wait())
+    """)
+    assert (gone, code) == ("True", "3")
+
+
 def test_those_on_their_way_out_are_waited_for() -> None:
     (graceful,) = run_alone("""
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
