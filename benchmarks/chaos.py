@@ -45,6 +45,7 @@ WHOLE = 0.8
 PAUSE_S = (0.5, 4.0)
 REPAIR_TIMEOUT_S = 240.0
 SETTLE_S = 3.0
+SHOWN = 5
 SPARED = (ComponentKind.GATEWAY,)
 TURNED_GOAL = 5 / 120
 """Share of continued greedy texts that may differ: where prefill and decode round differently."""
@@ -82,6 +83,7 @@ class Load:
 class Usage:
     """Of one process."""
 
+    title: str
     files: int
     memory_bytes: int
 
@@ -172,7 +174,9 @@ def usage(mesh: MeshProcess) -> dict[int, Usage]:
     found = {}
     for pid, process in list(mesh.seen.items()):
         with suppress(psutil.Error):
-            found[pid] = Usage(process.num_fds(), process.memory_info().rss)
+            found[pid] = Usage(
+                " ".join(process.cmdline())[:60], process.num_fds(), process.memory_info().rss
+            )
     return found
 
 
@@ -224,6 +228,9 @@ def run(faults: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]
     }
     for line in left:
         print(f"left: {line}", flush=True)
+    grown = sorted(survivors, key=lambda pid: before[pid].files - after[pid].files)
+    for pid in grown[:SHOWN]:
+        print(f"files: {before[pid].files} to {after[pid].files}: {after[pid].title}", flush=True)
     return rows, figures
 
 
