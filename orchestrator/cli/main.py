@@ -110,10 +110,18 @@ def plan_command(
     load: Annotated[
         Path | None, typer.Option(help="Plan for the load in this trace (.npz, .jsonl).")
     ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(help="A cluster on paper instead, such as examples/clusters/mixed.yaml."),
+    ] = None,
     as_json: Json = False,
     _verbose: Verbose = False,
 ) -> None:
     """Show where a config's experts would be placed, and why, without starting anything."""
+    if cluster is not None:
+        from orchestrator.cli.scale import plan_cluster
+
+        raise typer.Exit(plan_cluster(cluster, as_json))
     from orchestrator.cli.plan import plan
 
     raise typer.Exit(plan(config, load, as_json))
