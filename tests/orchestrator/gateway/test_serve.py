@@ -1,5 +1,6 @@
 """The gateway on Ray Serve, in front of engine actors that are fakes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import threading
 import time
 
 import httpx
+import psutil
 import pytest
 
 from orchestrator.api.models import ClusterView
@@ -181,6 +183,32 @@ def test_a_second_mesh_with_a_prefix_serves_beside_the_first_and_goes_alone(clie
     finally:
         remove_gateway("second")
     assert client.post(PATH, json={}).json() == {"from": "steady"}
+
+
+def test_a_killed_replica_of_the_gateway_costs_no_request_that_comes_after(client):
+    """Two of them; the proxy tries the other one where the request has not begun."""
+    config = GatewayConfig(
+        mesh="pair", model_name="tiny", port=client.base_url.port, route_prefix="/pair", replicas=2
+    )
+    url = deploy_gateway(config, MESH, frozenset({digest("key")}))
+    with httpx.Client(base_url=url, headers=KEY, timeout=60) as pair:
+        wait_until(lambda: len(replicas("pair")) == 2)
+        victim = replicas("pair")[0]
+        victim.kill()
+        codes = [pair.post(PATH, json={}).status_code for _ in range(60)]
+        assert codes == [200] * 60
+        wait_until(lambda: len(replicas("pair")) == 2 and victim not in replicas("pair"))
+    remove_gateway("pair")
+
+
+def replicas(mesh):
+    """Processes of a gateway's replicas."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if f"ServeReplica:expertmesh-{mesh}:" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_a_prefix_that_another_application_has_is_refused_by_its_name(client):
