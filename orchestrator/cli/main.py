@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from orchestrator.cli import batch_commands, manifest_commands, operate
+from orchestrator.cli import batch_commands, kubernetes_commands, manifest_commands, operate
 from orchestrator.cli.options import DEFAULT_URL, Config, Json, Mesh, Url, Verbose
 from orchestrator.errors import UserError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 
 app.add_typer(batch_commands.app, name="batch")
 app.add_typer(manifest_commands.app, name="manifests")
+app.add_typer(kubernetes_commands.app, name="k8s")
 
 
 @app.callback()
