@@ -36,6 +36,7 @@ from orchestrator.errors import UserError
 from orchestrator.expert_load import sum_load
 from orchestrator.logging_setup import set_up_logging
 from orchestrator.runtime.components import RayComponents
+from orchestrator.runtime.directory_addresses import to_listen, to_tell
 from orchestrator.runtime.engine_load import engine_load
 from orchestrator.runtime.followers import DirectoryFollowers
 from orchestrator.runtime.intent import first_state
@@ -182,15 +183,15 @@ class Controller:
 
     async def _listen(self, directory: Directory, before: Iterable[str]) -> list[Address]:
         """Open the directory where dispatchers know it from before, if they do."""
-        texts = list(before) or [self._run_dir.socket("directory")]
-        if not list(before) and not is_private(self._config):
-            texts.append(node_listen(self._config))
+        tcp = None if is_private(self._config) else node_listen(self._config)
+        texts = to_listen(before, self._run_dir.socket("directory"), tcp)
         try:
             await directory.listen(ready_to_listen(texts))
         except ValueError as error:
             raise UserError(
                 str(error), "set router.tls_certificate and tls_key to PEM files on every node"
             ) from None
+        directory.addresses = to_tell(directory.addresses, self._config.cluster.head_host)
         return directory.addresses
 
     def _check_plan(self) -> None:

@@ -47,6 +47,9 @@ class ClusterConfig(Section):
     """TCP ports that the mesh's own processes listen on for other nodes, such as `21000-21099`, for
     firewalls and network policies: one for each shard and router of a node, and one for the
     controller; unset: free ones."""
+    head_host: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")] | None = None
+    """Name under which other nodes reach the cluster's head node, also when another machine takes
+    its place; unset: its address."""
     room_timeout_s: Seconds = 8.0
     """How long shards and engines may wait for nodes that have what they ask for, in a cluster that
     is joined; give it longer where an autoscaler adds nodes."""

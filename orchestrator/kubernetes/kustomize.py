@@ -1,8 +1,11 @@
 """`manifests/`: a base that all overlays share, and one overlay for each example. Pure.
 
 The base has the objects that come out equal for all of the configs, which is what does not depend
-on devices. An overlay has the rest. `python -m orchestrator.kubernetes.kustomize manifests` writes
-both from `manifests/overlays/*/mesh.yaml`; a test compares.
+on devices. An overlay has the rest. Alerts and dashboards are in neither: `dashboards/` has them,
+and copies would fall behind; `expertmesh manifests render` and `k8s apply` bring them along.
+
+`python -m orchestrator.kubernetes.kustomize manifests` writes both from
+`manifests/overlays/*/mesh.yaml`; a test compares.
 """
 
 import sys
@@ -10,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from orchestrator.config.load import load_config
+from orchestrator.config.schema import MeshConfig
+from orchestrator.kubernetes.monitoring import is_copy
 from orchestrator.kubernetes.naming import Object
 from orchestrator.kubernetes.render import file_name, render
 from orchestrator.kubernetes.yaml_text import as_yaml
@@ -50,7 +55,12 @@ def _common(meshes: list[list[Object]]) -> list[Object]:
 def build(folder: Path) -> dict[str, str]:
     """The tree of the overlays whose `mesh.yaml` are in `folder`."""
     sources = sorted(folder.glob(f"overlays/*/{SOURCE}"))
-    return tree({source.parent.name: render(load_config(source)) for source in sources})
+    return tree({source.parent.name: objects_of(load_config(source)) for source in sources})
+
+
+def objects_of(config: MeshConfig) -> list[Object]:
+    """What an overlay has of a mesh's objects."""
+    return [item for item in render(config) if not is_copy(item)]
 
 
 def write(folder: Path) -> None:

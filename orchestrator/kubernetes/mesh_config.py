@@ -10,7 +10,7 @@ from orchestrator.config.kubernetes import ENGINE_GROUP
 from orchestrator.config.schema import MeshConfig
 from orchestrator.errors import UserError
 from orchestrator.kubernetes.device_names import names_for
-from orchestrator.kubernetes.naming import DEFAULT_PORTS, Object, config_map, metadata
+from orchestrator.kubernetes.naming import DEFAULT_PORTS, Object, config_map, metadata, name_of
 from orchestrator.kubernetes.yaml_text import WIDTH
 
 CONFIG_FOLDER = "/etc/expertmesh"
@@ -45,7 +45,12 @@ def in_cluster(config: MeshConfig) -> MeshConfig:
     cluster = {"room_timeout_s": ROOM_TIMEOUT_S} | said.get("cluster", {})
     cluster.pop("temp_dir", None)
     ports = config.cluster.ports or DEFAULT_PORTS
-    said["cluster"] = cluster | {"ray_address": "auto", "state_dir": STATE_FOLDER, "ports": ports}
+    said["cluster"] = cluster | {
+        "ray_address": "auto",
+        "state_dir": STATE_FOLDER,
+        "ports": ports,
+        "head_host": f"{name_of(config)}-head-svc",  # KubeRay's Service
+    }
     said["engines"] = said.get("engines", {}) | {
         "resources": config.engines.resources | {room(ENGINE_GROUP): 1}
     }

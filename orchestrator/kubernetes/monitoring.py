@@ -33,6 +33,13 @@ def dashboards_folder() -> Path:
     return checkout if (checkout / "grafana").is_dir() else _ORCHESTRATOR / "dashboards"
 
 
+def is_copy(item: Object) -> bool:
+    """Whether it is a file of `dashboards/` in another form."""
+    return item["kind"] == "PrometheusRule" or (
+        DASHBOARD_LABEL.items() <= item["metadata"]["labels"].items()
+    )
+
+
 def monitoring_objects(config: MeshConfig) -> list[Object]:
     if config.kubernetes.monitoring_namespace is None:
         return []

@@ -28,14 +28,14 @@ def test_scaling_up_makes_pods_first_and_then_shards(desk, mesh_url):
     code, out, err = desk.run("scale", "cpu", "5", "--url", mesh_url)
     assert code == 0, err
     assert desk.group()["replicas"] == 5
-    assert out.index("cpu 5/5") < out.index("cpu")
+    assert out.index("cpu 5/5") < out.index("cpu: 4 -> 5")
     assert desk.operator.ended == []
 
 
 def test_scaling_down_ends_the_pods_that_hold_nothing(desk, mesh_url):
     view = httpx.get(f"{mesh_url}/api/v1/cluster").json()
     nodes = [place["node"] for place in view["places"] if place["pool"] == "cpu"]
-    desk.operator.names["cpu"] = nodes
+    desk.operator.names["cpu"] = list(nodes)
     desk.run("apply")
     code, out, err = desk.run("scale", "cpu", "2", "--url", mesh_url)
     assert code == 0, err
