@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from typing import Any
 import numba
 
 Function = Callable[..., Any]
+
+_setting = threading.RLock()
+"""numba reads the folder from its configuration, which all threads of a process share, when it sets
+a function's cache up; modules may be imported by several threads at once."""
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("native", "placement", "actors")
@@ -32,13 +37,13 @@ def compiled(*signature: str, nogil: bool = True, **options: Any) -> Callable[[F
     """
 
     def decorate(function: Function) -> Any:
-        # Read by numba when it sets a function's cache up, and by no one else in between.
-        before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = cache_folder(before, function.__module__)
-        try:
-            return numba.njit(*signature, cache=True, nogil=nogil, **options)(function)
-        finally:
-            numba.config.CACHE_DIR = before
+        with _setting:
+            before = numba.config.CACHE_DIR
+            numba.config.CACHE_DIR = cache_folder(before, function.__module__)
+            try:
+                return numba.njit(*signature, cache=True, nogil=nogil, **options)(function)
+            finally:
+                numba.config.CACHE_DIR = before
 
     return decorate
 

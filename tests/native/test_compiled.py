@@ -3,11 +3,13 @@
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numba
 import pytest
 
-from native.compiled import ROOT, imports, sources
+from native.compiled import ROOT, cache_folder, compiled, imports, sources
 
 
 def test_sources_are_what_a_module_imports_directly_or_not() -> None:
@@ -63,3 +65,22 @@ def test_an_edit_two_imports_away_is_compiled_and_nothing_else_is(project: Path)
     assert run(project) == "2 0"
     (project / "placement" / "inner.py").write_text("CONSTANT = 1\n")
     assert run(project) == "1 1"
+
+
+def one_more(number: int) -> int:
+    return number + 1
+
+
+def test_modules_may_be_imported_by_several_threads_at_once() -> None:
+    """Each function's code goes to its own folder, and the setting is afterwards as it was."""
+    before, wanted = numba.config.CACHE_DIR, cache_folder("", one_more.__module__)
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            made = [threads.submit(compiled(), one_more) for _ in range(64)]
+            folders = {Path(one.result()._cache._cache_path).parent for one in made}
+    finally:
+        sys.setswitchinterval(interval_s)
+    assert folders == {Path(wanted)}
+    assert numba.config.CACHE_DIR == before
