@@ -83,4 +83,5 @@ def test_modules_may_be_imported_by_several_threads_at_once() -> None:
     finally:
         sys.setswitchinterval(interval_s)
     assert folders == {Path(wanted)}
-    assert numba.config.CACHE_DIR == before
+    after = numba.config.CACHE_DIR
+    assert after == before
