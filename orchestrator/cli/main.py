@@ -170,13 +170,16 @@ def devices_command(
     vendor: Annotated[
         str | None, typer.Argument(help="Show the chips of one.", show_default="all vendors")
     ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure this machine's first device too.")
+    ] = False,
     as_json: Json = False,
     _verbose: Verbose = False,
 ) -> None:
     """List the vendors whose devices are known, and what this machine has."""
     from orchestrator.cli.devices import devices
 
-    raise typer.Exit(devices(vendor, as_json))
+    raise typer.Exit(devices(vendor, as_json, measure))
 
 
 @app.command("version")

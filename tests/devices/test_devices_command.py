@@ -30,6 +30,16 @@ def test_devices_of_one_vendor_shows_its_chips_claims(capsys: pytest.CaptureFixt
     assert "claims of others" in shown
 
 
+def test_devices_can_be_measured_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert devices("cpu", as_json=True, measure=True) == 0
+    measured = json.loads(capsys.readouterr().out)["here"]["measured"]
+    assert measured["stream_bytes_per_s"] > 0
+    assert measured["free_bytes"] > 0
+    assert measured["doubtful"] == []
+    assert devices("cpu", as_json=False, measure=True) == 0
+    assert "TFLOPS in bf16" in capsys.readouterr().out
+
+
 def test_devices_of_nobody_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean cambricon"):
         devices("cambrican", as_json=False)
