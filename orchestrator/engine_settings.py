@@ -7,6 +7,7 @@ from actors.process import SHORT_SPIN
 from actors.wire.address import Address
 from orchestrator.config.schema import MeshConfig
 from orchestrator.session.run_dir import RunDir
+from orchestrator.telemetry.engine_tracing import engine_tracing
 
 EXECUTOR_FLAG = "distributed_executor_backend"
 ONE_PROCESS_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
@@ -34,7 +35,10 @@ def engine_config(
         flags["max_model_len"] = config.model.max_model_len
     if all(flags.get(f"{kind}_parallel_size", 1) == 1 for kind in ("tensor", "pipeline")):
         flags.setdefault(EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR)
+    tracing = engine_tracing(config.telemetry, config.mesh.name, engine_id)
+    flags = {**tracing.flags, **flags}
     environment = {
+        **tracing.environment,
         ADDRESS_VARIABLE: str(directory),
         # Threads are ours to place: shards share the cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

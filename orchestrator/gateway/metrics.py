@@ -40,13 +40,20 @@ class GatewayMetrics:
         self._cut = self._counter("streams_cut_total")
 
     def count_answer(
-        self, path: str, code: int, duration_s: float, first_byte_s: float | None
+        self,
+        path: str,
+        code: int,
+        duration_s: float,
+        first_byte_s: float | None,
+        trace_id: str | None = None,
     ) -> None:
-        """One request was answered with `code`; times are since its arrival."""
+        """One request was answered with `code`; times are since its arrival. trace_id: of a trace
+        that is kept, which OpenMetrics shows as the exemplar of its range."""
+        exemplar = None if trace_id is None else {"trace_id": trace_id}
         self._requests.labels(self._model_name, path, str(code)).inc()
-        self._duration.labels(self._model_name, path).observe(duration_s)
+        self._duration.labels(self._model_name, path).observe(duration_s, exemplar)
         if first_byte_s is not None:
-            self._first_byte.labels(self._model_name, path).observe(first_byte_s)
+            self._first_byte.labels(self._model_name, path).observe(first_byte_s, exemplar)
 
     def count_move(self, continued: bool) -> None:
         """A request goes to another engine, from its start or from where it was."""

@@ -8,6 +8,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.routes import INFERENCE_ROUTES
 
+
+def trace_id(scope: Scope) -> str | None:
+    """Of the trace that the request is part of, if that is kept (W3C's `traceparent`)."""
+    for name, value in scope["headers"]:
+        if name.lower() == b"traceparent":
+            parts = value.decode("latin-1").split("-")
+            if len(parts) == 4 and len(parts[1]) == 32 and parts[3][-1:] in _KEPT:
+                return str(parts[1])
+    return None
+
+
+_KEPT = frozenset("13579bdf")
+"""Last digits of flags that say so."""
 CLIENT_LEFT = 499
 """Code of a request whose client left before the answer was complete (nginx's number)."""
 
@@ -52,4 +65,5 @@ class Observation:
                 code if complete else CLIENT_LEFT,
                 self._clock() - began_s,
                 first_byte_s,
+                trace_id(scope),
             )

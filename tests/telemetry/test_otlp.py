@@ -123,6 +123,10 @@ def test_a_request_is_part_of_its_callers_trace(protocol, collector, kept):
             headers = {"traceparent": f"00-{TRACE}-{CALLER}-0{int(kept)}"}
             answer = await call(app, "POST", "/v1/completions", b"{}", headers)
             assert answer.status == 200
+            accept = {"accept": "application/openmetrics-text"}
+            page = (await call(app, "GET", "/metrics", headers=accept)).body.decode()
+            # The range that the request is counted in names its trace.
+            assert (f'# {{trace_id="{TRACE}"}}' in page) is kept
 
     with collector(received) as endpoint:
         asyncio.run(main(endpoint))

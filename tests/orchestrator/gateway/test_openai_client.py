@@ -14,10 +14,12 @@ import psutil
 import pytest
 
 from actors.engine.config import EngineConfig
+from orchestrator.config.telemetry import TelemetryConfig
 from orchestrator.engine_settings import EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.deploy import deploy_gateway, remove_gateway
 from orchestrator.gateway.ray_mesh import RayMesh
+from orchestrator.telemetry.engine_tracing import engine_tracing
 from tests.checkpoints.make import make_checkpoint
 from tests.orchestrator.gateway.ray_fakes import (
     CONTROLLER,
@@ -28,6 +30,7 @@ from tests.orchestrator.gateway.ray_fakes import (
     start_actor,
 )
 from tests.processes import living, wait_until
+from tests.telemetry.test_otlp import grpc_collector
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray]
 
@@ -38,11 +41,19 @@ MAX_MODEL_LEN = 1024
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+def spans():
+    """What a collector has received so far."""
+    with grpc_collector(received := []) as endpoint:
+        yield TelemetryConfig(otlp_endpoint=endpoint), received
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory, spans):
     import ray
 
     from actors.engine.engine import Engine
 
+    tracing = engine_tracing(spans[0], "test", ENGINE)
     config = EngineConfig(
         engine_id=ENGINE,
         model=str(make_checkpoint("qwen3_moe", tmp_path_factory.mktemp("model"))),
@@ -51,7 +62,9 @@ def engine(tmp_path_factory):
             "max_model_len": MAX_MODEL_LEN,
             "max_num_seqs": 8,
             EXECUTOR_FLAG: ONE_PROCESS_EXECUTOR,
+            **tracing.flags,
         },
+        environment={**tracing.environment, "OTEL_BSP_SCHEDULE_DELAY": "100"},
     )
     with private_ray():
         controller = start_actor(FakeController, CONTROLLER, [ENGINE])
@@ -62,10 +75,10 @@ def engine(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(engine):
+def url(engine, spans):
     assert engine is not None
     yield deploy_gateway(
-        GatewayConfig(mesh="test", model_name=MODEL, port=free_port()),
+        GatewayConfig(mesh="test", model_name=MODEL, port=free_port(), telemetry=spans[0]),
         RayMesh(CONTROLLER, NAMESPACE),
     )
     remove_gateway("test")
@@ -101,6 +114,28 @@ def metric(url, name):
 def test_models_and_health(client, url):
     assert [model.id for model in client.models.list()] == [MODEL]
     assert httpx.get(url + "/health").status_code == 200
+
+
+def test_the_engines_span_is_a_child_of_the_gateways(client, spans):
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    complete(client)  # nobody asked for its trace
+    complete(client, extra_headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+
+    def by_name():
+        found = {}
+        for export in spans[1]:
+            for resource in getattr(export, "resource_spans", ()):
+                for scope in resource.scope_spans:
+                    found |= {span.name: span for span in scope.spans}
+        return found
+
+    wait_until(lambda: {"llm_request", "POST /v1/completions"} <= by_name().keys())
+    engines, gateways = by_name()["llm_request"], by_name()["POST /v1/completions"]
+    assert engines.trace_id.hex() == gateways.trace_id.hex() == trace
+    assert engines.parent_span_id == gateways.span_id
+    told = {a.key for a in engines.attributes}
+    assert {f"gen_ai.latency.time_in_{part}" for part in ("queue", "model_prefill")} <= told
+    assert by_name().keys() == {"llm_request", "POST /v1/completions"}
 
 
 def test_completion_counts_its_tokens(client):
