@@ -63,6 +63,16 @@ export function drawLayers(layers, balancedness) {
     { showlegend: false, hovermode: "closest", yaxis: { range: [0, 1.05] }, xaxis: { type: "category", tickformat: "", title: { text: "layer" }, nticks: 16 }, margin: { l: 46, r: 12, t: 8, b: 42 } });
 }
 
+/** policies: {name, balancedness}; at: the window that is shown. */
+export function drawPolicies(policies, at) {
+  const x = policies[0].balancedness.map((_, i) => i + 1);
+  const least = Math.min(...policies.flatMap((p) => p.balancedness));
+  put("c-policies", policies.map((p, i) => line(p.name, x, p.balancedness, i)), {
+    yaxis: { range: [Math.max(0, least - 0.1), 1.03], rangemode: "normal" }, xaxis: { tickformat: "", title: { text: "window" } }, margin: { l: 46, r: 12, t: 8, b: 42 },
+    shapes: [{ type: "line", x0: at + 1, x1: at + 1, y0: 0, y1: 1, yref: "paper", line: { color: COLOURS[7], width: 1 } }],
+  });
+}
+
 /** Tokens per second between neighbouring points; an engine that started anew makes no dip below zero. */
 export function rates(points) {
   return points.map((p, i) => {
@@ -79,15 +89,17 @@ function extremes(x, points) {
   return [line("busiest shard", x, of((l) => Math.max(...l)), 1), line("mean", x, of(mean), 0), line("least busy shard", x, of((l) => Math.min(...l)), 2)];
 }
 
+const CLOSE_PARTS = 12; // labels of epochs need so large a part of the axis each
+
+/** A line for every epoch; of those that follow each other closely the last one is named. */
 function epochChanges(points) {
-  const shapes = [];
-  const annotations = [];
+  const changed = points.filter((p, i) => i > 0 && p.epoch !== points[i - 1].epoch);
+  const close = ((points.at(-1)?.time_s ?? 0) - (points[0]?.time_s ?? 0)) / CLOSE_PARTS;
   const colour = getComputedStyle(document.documentElement).getPropertyValue("--accent");
-  points.forEach((p, i) => {
-    if (i === 0 || p.epoch === points[i - 1].epoch) return;
-    const x = new Date(p.time_s * 1000);
-    shapes.push({ type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", line: { color: colour, width: 1, dash: "dot" } });
-    annotations.push({ x, y: 0.05, yref: "paper", text: `epoch ${p.epoch}`, showarrow: false, xanchor: "left", font: { color: colour } });
-  });
-  return { shapes, annotations };
+  const at = (p) => new Date(p.time_s * 1000);
+  const named = changed.filter((p, i) => i === changed.length - 1 || changed[i + 1].time_s - p.time_s > close);
+  return {
+    shapes: changed.map((p) => ({ type: "line", x0: at(p), x1: at(p), y0: 0, y1: 1, yref: "paper", line: { color: colour, width: 1, dash: "dot" } })),
+    annotations: named.map((p) => ({ x: at(p), y: 0.05, yref: "paper", text: `epoch ${p.epoch}`, showarrow: false, xanchor: "left", font: { color: colour } })),
+  };
 }

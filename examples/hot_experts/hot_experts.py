@@ -24,10 +24,8 @@ import numpy as np
 PROMPTS = Path(__file__).parents[1] / "demo" / "prompts.jsonl"
 NAMES = {"en": "English", "py": "code", "zh": "Chinese poems"}
 TOKENS = 160
-LOOKS = 5
-"""Of the gateway, one every two seconds, that figures are taken over."""
-SETTLE_S = 12.0
-"""So many looks: what is shown is of the new placement alone."""
+WARM_UP_S = 4.0
+"""The streams of the traffic before have ended by then."""
 
 
 class Traffic:
@@ -75,17 +73,17 @@ class Mesh:
         answer.raise_for_status()
         return dict(answer.json())
 
-    def load(self) -> np.ndarray:
-        """[layers, experts] assignments since the shards started."""
-        return np.array(self.get("/api/v1/expert-load")["counts"])
+    def load(self) -> dict[str, np.ndarray]:
+        """By shard [layers, experts] assignments since the controller started."""
+        by_shard = self.get("/api/v1/expert-load")["by_shard"]
+        return {shard: np.array(counts) for shard, counts in by_shard.items()}
 
-    def look(self) -> tuple[float, float]:
-        """(balancedness, tokens per second) of the last looks that the gateway took."""
-        said = self.get("/api/v1/telemetry")
-        first, *_, last = said["points"][-LOOKS:]
-        rate = (last["generated"] - first["generated"]) / (last["time_s"] - first["time_s"])
-        seen = [p["balancedness"] for p in said["points"][-LOOKS:] if p["balancedness"]]
-        return sum(seen) / max(1, len(seen)), rate
+    def speeds(self) -> dict[str, float]:
+        components = self.get("/api/v1/status")["components"]
+        return {c["id"]: c["speed"] or 1.0 for c in components if c["kind"] == "shard"}
+
+    def tokens(self) -> float:
+        return float(self.get("/api/v1/telemetry")["points"][-1]["generated"])
 
     def rebalance(self) -> tuple[float, str]:
         """(predicted gain, what the control plane answers); returns when nothing moves any more."""
@@ -108,6 +106,19 @@ class Mesh:
         return gain, str(said["text"])
 
 
+def grown(before: dict[str, np.ndarray], now: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What was computed meanwhile."""
+    return {shard: counts - before.get(shard, 0) for shard, counts in now.items()}
+
+
+def balancedness(load: dict[str, np.ndarray], speeds: dict[str, float]) -> float:
+    """Mean over largest time of the shards, as the page has it, over all of `load`."""
+    rows = np.stack([load[shard].sum(axis=1) for shard in load])
+    speed = np.array([speeds[shard] for shard in load])
+    slowest = (rows / speed[:, None]).max(axis=0).sum()
+    return float(rows.sum() / speed.sum() / slowest)
+
+
 def prompts_of(path: Path) -> dict[str, list[str]]:
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return {domain: [p["prompt"] for p in lines if p["domain"] == domain] for domain in NAMES}
@@ -123,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each kind of text")
+    parser.add_argument("--seconds", type=float, default=20.0, help="measured, twice")
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--only", choices=sorted(NAMES), help="one kind of text, for ever")
     arguments = parser.parse_args()
@@ -133,14 +144,17 @@ def main() -> None:
     for domain, prompts in prompts_of(PROMPTS).items():
         if arguments.only not in (None, domain):
             continue
-        began = mesh.load()
         with Traffic(arguments.url, arguments.model, prompts, arguments.streams) as traffic:
+            time.sleep(WARM_UP_S)
+            began, tokens = mesh.load(), mesh.tokens()
             time.sleep(arguments.seconds)
-            before, rate = mesh.look()
-            loads[domain] = mesh.load() - began
+            load = grown(began, mesh.load())
+            rate = (mesh.tokens() - tokens) / arguments.seconds
+            before, loads[domain] = balancedness(load, mesh.speeds()), sum(load.values())
             gain, said = mesh.rebalance()
-            time.sleep(SETTLE_S)
-            after, _ = mesh.look()
+            began = mesh.load()
+            time.sleep(arguments.seconds)
+            after = balancedness(grown(began, mesh.load()), mesh.speeds())
         if traffic.errors:
             sys.exit(f"{len(traffic.errors)} requests failed: {traffic.errors[0]}")
         gained = f"{-gain:+.0%} predicted, {before / after - 1:+.0%} seen" if gain else "kept"

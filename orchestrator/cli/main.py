@@ -132,13 +132,16 @@ def plan_command(
 def simulate_command(
     trace: Annotated[Path, typer.Argument(help="Recorded load: .npz or .jsonl.")],
     config: Config = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Play it in a page at 127.0.0.1, until Ctrl-C.")
+    ] = False,
     as_json: Json = False,
     _verbose: Verbose = False,
 ) -> None:
     """Replay a recorded load on a config's shards: balancedness, moves and bytes per policy."""
     from orchestrator.cli.simulate import simulate_trace
 
-    raise typer.Exit(simulate_trace(trace, config, as_json))
+    raise typer.Exit(simulate_trace(trace, config, as_json, page))
 
 
 @app.command("record")

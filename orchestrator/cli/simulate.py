@@ -18,9 +18,16 @@ from placement.policy.simulate import simulate
 
 
 def simulate_trace(
-    trace_path: Path, path: Path | None, as_json: bool, console: Console | None = None
+    trace_path: Path,
+    path: Path | None,
+    as_json: bool,
+    page: bool = False,
+    console: Console | None = None,
 ) -> int:
-    """Replay a trace on the shards of a config under every policy and print what came out."""
+    """Replay a trace on the shards of a config under every policy and print what came out.
+
+    page: show it in a page too, until Ctrl-C.
+    """
     config = load_config(path)
     try:
         spec = read_expert_spec(config.model.path)
@@ -56,6 +63,10 @@ def simulate_trace(
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
         show(report, console or Console(highlight=False))
+    if page:
+        from orchestrator.cli.replay_page import replay_data, serve_replay
+
+        serve_replay(replay_data(report, recorded, replays), console or Console(highlight=False))
     return 0
 
 

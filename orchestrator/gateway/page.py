@@ -48,6 +48,12 @@ def page_routes(prefix: str) -> list[Route]:
     def page(request: Request) -> Response:
         return _answer(request, page_folder() / "index.html", prefix)
 
+    return [Route("/", home), Route(PAGE_PATH, page), *asset_routes(prefix)]
+
+
+def asset_routes(prefix: str) -> list[Route]:
+    """Of the files that pages are made of."""
+
     def asset(path: Path) -> Route:
         return Route(
             f"{PAGE_PATH}/{path.name}",
@@ -56,11 +62,12 @@ def page_routes(prefix: str) -> list[Route]:
         )
 
     assets = [p for p in sorted(page_folder().iterdir()) if p.suffix in {".js", ".css", ".svg"}]
-    return [
-        Route("/", home),
-        Route(PAGE_PATH, page),
-        *map(asset, [*assets, _charts()]),
-    ]
+    return [asset(path) for path in [*assets, _charts()]]
+
+
+def page_answer(request: Request, name: str, prefix: str = "") -> Response:
+    """One of the folder's pages."""
+    return _answer(request, page_folder() / name, prefix)
 
 
 def open_paths() -> frozenset[str]:

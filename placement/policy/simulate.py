@@ -19,7 +19,7 @@ from placement.policy.load_model import LoadModel
 from placement.policy.policies import POLICIES, Policy, Situation
 from placement.search.bounds import balancedness
 from placement.search.split import split_tokens
-from placement.types import FloatArray, IntArray
+from placement.types import EMPTY, FloatArray, IntArray
 from placement.validation import check_problem, check_speed
 
 
@@ -33,6 +33,10 @@ class Replay:
     """[T - 1] copies loaded before each of these windows; the first loading does not count."""
     bytes: NDArray[np.int64]
     """[T - 1] bytes of these copies."""
+    times: FloatArray
+    """[T - 1, D] load over speed of each device in each of these windows, summed over layers."""
+    copies: NDArray[np.uint8]
+    """[T - 1, L, E] copies of each expert in each of these windows; 255 stands for more too."""
 
 
 def simulate(
@@ -69,13 +73,16 @@ def _replay(
     placed: IntArray | None = None
     planned_load: FloatArray | None = None
     model = LoadModel()
-    found, moves = [], []
+    found, moves, times, copies = [], [], [], []
     copied = 0
     for window in windows:
         if placed is not None:
             shares = split_tokens(placed, window, speed)
-            found.append(balancedness(shares.sum(axis=2) / speed, check_problem(window, speed)))
+            spent = shares.sum(axis=2) / speed
+            found.append(balancedness(spent, check_problem(window, speed)))
             moves.append(copied)
+            times.append(spent.sum(axis=0))
+            copies.append(_copies(placed, window.shape[1]))
         model = model.observe(window)
         load = model.forecast()
         step = policy(Situation(load, speed, slots, placed, planned_load, window))
@@ -86,4 +93,10 @@ def _replay(
             copied = 0 if placed is None else len(list_moves(step.placement.experts, placed))
             placed = step.placement.experts
     loaded = np.array(moves, np.int64)
-    return Replay(np.array(found), loaded, loaded * expert_bytes)
+    return Replay(np.array(found), loaded, loaded * expert_bytes, np.array(times), np.array(copies))
+
+
+def _copies(placed: IntArray, experts: int) -> NDArray[np.uint8]:
+    """[L, E] of a placement [L, D, S]."""
+    counted = [np.bincount(row[row != EMPTY], minlength=experts) for row in placed]
+    return np.minimum(counted, 255).astype(np.uint8)
