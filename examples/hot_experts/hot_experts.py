@@ -160,6 +160,8 @@ def main() -> None:
         gained = f"{-gain:+.0%} predicted, {before / after - 1:+.0%} seen" if gain else "kept"
         print(f"{NAMES[domain]:<15}{rate:>9.0f}{before:>14.2f}{after:>7.2f}  {gained}", flush=True)
         print(f"    {said}", flush=True)
+    if len(loads) < 2:
+        return
     print("\nL1 distance of the experts' shares of load, by layer (0: the same, 2: none in common)")
     for one, other in itertools.combinations(loads, 2):
         apart = distance(loads[one], loads[other])

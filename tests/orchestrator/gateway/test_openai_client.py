@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from actors.engine.config import EngineConfig
-from orchestrator.config.telemetry import TelemetryConfig
+from orchestrator.config.telemetry import OtlpProtocol, TelemetryConfig
 from orchestrator.engine_settings import EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.deploy import deploy_gateway, remove_gateway
@@ -30,7 +30,7 @@ from tests.orchestrator.gateway.ray_fakes import (
     start_actor,
 )
 from tests.processes import living, wait_until
-from tests.telemetry.test_otlp import grpc_collector
+from tests.telemetry.test_otlp import http_collector
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray]
 
@@ -42,9 +42,10 @@ MAX_MODEL_LEN = 1024
 
 @pytest.fixture(scope="module")
 def spans():
-    """What a collector has received so far."""
-    with grpc_collector(received := []) as endpoint:
-        yield TelemetryConfig(otlp_endpoint=endpoint), received
+    """Where spans go, and what came there so far. Over HTTP: a gRPC server in this process would
+    get in the way of Ray, which forks."""
+    with http_collector(received := []) as endpoint:
+        yield TelemetryConfig(otlp_endpoint=endpoint, otlp_protocol=OtlpProtocol.HTTP), received
 
 
 @pytest.fixture(scope="module")
