@@ -191,7 +191,10 @@ class Dispatcher:
                 header, _ = read_answer(posted.link, posted.segment, posted.slot)
                 self._links.lose(posted.link, LinkClosed(f"answered {header}"))
             except RemoteError as error:
-                log.warning("%s refused layer %d: %s", posted.link.address, call.layer, error)
+                log.warning(
+                    "%s refused layer %d: %s", posted.link.address, call.layer, error,
+                    extra={"layer": call.layer, "epoch": self._links.view.epoch.number},
+                )  # fmt: skip
                 self._links.tally_of(posted.link).refused += 1
                 call.refused[posted.link] = time.monotonic() + REFUSED_S
                 posted.free()

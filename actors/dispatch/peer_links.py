@@ -91,7 +91,7 @@ class PeerLinks:
         if link in self._leaving:
             self._leaving.remove(link)
         for key in [key for key, known in self._links.items() if known is link]:
-            log.warning("lost %s: %s", key[0], error)
+            log.warning("lost %s: %s", key[0], error, extra={"shard": key[0]})
             self.tally.shard(key[0]).lost += 1
             del self._links[key]
             self.connector.lost(key)

@@ -190,7 +190,7 @@ class Runner:
     def _act(self, action: Action) -> None:
         match action:
             case Note():
-                log.info("%s: %s", action.subject, action.reason)
+                log.info("%s: %s", action.subject, action.reason, extra=_about(action))
             case Answer():
                 self._answer(action.request, done=action.done, text=action.reason)
             case Evict():
@@ -316,3 +316,9 @@ class Runner:
                 self.tell(lambda now_s, i=id: DispatcherGone(now_s, i))  # type: ignore[misc]
             known = now
             await asyncio.sleep(FOLLOW_S)
+
+
+def _about(note: Note) -> dict[str, object]:
+    """Fields of a log line in JSON."""
+    about: dict[str, object] = {"subject": note.subject, "step": note.step}
+    return {**about, "transaction": note.transaction} if note.transaction else about
