@@ -11,18 +11,14 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.compiler_lock import global_compiler_lock
 
 Function = Callable[..., Any]
-
-_setting = threading.RLock()
-"""numba reads the folder from its configuration, which all threads of a process share, when it sets
-a function's cache up; modules may be imported by several threads at once."""
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("native", "placement", "actors")
@@ -37,7 +33,9 @@ def compiled(*signature: str, nogil: bool = True, **options: Any) -> Callable[[F
     """
 
     def decorate(function: Function) -> Any:
-        with _setting:
+        # numba reads the folder from its configuration, which all threads share, when it sets a
+        # function's cache up; modules may be imported by several threads at once.
+        with global_compiler_lock:
             before = numba.config.CACHE_DIR
             numba.config.CACHE_DIR = cache_folder(before, function.__module__)
             try:

@@ -37,6 +37,7 @@ from orchestrator.gateway.config import GatewayConfig, endpoint_url
 from orchestrator.gateway.ray_mesh import RayMesh
 from orchestrator.resources import check_room, demands_of
 from orchestrator.root_cause import cause_of
+from orchestrator.session.first_answer import ask_first
 from orchestrator.session.guard import SessionGuard
 from orchestrator.session.progress import Progress
 from orchestrator.session.ray_session import (
@@ -164,10 +165,12 @@ class _Session:
         self._follow_start(started, progress)
         progress.step("Open the endpoint")
         self._await_gateway()
-        progress.done()
-        self._start_batch_jobs()
         gateway = self._config.gateway
         url = endpoint_url(gateway.host, gateway.port, gateway.route_prefix)
+        keys = [key.get_secret_value() for key in Secrets().api_keys]
+        ask_first(url, self._config.model.name, keys[0] if keys else None)
+        progress.done()
+        self._start_batch_jobs()
         progress.ready(url)
 
     def _check_room(self) -> None:
