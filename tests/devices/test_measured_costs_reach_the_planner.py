@@ -28,7 +28,7 @@ def said(cost: DeviceCost) -> ShardDescription:
 
 
 def given(*costs: DeviceCost) -> list[float]:
-    """Part of the load of each shard of these measured costs; each has room for half the experts."""
+    """Part of the load of each shard of these measured costs, with room for half the experts."""
     pool = PoolConfig(vendor="nvidia", device="cuda")
     describer, keys, rooms = Describer(SPEC), keys_of(SPEC), {}
     half = (len(keys) // 2 + 1) * SPEC.bytes_per_expert
