@@ -74,7 +74,9 @@ def diff(target: Target) -> int:
 
 
 def status(target: Target, as_json: bool, console: Console | None = None) -> int:
-    check_installed(target.api, target.objects)
+    check_installed(
+        target.api, [o for o in target.objects if o["kind"] in ("RayCluster", "RayJob")]
+    )
     now = look(target.api, target.namespace, target.name)
     if now is None:
         raise UserError(

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from orchestrator.errors import UserError
 
-_FORBIDDEN = re.compile(r'cannot (\w+) resource "([\w./]+)".*?(?:namespace "([\w-]+)")?$')
+_FORBIDDEN = re.compile(r'cannot (\w+) resource "([\w./]+)"')
+_NAMESPACE = re.compile(r'in the namespace "([\w-]+)"')
 
 
 class Answer(Protocol):
@@ -57,10 +58,10 @@ def _forbidden(message: str) -> UserError:
     found = _FORBIDDEN.search(message)
     if found is None:
         return UserError(f"the API server forbids it: {message}")
-    verb, resource, namespace = found.groups()
-    where = f" in namespace {namespace}" if namespace else ""
+    namespace = _NAMESPACE.search(message)
+    where = f" in namespace {namespace[1]}" if namespace else ""
     return UserError(
-        f"you may not {verb} {resource}{where}",
+        f"you may not {found[1]} {found[2]}{where}",
         "have the Role MESH-operator bound to you (docs/kubernetes.md)",
     )
 

@@ -47,3 +47,10 @@ def test_a_session_without_one_of_its_processes_ends(victim: str, program: str) 
         )
         assert done.stdout.split() == [victim, "0"]
         assert list(Path(parent).iterdir()) == []
+
+
+def test_pods_get_the_settings_of_a_session_of_our_own():
+    from orchestrator.kubernetes.pods import RAY_ENVIRONMENT as OF_PODS
+    from orchestrator.session.ray_session import RAY_ENVIRONMENT
+
+    assert OF_PODS.items() <= RAY_ENVIRONMENT.items()
