@@ -50,6 +50,9 @@ class ClusterConfig(Section):
     head_host: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")] | None = None
     """Name under which other nodes reach the cluster's head node, also when another machine takes
     its place; unset: its address."""
+    take_over: bool = False
+    """A mesh of this name that runs in the joined cluster, since the command that started it was
+    killed, is gone on with as it is, and ended with the new command; otherwise it is refused."""
     room_timeout_s: Seconds = 8.0
     """How long shards and engines may wait for nodes that have what they ask for, in a cluster that
     is joined; give it longer where an autoscaler adds nodes."""

@@ -34,7 +34,10 @@ WATCH_S = 2.0
 """How long one watch request lasts; then whoever waits may look at other things, and the next goes
 on where it ended."""
 RETRY_PAUSE_S = 0.5
+READ_TRIES = 3
+"""A question may be asked again; a change is not, as it may have been made."""
 NOT_FOUND, CONFLICT, GONE = 404, 409, 410
+BUSY = (429, 500, 502, 503, 504)
 
 
 class ConflictError(Exception):
@@ -221,13 +224,20 @@ class KubernetesApi:
         body: Any = None,
         content_type: str = "application/json",
     ) -> Any:
-        try:
-            return self._send(method, path, query or [], body, content_type)
-        except HTTPError as error:
-            raise UserError(
-                f"the API server {self.server} does not answer ({_short(error)})",
-                "check the cluster, --kubeconfig and --context",
-            ) from error
+        for left in reversed(range(READ_TRIES if method == "GET" else 1)):
+            try:
+                return self._send(method, path, query or [], body, content_type)
+            except ApiException as error:
+                if error.status not in BUSY or not left:
+                    raise
+            except HTTPError as error:
+                if not left:
+                    raise UserError(
+                        f"the API server {self.server} does not answer ({_short(error)})",
+                        "check the cluster, --kubeconfig and --context",
+                    ) from error
+            time.sleep(RETRY_PAUSE_S)
+        raise AssertionError("the last try returns or raises")
 
     def _send(
         self,

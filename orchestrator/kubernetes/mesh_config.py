@@ -49,6 +49,7 @@ def in_cluster(config: MeshConfig) -> MeshConfig:
         "ray_address": "auto",
         "state_dir": STATE_FOLDER,
         "ports": ports,
+        "take_over": True,
         "head_host": f"{name_of(config)}-head-svc",  # KubeRay's Service
     }
     said["engines"] = said.get("engines", {}) | {

@@ -18,6 +18,7 @@ from orchestrator.kubernetes.naming import (
     config_map,
     keys_secret,
     labels,
+    mesh_ports,
     name_of,
     pods_of,
     state_claim,
@@ -49,6 +50,8 @@ def head_template(config: MeshConfig) -> Object:
     """The head node: Ray's own services, the controller, the gateway; no shards, no engines."""
     pods = config.kubernetes.pods.get(HEAD, PodsConfig())
     ports = {"gcs-server": GCS_PORT, "dashboard": DASHBOARD_PORT, "metrics": METRICS_PORT}
+    # KubeRay's head Service has the ports that are named here.
+    ports["directory"] = mesh_ports(config)[0]
     container = {
         "name": "ray-head",
         **_basics(config, pods),

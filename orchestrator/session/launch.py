@@ -152,13 +152,14 @@ class _Session:
         self._stop.install()  # Ray puts its own SIGTERM handler in place
         self._stop.check()
         progress.done()
-        if not self._private and cluster.find_controller() is not None:
+        running = None if self._private else cluster.find_controller()
+        if running is not None and not self._config.cluster.take_over:
             raise UserError(
                 f"a mesh named {self._config.mesh.name} already runs in that Ray cluster",
-                "choose another mesh.name or stop it first",
+                "choose another mesh.name, stop it first, or set cluster.take_over",
             )
         self._check_room()
-        self._controller = self._start_controller()
+        self._controller = running or self._start_controller()
         started: ray.ObjectRef[str] = self._controller.start.remote()
         # The endpoint opens while the model loads; until then /health says that it does.
         self._gateway = self._open_gateway()

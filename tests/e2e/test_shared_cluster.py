@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from orchestrator.session.ray_session import RAY_ENVIRONMENT
+from orchestrator.status import ComponentKind
 from tests.e2e.mesh_process import MeshProcess, environment, mesh_config, wait_until
 from tests.orchestrator.gateway.ray_fakes import free_port
 from tests.processes import living
@@ -121,3 +122,24 @@ def test_two_meshes_share_an_endpoint(tiny_model: Path, head: str) -> None:
         assert first.left_over() == []
         with pytest.raises(httpx.ConnectError):
             first.get("/health")
+
+
+@pytest.mark.vllm
+@pytest.mark.long
+def test_a_mesh_whose_command_was_killed_is_taken_over(tiny_model: Path, head: str) -> None:
+    gateway = {"port": free_port(), "route_prefix": "/third"}
+    cluster = {"ray_address": head, "take_over": True}
+    asked = mesh_config(tiny_model, "third", cluster=cluster, gateway=gateway)
+    with MeshProcess(asked) as first:
+        first.wait_for("ready at")
+        before, engine = first.complete(), first.component(ComponentKind.ENGINE)["pid"]
+        first.signal(signal.SIGKILL)
+        first.wait()
+        with MeshProcess(asked) as second:
+            second.wait_for("ready at")
+            assert second.complete() == before
+            assert second.component(ComponentKind.ENGINE)["pid"] == engine, "it was not started"
+            second.signal(signal.SIGTERM)
+            assert second.wait() == 0, second.transcript
+            with pytest.raises(httpx.ConnectError):
+                second.get("/health")

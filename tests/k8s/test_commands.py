@@ -11,6 +11,7 @@ from orchestrator.kubernetes import api as api_module
 from tests.k8s.api_server import api_server
 from tests.k8s.desk import KEY, MESH
 from tests.k8s.kuberay import JOBS, PODS
+from tests.k8s.pod_states import unschedulable
 
 # -- apply and diff
 
@@ -121,44 +122,12 @@ def test_waiting_tells_each_step(desk):
     assert steps[-1] == "4"
 
 
-def unschedulable(message):
-    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
-    return {"conditions": [condition | {"message": message}]}
-
-
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [
-        (
-            unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),
-            "no node has nvidia.com/gpu to give",
-        ),
-        (
-            unschedulable("0/3 nodes are available: 3 node(s) had taints."),
-            "no node takes it (0/3 nodes are available: 3 node(s) had taints.)",
-        ),
-        (
-            {"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff",
-                                                          "message": "Back-off pulling\nimage"}}}]},
-            "its image cannot be pulled (Back-off pulling image)",
-        ),
-        (
-            {"containerStatuses": [{"state": {"waiting": {"reason": "CreateContainerConfigError",
-                                    "message": 'secret "chat-keys" not found'}}}]},
-            'it lacks something it refers to (secret "chat-keys" not found)',
-        ),
-        (
-            {"initContainerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}},
-                                        "lastState": {"terminated": {"exitCode": 2}}}]},
-            "it ends again and again (CrashLoopBackOff; exit code 2)",
-        ),
-    ],
-)  # fmt: skip
-def test_a_pod_that_cannot_start_is_explained(desk, status, words):
-    desk.operator.pending["cpu"] = status
+def test_a_pod_that_cannot_start_is_explained(desk):
+    desk.operator.pending["cpu"] = unschedulable("0/3 nodes are available: 3 node(s) had taints.")
+    words = "no node takes it (0/3 nodes are available: 3 node(s) had taints.)"
     err = desk.refused("apply", "--wait", "--timeout", "1")
-    assert words in err
     assert "not ready after 1 s (pods ready: head 1/1, engine 1/1, cpu 0/4" in err
+    assert words in err
     assert "(and 3 more)" in err
     code, out, _ = desk.run("status")
     assert code == 1
@@ -253,6 +222,18 @@ def test_a_missing_namespace_is_named(desk):
 def test_what_the_server_does_not_take_is_passed_on(desk):
     desk.server.refuse("PATCH", "rayclusters", 422, 'RayCluster "chat" is invalid: spec: bad')
     assert 'does not take RayCluster/chat: RayCluster "chat" is invalid' in desk.refused("apply")
+
+
+@pytest.mark.parametrize("status", [0, 429, 503])
+def test_a_question_is_asked_again_where_the_server_is_busy(desk, status):
+    desk.run("apply")
+    desk.server.refuse("GET", "rayclusters", status, "too many requests", times=2)
+    assert desk.run("status")[0] == 0
+    desk.server.refuse("PATCH", "services/chat", status, "too many requests", times=1)
+    asked = len(desk.server.requests)
+    desk.refused("apply")
+    patches = [r for r in desk.server.requests[asked:] if r.startswith("PATCH")]
+    assert len([r for r in patches if "services/chat" in r]) == 1, "a change is not repeated"
 
 
 def test_no_server_is_one_line(desk, tmp_path):

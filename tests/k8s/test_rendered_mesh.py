@@ -14,6 +14,7 @@ from collections import Counter
 
 import psutil
 import pytest
+import ray
 import yaml
 
 from orchestrator.config.load import default_config_path
@@ -45,7 +46,7 @@ def head():
     with tempfile.TemporaryDirectory(
         prefix="ray", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
-        ray = subprocess.Popen(
+        started = subprocess.Popen(
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
                 *(f"--port={port}", f"--temp-dir={folder}", f"--num-cpus={cpus:g}"),
@@ -60,10 +61,13 @@ def head():
             wait_until(lambda: answers(port), START_TIMEOUT_S, "a Ray head node")
             yield f"127.0.0.1:{port}"
         finally:
-            family = [psutil.Process(ray.pid), *psutil.Process(ray.pid).children(recursive=True)]
-            ray.terminate()
+            family = [
+                psutil.Process(started.pid),
+                *psutil.Process(started.pid).children(recursive=True),
+            ]
+            started.terminate()
             try:
-                ray.wait(STOP_TIMEOUT_S)
+                started.wait(STOP_TIMEOUT_S)
             finally:
                 for process in living(family):
                     process.kill()
@@ -78,7 +82,8 @@ def test_the_demo_serves_as_rendered(head, tmp_path):
     rendered["cluster"] |= {
         "ray_address": head,
         "state_dir": str(tmp_path),
-        "head_host": "localhost",
+        # No name leads to the address that Ray gives this machine.
+        "head_host": ray.util.get_node_ip_address(),
         "room_timeout_s": 10,
     }
     with MeshProcess(rendered) as mesh:
