@@ -2,14 +2,20 @@
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
 from orchestrator.api.models import ClusterView, LossView, PlacementView, PlaceView
 from orchestrator.cli.endpoint import fetch, fetch_model
+from orchestrator.cli.heat import heat_line, load_bar, loads
 from orchestrator.cli.tables import console_for, life, print_json, table, warn_stale
 from orchestrator.config.bytesize import format_bytes
 from orchestrator.errors import UserError
+
+Loads = dict[int, NDArray[np.int64]]
+"""[E] assignments of each layer, for layers that they are known of."""
 
 
 def nodes(url: str, as_json: bool, console: Console | None = None) -> int:
@@ -94,42 +100,52 @@ def experts(url: str, layer: int | None, as_json: bool, console: Console | None 
     placement, stale_s = fetch_model(url, "/api/v1/placement", PlacementView)
     console = console_for(console)
     warn_stale(stale_s, console)
+    counts = loads(url, placement)
+    by_layer = {} if counts is None else dict(zip(placement.layers, counts, strict=True))
     if layer is None:
-        _all_layers(placement, console)
+        _all_layers(placement, by_layer, console)
     elif layer in placement.copies:
-        _one_layer(placement, layer, console)
+        _one_layer(placement, layer, by_layer.get(layer), console)
     else:
         layers = ", ".join(map(str, placement.layers))
         raise UserError(f"layer {layer} has no routed experts", f"give one of {layers}")
     return 0
 
 
-def _all_layers(placement: PlacementView, console: Console) -> None:
-    rows = [
+def _all_layers(placement: PlacementView, loads: Loads, console: Console) -> None:
+    rows: list[list[str | Text]] = [
         [
             str(layer),
             str(len(counts)),
             str(sum(counts)),
             str(sum(count == 1 for count in counts)),
             str(max(counts)),
+            heat_line(loads[layer]) if layer in loads else "",
         ]
         for layer, counts in placement.copies.items()
     ]
     columns = ("LAYER", "EXPERTS", "COPIES", "ONLY-ONE", "MOST")
-    console.print(table(columns, rows, right=" ".join(columns)))
+    console.print(table((*columns, "LOAD" if loads else ""), rows, right=" ".join(columns)))
     console.print(f"\n{survival(placement)}")
 
 
-def _one_layer(placement: PlacementView, layer: int, console: Console) -> None:
+def _one_layer(
+    placement: PlacementView, layer: int, load: NDArray[np.int64] | None, console: Console
+) -> None:
     holders: dict[int, list[str]] = {}
     for shard, layers in placement.shards.items():
         for expert in layers.get(layer, ()):
             holders.setdefault(expert, []).append(shard)
-    rows = [
+    rows: list[list[str | Text]] = [
         [f"{layer}/{expert}", str(count), ", ".join(holders.get(expert, ["nowhere"]))]
         for expert, count in enumerate(placement.copies[layer])
     ]
-    console.print(table(("EXPERT", "COPIES", "SHARDS"), rows, right="COPIES"))
+    columns: tuple[str, ...] = ("EXPERT", "COPIES", "SHARDS")
+    if load is not None and load.any():
+        columns = (*columns, "OF LOAD", "")
+        for row, count in zip(rows, load, strict=True):
+            row += [f"{count / load.sum():.1%}", load_bar(count / load.max())]
+    console.print(table(columns, rows, right="COPIES"))
 
 
 def transactions(url: str, as_json: bool, console: Console | None = None) -> int:
