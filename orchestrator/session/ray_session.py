@@ -19,6 +19,8 @@ from orchestrator.preflight import ray_access
 from orchestrator.session import process_tree
 from orchestrator.session.run_dir import RunDir
 
+RAY_TOO_SLOW = "timed out during startup"
+"""What Ray says where its processes do not answer within 30 s, which cannot be set."""
 OBJECT_STORE_BYTES = 128 << 20
 """Tokens do not pass through Ray's object store; control calls need little."""
 LEAVE_TIMEOUT_S = 15.0
@@ -77,16 +79,24 @@ def start_ray(config: MeshConfig, run_dir: RunDir) -> None:
     os.environ["TMPDIR"] = str(run_dir.scratch)
     engine_threads = core_shares(config).engine_threads
     threads = sum(pool.shards * pool.threads for pool in config.pools.values())
-    ray.init(
-        "local",
-        namespace=namespace,
-        num_cpus=threads + config.engines.replicas * engine_threads + SPARE_CPUS,
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=str(run_dir.ray),
-    )
+    try:
+        ray.init(
+            "local",
+            namespace=namespace,
+            num_cpus=threads + config.engines.replicas * engine_threads + SPARE_CPUS,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(run_dir.ray),
+        )
+    except Exception as error:  # Ray has no class of its own for it
+        if RAY_TOO_SLOW not in str(error):
+            raise
+        raise UserError(
+            "Ray did not start within 30 s",
+            f"this machine is busy or short of memory: try again ({run_dir.ray} has Ray's logs)",
+        ) from error
     _hush()
 
 

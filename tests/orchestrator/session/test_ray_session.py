@@ -1,9 +1,11 @@
 """A private Ray session that loses one of its own processes is noticed, and ended all the same."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import pytest
 
@@ -54,3 +56,27 @@ def test_pods_get_the_settings_of_a_session_of_our_own():
     from orchestrator.session.ray_session import RAY_ENVIRONMENT
 
     assert OF_PODS.items() <= RAY_ENVIRONMENT.items()
+
+
+def test_a_machine_too_busy_for_ray_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    from orchestrator.config.schema import MeshConfig
+    from orchestrator.errors import UserError
+    from orchestrator.session import process_tree, ray_session
+    from orchestrator.session.run_dir import RunDir
+
+    def slow(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(ray, "init", slow)
+    monkeypatch.setattr(process_tree, "adopt_orphans", lambda: None)
+    pools = {"host": {"vendor": "cpu", "memory": "1MiB"}}
+    config = MeshConfig.model_validate({"model": {"path": "/m"}, "pools": pools})
+    with TemporaryDirectory(prefix="s") as parent, patch.dict(os.environ):
+        run_dir = RunDir.create(Path(parent))
+        with pytest.raises(UserError, match="Ray did not start within 30 s") as told:
+            ray_session.start_ray(config, run_dir)
+    assert str(run_dir.ray) in told.value.fix
