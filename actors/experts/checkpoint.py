@@ -23,8 +23,16 @@ from actors.experts.layouts import Part, Source
 from actors.experts.refusal import ModelRefused
 from actors.experts.spec import ExpertSpec
 
-# safetensors' names of the dtypes experts are stored in, see `actors.experts.formats`.
+# safetensors' names of dtypes. Those that our formats read are in `actors.experts.formats`, the
+# others are what vLLM's loaders read.
 DTYPES = {
+    "BOOL": torch.bool,
+    "F16": torch.float16,
+    "F64": torch.float64,
+    "F8_E5M2": torch.float8_e5m2,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
     "BF16": torch.bfloat16,
     "F32": torch.float32,
     "F8_E4M3": torch.float8_e4m3fn,

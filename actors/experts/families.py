@@ -1,9 +1,11 @@
-"""Which models can be served, and how each one is read: one table entry per family.
+"""Models that our own code reads, and how each is read: one table entry per family.
 
-Adding a family is adding an entry to `FAMILIES`: the config keys it uses, which of its layers have
-routed experts, its activation, and the tensor layouts its checkpoints come in. A layout is found by
-looking for its first tensor, so one family may be stored in several ways (per expert as released,
-fused [E, ...] as newer transformers hold them).
+Every other Mixture-of-Experts model is read by vLLM's own loader (`catalog`), which takes seconds
+to find out what an entry here says; a shard then imports vLLM. Adding a family is adding an entry
+to `FAMILIES`: the config keys it uses, which of its layers have routed experts, its activation, and
+the tensor layouts its checkpoints come in. A layout is found by looking for its first tensor, so
+one family may be stored in several ways (per expert as released, fused [E, ...] as newer
+transformers hold them).
 """
 
 from collections.abc import Callable, Mapping
@@ -11,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.experts.catalog import DryRun, ExpertCatalog, read_catalog
 from actors.experts.formats.base import NumberFormat
+from actors.experts.formats.bf16 import BF16
 from actors.experts.formats.table import FormatRefused, choose_format
+from actors.experts.formats.vllm_own import VllmOwn
 from actors.experts.headers import TensorIndex, read_json, read_tensor_index
 from actors.experts.layouts import Layout, Part
 from actors.experts.refusal import ModelRefused
@@ -148,17 +153,37 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 
-# config.json entries that name a routed expert count in some family, to tell dense from unknown.
-EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
-
-def read_expert_spec(model_path: Path) -> ExpertSpec:
+def read_expert_spec(
+    model_path: Path, *, trust_remote_code: bool = False, dry_run: DryRun | None = None
+) -> ExpertSpec:
     """The routed experts of the checkpoint in `model_path`, from config.json and file headers.
 
+    Where our families and formats do not read it, what vLLM's loader says, see `read_catalog`.
     ModelRefused, in one line, for a model that cannot be served.
     """
     config = read_json(model_path / "config.json")
-    architecture, family = _family(model_path, config)
+    architecture = (config.get("architectures") or ["none"])[0]
+    if not names_experts(config):
+        raise ModelRefused(_dense(model_path, architecture))
+    own: ModelRefused | None = None
+    if architecture in FAMILIES:
+        try:
+            return _spec_of_family(model_path, config, architecture)
+        except ModelRefused as refused:
+            if not config.get("quantization_config"):
+                raise
+            own = refused
+    read_tensor_index(model_path)  # refuses broken files, in less time than vLLM takes to start
+    try:
+        catalog = read_catalog(model_path, trust_remote_code=trust_remote_code, dry_run=dry_run)
+    except ModelRefused as by_vllm:
+        raise (by_vllm if own is None else ModelRefused(f"{own}; and {by_vllm}")) from None
+    return spec_of_catalog(model_path, catalog)
+
+
+def _spec_of_family(model_path: Path, config: Config, architecture: str) -> ExpertSpec:
+    family = FAMILIES[architecture]
     layers = tuple(family.layers(config))
     num_experts = _positive(model_path, config, family.experts_keys)
     if not layers:
@@ -179,6 +204,25 @@ def read_expert_spec(model_path: Path) -> ExpertSpec:
     )
 
 
+def spec_of_catalog(model_path: Path, catalog: ExpertCatalog) -> ExpertSpec:
+    """What a catalog says of a checkpoint."""
+    first = catalog.layers[0]
+    weight_format: NumberFormat = BF16 if catalog.plain else VllmOwn(catalog.method)
+    return ExpertSpec(
+        architecture=catalog.architecture,
+        model_path=model_path,
+        layers=tuple(layer.layer for layer in catalog.layers),
+        num_experts=first.experts,
+        top_k=max(layer.top_k for layer in catalog.layers),
+        hidden_size=first.hidden,
+        intermediate_size=max(layer.intermediate for layer in catalog.layers),
+        weight_format=weight_format,
+        activation=Activation(),
+        catalog=catalog,
+        expert_bytes=max(layer.bytes_per_expert for layer in catalog.layers),
+    )
+
+
 def find_layout(architecture: str, layer: int, index: TensorIndex) -> Layout:
     """The layout whose probe tensor the checkpoint has in `layer`."""
     layouts = FAMILIES[architecture].layouts
@@ -191,17 +235,15 @@ def find_layout(architecture: str, layer: int, index: TensorIndex) -> Layout:
     )
 
 
-def _family(model_path: Path, config: Config) -> tuple[str, Family]:
-    architecture = (config.get("architectures") or ["none"])[0]
-    family = FAMILIES.get(architecture)
-    if not any(config.get(key) for key in EXPERT_COUNT_KEYS):
-        raise ModelRefused(_dense(model_path, architecture))
-    if family is not None:
-        return architecture, family
-    raise ModelRefused(
-        f"{model_path}: architecture {architecture} is not supported; "
-        f"supported are {', '.join(sorted(FAMILIES))}"
-    )
+def names_experts(config: Config) -> bool:
+    """Whether config.json, or a part of it such as `text_config`, counts experts; in some way, as
+    models that we have no entry for have names of their own."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key != "quantization_config" and names_experts(value):
+            return True
+        if ("expert" in key or "moe" in key) and value:
+            return True
+    return False
 
 
 def _dense(model_path: Path, architecture: str) -> str:

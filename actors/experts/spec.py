@@ -4,10 +4,11 @@ Pure data. `families.py` fills it from a model's `config.json`, `checkpoint.py` 
 names, the kernels compute what it describes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from actors.experts.catalog import ExpertCatalog
 from actors.experts.formats.base import NumberFormat
 
 
@@ -38,6 +39,8 @@ class ExpertSpec:
     hidden_size:    H; rows on the wire are [T, H] bf16.
     intermediate_size: I of one routed expert.
     has_bias:       experts carry gate/up and down biases (gpt-oss).
+    catalog:        where vLLM's own loader finds the tensors; None where `families.py` says it.
+    expert_bytes:   of one expert where the format does not say it (`VllmOwn`).
     """
 
     architecture: str
@@ -50,10 +53,14 @@ class ExpertSpec:
     weight_format: NumberFormat
     activation: Activation
     has_bias: bool = False
+    catalog: ExpertCatalog | None = field(default=None, repr=False)
+    expert_bytes: int | None = None
 
     @property
     def bytes_per_expert(self) -> int:
         """Bytes one (layer, expert) takes in a shard, in its native format with scales."""
+        if self.expert_bytes is not None:
+            return self.expert_bytes
         hidden, intermediate = self.hidden_size, self.intermediate_size
         gate = self.weight_format.bytes_of(intermediate, hidden)
         down = self.weight_format.bytes_of(hidden, intermediate)

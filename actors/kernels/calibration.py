@@ -17,7 +17,7 @@ from actors.experts.checkpoint import ExpertTensors
 from actors.experts.spec import ExpertSpec
 from actors.kernels.accelerator import AcceleratorFeatures
 from actors.kernels.base import ExpertKernel, ExpertOperator
-from actors.kernels.choose import choose_operator
+from actors.kernels.choose import build
 from actors.kernels.native_ops import CpuFeatures
 from actors.kernels.slot_kernel import SlotKernel
 from placement.cost_model import DeviceCost, fit_cost
@@ -49,18 +49,23 @@ def measure_cost(
     spec: ExpertSpec,
     device: torch.device,
     features: CpuFeatures | AcceleratorFeatures | None = None,
+    kernel: str | None = None,
 ) -> DeviceCost:
     """Cost of calls to the kernel that `choose_kernel` gives for `spec` on `device`.
 
     Takes about a second, and `MAX_WEIGHT_BYTES` or two experts.
     """
-    return measure_probe(make_probe(spec, choose_operator(spec, device, features)))
+    return measure_probe(make_probe(spec, build(spec, device, features, kernel)))
 
 
-def make_probe(spec: ExpertSpec, operator: ExpertOperator) -> Probe:
-    """What `operator` is measured with: experts of the model's own shapes and format."""
-    expert = random_expert(spec)
-    kernel = SlotKernel(spec, operator, read=lambda _layer, _expert: expert)
+def make_probe(spec: ExpertSpec, built: SlotKernel | ExpertOperator) -> Probe:
+    """What the kernel that `build` of `choose` gave is measured with: experts of the model's own
+    shapes and format; those of the checkpoint where only vLLM can read them."""
+    if isinstance(built, SlotKernel):
+        kernel = built
+    else:
+        expert = random_expert(spec)
+        kernel = SlotKernel(spec, built, read=lambda _layer, _expert: expert)
     fitting = max(2, MAX_WEIGHT_BYTES // kernel.bytes_per_expert)
     experts = list(range(min(spec.num_experts, MAX_EXPERTS, fitting)))
     layers = spec.layers[: max(1, fitting // len(experts))]

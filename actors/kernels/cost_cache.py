@@ -24,7 +24,8 @@ import torch
 from actors.experts.spec import ExpertSpec
 from actors.kernels.base import ExpertOperator
 from actors.kernels.calibration import CallTimer, Probe, make_probe, measure_probe
-from actors.kernels.choose import choose_operator
+from actors.kernels.choose import build
+from actors.kernels.slot_kernel import SlotKernel
 from placement.cost_model import DeviceCost
 
 logger = logging.getLogger(__name__)
@@ -48,14 +49,17 @@ class Calibration:
     drift: float | None
 
 
-def calibrate(spec: ExpertSpec, device: torch.device, driver: str, folder: Path) -> Calibration:
+def calibrate(
+    spec: ExpertSpec, device: torch.device, driver: str, folder: Path, kernel: str | None = None
+) -> Calibration:
     """Cost of calls on `device`, from `folder` if it holds true, else measured and put there.
 
     driver: what names the version of the device's driver, see `devices.snapshot.driver_version`.
+    kernel: the one to take, as for `choose_kernel`.
     """
-    operator = choose_operator(spec, device)
-    key = key_of(spec, operator, driver)
-    probe = make_probe(spec, operator)
+    built = build(spec, device, kernel=kernel)
+    key = key_of(spec, built.operator if isinstance(built, SlotKernel) else built, driver)
+    probe = make_probe(spec, built)
     kept = read_cost(folder, key)
     drift = None if kept is None else drift_of(probe, kept)
     if kept is not None and drift is not None and 1 / DRIFT <= drift <= DRIFT:

@@ -6,17 +6,17 @@ wait for the device is the copy of the sums.
 """
 
 import contextlib
+from typing import Any
 
 import numpy as np
 import torch
 
-from actors.experts.checkpoint import ExpertTensors
 from actors.kernels.base import ExpertOperator
 
 
 def compute_on_device(
     operator: ExpertOperator,
-    held: ExpertTensors,
+    held: Any,
     rows: torch.Tensor,
     row_index: torch.Tensor,
     slots: torch.Tensor,

@@ -9,6 +9,7 @@ here, elsewhere in `device_rows`.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 
@@ -16,14 +17,37 @@ from actors.experts.checkpoint import ExpertTensors
 from actors.experts.spec import ExpertSpec
 from actors.kernels.base import ExpertOperator
 from actors.kernels.device_rows import compute_on_device
-from actors.kernels.slots import SlotStore
+from actors.kernels.slots import SlotMap, SlotStore
 from actors.kernels.summing import sum_outputs
+
+
+class HeldLayer(Protocol):
+    """One layer as a store holds it."""
+
+    @property
+    def map(self) -> SlotMap: ...
+
+    @property
+    def stacked(self) -> Any:
+        """What the operator takes; slots as in `map`."""
+        ...
+
+
+class Store(Protocol):
+    """What a kernel holds: a `SlotStore`, or layers of vLLM's own (`vllm_layer_store`)."""
+
+    def load(self, layer: int, experts: list[int]) -> None: ...
+
+    def layer(self, layer: int) -> HeldLayer: ...
+
+    def resident_bytes(self) -> int: ...
 
 
 class SlotKernel:
     """See `ExpertKernel`.
 
-    read: native tensors of (layer, expert), as `ExpertReader.read`.
+    read: native tensors of (layer, expert), as `ExpertReader.read`. store: holds what the operator
+    takes, in place of a `SlotStore` filled with what is read.
     bytes_per_expert: what a slot takes here; `spec.bytes_per_expert` unless weights are converted.
     """
 
@@ -31,12 +55,22 @@ class SlotKernel:
         self,
         spec: ExpertSpec,
         operator: ExpertOperator,
-        read: Callable[[int, int], ExpertTensors],
+        read: Callable[[int, int], ExpertTensors] | None = None,
+        *,
+        store: Store | None = None,
+        bytes_per_expert: int | None = None,
     ) -> None:
-        self._operator = operator
-        kept = dataclasses.replace(spec, weight_format=operator.weight_format)
-        self.bytes_per_expert = kept.bytes_per_expert
-        self._store = SlotStore(spec.num_experts, read, operator.pack)
+        self.operator = operator
+        if bytes_per_expert is None:
+            kept = dataclasses.replace(
+                spec, weight_format=operator.weight_format, expert_bytes=None
+            )
+            bytes_per_expert = kept.bytes_per_expert
+        self.bytes_per_expert = bytes_per_expert
+        if store is None:
+            assert read is not None
+            store = SlotStore(spec.num_experts, read, operator.pack)
+        self._store = store
         self._room = torch.empty((0, spec.hidden_size), dtype=torch.bfloat16)
 
     def load(self, layer: int, experts: list[int]) -> None:
@@ -52,14 +86,14 @@ class SlotKernel:
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         held = self._store.layer(layer)
-        slots = held.slots(experts)
+        slots = held.map.slots(experts)
         sums = torch.empty(rows.shape, dtype=torch.float32) if out is None else out
-        if self._operator.device.type == "cpu":
+        if self.operator.device.type == "cpu":
             spread = torch.index_select(rows, 0, row_index, out=self._spread(len(experts), rows))
-            outputs = self._operator.run(held.stacked, spread, slots, weights)
+            outputs = self.operator.run(held.stacked, spread, slots, weights)
             sum_outputs(outputs, row_index, sums)
         else:
-            compute_on_device(self._operator, held.stacked, rows, row_index, slots, weights, sums)
+            compute_on_device(self.operator, held.stacked, rows, row_index, slots, weights, sums)
         return sums
 
     def _spread(self, assignments: int, rows: torch.Tensor) -> torch.Tensor:
@@ -73,4 +107,4 @@ class SlotKernel:
 
     def describe(self) -> str:
         """What computes the experts, for logs and status."""
-        return self._operator.describe()
+        return self.operator.describe()

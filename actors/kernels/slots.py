@@ -26,17 +26,15 @@ HUGE_PAGE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class LayerSlots:
-    """Weights of one layer.
+class SlotMap:
+    """Which experts of a layer are held, and where.
 
     experts: logical ids; slot s holds experts[s].
-    stacked: every tensor has the slot as dimension 0.
     slot_of: int32 [E], slot of each logical expert, -1 where it is not held.
     """
 
     layer: int
     experts: tuple[int, ...]
-    stacked: ExpertTensors
     slot_of: torch.Tensor
 
     def slots(self, experts: torch.Tensor) -> torch.Tensor:
@@ -52,6 +50,21 @@ class LayerSlots:
                 return slots
         missing = sorted(set(experts.tolist()) - set(self.experts))
         raise ExpertsMissing(f"layer {self.layer} does not hold experts {missing}")
+
+
+def slot_map(layer: int, experts: list[int], num_experts: int) -> SlotMap:
+    """Slots in the order of `experts`."""
+    slot_of = torch.full((num_experts,), -1, dtype=torch.int32)
+    slot_of[torch.tensor(experts)] = torch.arange(len(experts), dtype=torch.int32)
+    return SlotMap(layer, tuple(experts), slot_of)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSlots:
+    """Weights of one layer; every tensor of `stacked` has the slot as dimension 0."""
+
+    map: SlotMap
+    stacked: ExpertTensors
 
 
 class SlotStore:
@@ -80,27 +93,25 @@ class SlotStore:
             old = self._layers.get(layer)
             if not experts:
                 self._layers.pop(layer, None)
-            elif old is None or old.experts != tuple(experts):
+            elif old is None or old.map.experts != tuple(experts):
                 self._layers[layer] = self._build(layer, experts, old)
 
     def _build(self, layer: int, experts: list[int], old: LayerSlots | None) -> LayerSlots:
         stacked: ExpertTensors | None = None
-        slot_of = torch.full((self._num_experts,), -1, dtype=torch.int32)
         for slot, expert in enumerate(experts):
             one = self._expert(layer, expert, old)
             if stacked is None:
                 stacked = one.map(lambda tensor: _room(len(experts), tensor))
             for target, source in zip(stacked.tensors(), one.tensors(), strict=True):
                 target[slot].copy_(source)
-            slot_of[expert] = slot
             del one, source  # or it would stay while the next one is read and packed
         assert stacked is not None
-        return LayerSlots(layer, tuple(experts), stacked, slot_of)
+        return LayerSlots(slot_map(layer, experts, self._num_experts), stacked)
 
     def _expert(self, layer: int, expert: int, old: LayerSlots | None) -> ExpertTensors:
-        if old is None or expert not in old.experts:
+        if old is None or expert not in old.map.experts:
             return self._pack(self._read(layer, expert))
-        slot = old.experts.index(expert)
+        slot = old.map.experts.index(expert)
         return old.stacked.map(lambda tensor: tensor[slot])
 
     def layer(self, layer: int) -> LayerSlots:

@@ -8,6 +8,9 @@ import torch
 from actors.kernels.accelerator import AcceleratorFeatures, detect_accelerator_features
 from actors.kernels.native_ops import CpuFeatures, detect_cpu_features, load_cpu_ops
 
+IS_FASTER = "is faster without AMX"
+"""End of a reason that holds only as long as no kernel is asked for by name."""
+
 
 class DeviceKind(Enum):
     """Kinds of device that have kernels of their own."""

@@ -16,7 +16,7 @@ from actors.experts.spec import Activation, ExpertSpec, GateActivation
 from actors.kernels import vllm_cpu_fused
 from actors.kernels.base import ExpertOperator
 from actors.kernels.native_ops import CpuFeatures
-from actors.kernels.target import Target
+from actors.kernels.target import IS_FASTER, Target
 from actors.kernels.vllm_cpu_fused import ROW_BLOCK, interleave
 
 BUILT_IN_SWIGLU_OAI = Activation(GateActivation.SWIGLU_OAI, limit=7.0, alpha=1.702)
@@ -31,7 +31,7 @@ def why_not(spec: ExpertSpec, target: Target) -> str | None:
     if spec.weight_format != BF16:
         return f"{NAME} takes bf16 only"
     if target.cpu.avx512_bf16 and not target.cpu.amx_tile and vllm_cpu_fused.supports(spec):
-        return f"{vllm_cpu_fused.NAME} is faster without AMX"
+        return f"{vllm_cpu_fused.NAME} {IS_FASTER}"
     return None if supports(spec) else f"{NAME} does not compute {spec.activation} at these sizes"
 
 

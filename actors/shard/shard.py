@@ -53,7 +53,7 @@ class ShardConfig:
     several is found out at the start. threads: CPU threads of the kernel.
     listen: addresses as text, see `actors.wire.address`; TCP port 0 picks a free one.
     emulated: speed and vendor stand for hardware that is not here; emulated_speed slows the shard.
-    security: of its TCP connections.
+    security: of its TCP connections. kernel: the one to take, by its key; None: the best.
     """
 
     id: str
@@ -67,6 +67,7 @@ class ShardConfig:
     emulated_speed: float = 1.0
     log_level: str = "INFO"
     security: TcpSecurity = HANDSHAKE_ONLY
+    kernel: str | None = None
 
 
 class ExpertShard:
@@ -218,7 +219,9 @@ class ExpertShard:
 
                 folder = cache_base() / "calibration"
                 device = torch.device(self._device)
-                measured = calibrate(self._spec, device, self._driver(), folder)
+                measured = calibrate(
+                    self._spec, device, self._driver(), folder, self._config.kernel
+                )
                 self._cost = measured.cost.scaled(self._config.emulated_speed)
         return self._cost
 

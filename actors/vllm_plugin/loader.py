@@ -6,34 +6,59 @@ Registered in place of the loaders for local safetensors, so `--load-format` nee
 import logging
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from vllm.config import ModelConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.utils import get_model_architecture
 
+from actors.experts.families import read_expert_spec
 from actors.vllm_plugin.connection import check_model
+from actors.vllm_plugin.routed_experts import register_routed_experts
 
 log = logging.getLogger("vllm.expertmesh")
 
 LOAD_FORMATS = ("auto", "hf", "safetensors")
-# Every supported family keeps its routed experts below a module called "experts"; shared experts
+# Every family in `FAMILIES` keeps its routed experts below a module called "experts"; shared ones
 # are ".shared_experts.".
 ROUTED_EXPERT = re.compile(r"\.experts\.")
 
 
 def is_routed_expert(tensor_name: str) -> bool:
-    """Whether a checkpoint tensor belongs to routed experts."""
+    """Whether a tensor of a family that we read belongs to routed experts."""
     return ROUTED_EXPERT.search(tensor_name) is not None
+
+
+def routed_expert_test(folder: Path, trust_remote_code: bool) -> Callable[[str], bool]:
+    """Tells by its name whether a tensor of this checkpoint belongs to routed experts."""
+    spec = read_expert_spec(folder, trust_remote_code=trust_remote_code)
+    if spec.catalog is None:
+        return is_routed_expert
+    return spec.catalog.tensors.__contains__
 
 
 class ExpertlessLoader(DefaultModelLoader):
     """Reads every tensor but those of routed experts."""
 
+    _is_routed_expert: Callable[[str], bool] = staticmethod(is_routed_expert)
+
+    def load_model(
+        self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
+    ) -> torch.nn.Module:
+        get_model_architecture(model_config)  # imports the model's module
+        register_routed_experts()
+        model: torch.nn.Module = super().load_model(vllm_config, model_config, prefix)
+        return model
+
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
         check_model(model_config.model)
+        self._is_routed_expert = routed_expert_test(
+            Path(model_config.model), model_config.trust_remote_code
+        )
         super().load_weights(model, model_config)
 
     def _get_weights_iterator(
@@ -60,7 +85,7 @@ class ExpertlessLoader(DefaultModelLoader):
         for file in files:
             with safe_open(file, framework="pt") as checkpoint:
                 for name in checkpoint.keys():  # noqa: SIM118 - not a dict
-                    if is_routed_expert(name):
+                    if self._is_routed_expert(name):
                         skipped += 1
                     else:
                         yield prefix + name, checkpoint.get_tensor(name)

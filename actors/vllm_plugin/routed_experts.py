@@ -1,15 +1,14 @@
 """vLLM's routed experts without experts: every layer sends its rows to the mesh.
 
 vLLM looks an out-of-tree layer up by the exact name of the class it was about to build, so each
-class that models use is registered by itself.
+class that models use is registered by itself, as soon as the model's module has defined it. A class
+that computes something beyond `RoutedExperts` is refused by name.
 """
 
-import re
 from collections.abc import Iterable
 
 import torch
 from vllm.config import get_current_vllm_config
-from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
@@ -18,13 +17,12 @@ from vllm.model_executor.layers.fused_moe.runner.shared_experts import (
     SharedExpertsOrder,
 )
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
-from vllm.model_executor.models.gpt_oss import GptOssRoutedExperts
 
+from actors.vllm_layers import held
+from actors.vllm_layers.layer_index import layer_index
 from actors.vllm_plugin import opaque_ops
 from actors.vllm_plugin.connection import connect_mesh
 from actors.vllm_plugin.vllm_config import refuse_unsupported
-
-LAYER_INDEX = re.compile(r"\.layers\.(\d+)\.")
 
 
 class RemoteExpertsMethod(FusedMoEMethodBase):
@@ -87,6 +85,8 @@ class RemoteExpertsMethod(FusedMoEMethodBase):
 class RemoteRoutedExperts(RoutedExperts):
     """`RoutedExperts` that holds no weight."""
 
+    of_expertmesh = True
+
     def _get_quant_method(
         self, prefix: str, quant_config: QuantizationConfig | None, moe_config: FusedMoEConfig
     ) -> FusedMoEMethodBase:
@@ -99,21 +99,10 @@ class RemoteRoutedExperts(RoutedExperts):
             yield name
 
 
-class RemoteGptOssRoutedExperts(RemoteRoutedExperts, GptOssRoutedExperts):
-    """gpt-oss builds its own subclass of `RoutedExperts`."""
-
-
-REPLACEMENTS = {
-    RoutedExperts: RemoteRoutedExperts,
-    GptOssRoutedExperts: RemoteGptOssRoutedExperts,
-}
-
-
 def register_routed_experts() -> None:
-    """Put the remote classes in vLLM's registry of out-of-tree layers. Idempotent."""
-    for original, replacement in REPLACEMENTS.items():
-        if original.__name__ not in op_registry_oot:
-            original.register_oot(replacement, name=original.__name__)
+    """Put remote classes in vLLM's registry of out-of-tree layers, for every class of routed
+    experts that is defined by now. Idempotent."""
+    held.replace_all(RemoteRoutedExperts)
 
 
 def check_layer(prefix: str, moe_config: FusedMoEConfig) -> int:
@@ -122,10 +111,7 @@ def check_layer(prefix: str, moe_config: FusedMoEConfig) -> int:
     Raises:
         ValueError: the mesh's plan does not fit the model this engine loads.
     """
-    match = LAYER_INDEX.search(prefix)
-    if match is None:
-        raise ValueError(f"no layer index in the module name {prefix!r}")
-    layer = int(match[1])
+    layer = layer_index(prefix)
     view = connect_mesh()
     if layer not in view.epoch.layers or moe_config.num_experts != view.epoch.num_experts:
         raise ValueError(

@@ -15,6 +15,7 @@ from tests.checkpoints.deepseek_v4 import V4Format, make_deepseek_v4
 from tests.checkpoints.gpt_oss import make_gpt_oss
 from tests.checkpoints.mixtral import make_mixtral
 from tests.checkpoints.qwen3 import MID_MOE, TINY_DENSE, TINY_MOE, make_qwen3
+from tests.checkpoints.transformers_models import OWN, make_with_transformers
 
 MAKERS: dict[str, Callable[..., Path]] = {
     "qwen3_moe": partial(make_qwen3, shape=TINY_MOE),
@@ -24,6 +25,7 @@ MAKERS: dict[str, Callable[..., Path]] = {
     "deepseek_v4_mxfp4": partial(make_deepseek_v4, number_format=V4Format.MXFP4),
     "deepseek_v4_fp8": partial(make_deepseek_v4, number_format=V4Format.FP8),
     "gpt_oss": make_gpt_oss,
+    **{kind: partial(make_with_transformers, kind=kind) for kind in OWN},
     "dense": partial(make_qwen3, shape=TINY_DENSE),
     "mid_qwen3": partial(make_qwen3, shape=MID_MOE),
 }

@@ -19,7 +19,7 @@ def write_model(directory: Path, tensors: Mapping[str, Tensor], config: Config) 
     directory.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, directory / _WEIGHTS, metadata={"format": "pt"})
-    _write_json(
+    write_json(
         directory / "model.safetensors.index.json",
         {
             "metadata": {"total_size": sum(t.nbytes for t in contiguous.values())},
@@ -27,12 +27,12 @@ def write_model(directory: Path, tensors: Mapping[str, Tensor], config: Config) 
         },
     )
     special = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID}
-    _write_json(directory / "config.json", {"dtype": "bfloat16", **config, **special})
-    _write_json(directory / "generation_config.json", special)
+    write_json(directory / "config.json", {"dtype": "bfloat16", **config, **special})
+    write_json(directory / "generation_config.json", special)
     byte_tokenizer().save(str(directory / "tokenizer.json"))
-    _write_json(directory / "tokenizer_config.json", tokenizer_config())
+    write_json(directory / "tokenizer_config.json", tokenizer_config())
     return directory
 
 
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")

@@ -14,7 +14,7 @@ from actors.experts.formats.bf16 import BF16
 from actors.experts.formats.fp8_block128 import FP8_BLOCK128
 from actors.experts.formats.mxfp4 import MXFP4
 from actors.experts.spec import Activation
-from actors.kernels import torch_grouped, torch_portable, vllm_cuda_fused
+from actors.kernels import torch_grouped, torch_portable, vllm_cuda_fused, vllm_layers
 from actors.kernels.accelerator import AcceleratorFeatures, detect_accelerator_features
 from actors.kernels.choose import KERNELS, choose_kernel, choose_operator
 from actors.kernels.native_ops import CpuFeatures, load_cpu_ops
@@ -95,7 +95,7 @@ def test_other_devices_get_plain_torch(caplog):
     with caplog.at_level(logging.WARNING):
         operator = choose_operator(make_spec(MXFP4), torch.device("meta"))
     assert operator.describe() == "mxfp4 experts in plain torch on meta"
-    assert "meta: experts on plain torch: there is no kernel for this vendor" in caplog.text
+    assert "meta: experts on plain torch: no plugin of vLLM for meta is installed" in caplog.text
 
 
 H200 = AcceleratorFeatures("NVIDIA H200", (9, 0), cuda_vllm=True)
@@ -105,9 +105,11 @@ A100 = AcceleratorFeatures("NVIDIA A100-SXM4-80GB", (8, 0), cuda_vllm=True)
 T4 = AcceleratorFeatures("NVIDIA T4", (7, 5), cuda_vllm=True)
 METAX = AcceleratorFeatures("MetaX C500")
 FUSED, GROUPED, PORTABLE = vllm_cuda_fused, torch_grouped, torch_portable
+VLLM_OWN = vllm_layers
 
 INEXACT = "vLLM's kernel does not compute this model's experts exactly"
 NO_VLLM = "no CUDA build of vLLM is installed"
+NO_PLUGIN = "no plugin of vLLM for {} is installed"
 NO_GROUPED = "torch has no grouped GEMM for this device"
 
 
@@ -140,13 +142,19 @@ def without_vllm(features: AcceleratorFeatures) -> AcceleratorFeatures:
         (without_vllm(B200), FP8, SILU, GROUPED, NO_VLLM),
         (B200, FP8, SILU, FUSED, ""),
         (L40S, FP8, SILU, FUSED, ""),
-        (L40S, MXFP4, SILU, PORTABLE, f"{INEXACT}; {NO_GROUPED}"),
+        (L40S, MXFP4, SILU, VLLM_OWN, f"{INEXACT}; {NO_GROUPED}"),
         (A100, BF16, SILU, FUSED, ""),
-        (A100, FP8, SILU, PORTABLE, f"the device has no fp8 tensor cores; {NO_GROUPED}"),
-        (without_vllm(A100), BF16, SILU, PORTABLE, f"{NO_VLLM}; {NO_GROUPED}"),
-        (T4, BF16, SILU, PORTABLE, f"the device has no bf16 tensor cores; {NO_GROUPED}"),
-        (METAX, BF16, SILU, PORTABLE, ""),
-        (AcceleratorFeatures("npu"), BF16, SILU, PORTABLE, ""),
+        (A100, FP8, SILU, VLLM_OWN, f"the device has no fp8 tensor cores; {NO_GROUPED}"),
+        (without_vllm(A100), BF16, SILU, PORTABLE, f"{NO_VLLM}; {NO_GROUPED}; {NO_VLLM}"),
+        (T4, BF16, SILU, VLLM_OWN, f"the device has no bf16 tensor cores; {NO_GROUPED}"),
+        (METAX, BF16, SILU, PORTABLE, "no plugin of vLLM for MetaX C500 is installed"),
+        (
+            AcceleratorFeatures("npu"),
+            BF16,
+            SILU,
+            PORTABLE,
+            "no plugin of vLLM for npu is installed",
+        ),
     ],
 )
 def test_accelerator_choices(features, weight_format, activation, kernel, reason):
@@ -156,7 +164,7 @@ def test_accelerator_choices(features, weight_format, activation, kernel, reason
 
 def test_sizes_the_grouped_gemm_cannot_take():
     reason = f"{INEXACT}; torch's grouped GEMM does not take these sizes"
-    assert chosen(make_spec(BF16, SILU, hidden=68), H200) == (PORTABLE, reason)
+    assert chosen(make_spec(BF16, SILU, hidden=68), H200) == (VLLM_OWN, reason)
 
 
 def test_an_accelerators_kernel_says_what_it_does(caplog):

@@ -1,0 +1,50 @@
+"""The format of experts that only vLLM's own layers hold: named, never decoded here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NoReturn
+
+import torch
+
+from actors.experts.formats.base import Kind, Quantisation, Stored
+
+
+@dataclass(frozen=True, slots=True)
+class VllmOwn:
+    """See `NumberFormat`. method: the class of vLLM that packs and computes these experts."""
+
+    method: str
+    name: ClassVar[str] = "vLLM's own"
+    label: ClassVar[str] = "what vLLM loads"
+    quant_methods: ClassVar[frozenset[str | None]] = frozenset()
+    dtypes: ClassVar[tuple[str, ...]] = ()
+    scale_suffix: ClassVar[str | None] = None
+
+    def why_not(self, quantisation: Quantisation) -> str | None:
+        return "only vLLM reads it"
+
+    def stored(
+        self, rows: int, columns: int, *, transposed: bool, block_layout: bool
+    ) -> Iterator[Stored]:
+        self._unknown()
+
+    def bytes_of(self, rows: int, columns: int) -> int:
+        self._unknown()
+
+    def canonical(self, kind: Kind, tensor: torch.Tensor) -> torch.Tensor:
+        self._unknown()
+
+    def decode(
+        self,
+        weight: torch.Tensor,
+        scale: torch.Tensor | None,
+        dtype: torch.dtype,
+        halves: int = 1,
+    ) -> torch.Tensor:
+        self._unknown()
+
+    def sample(self, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self._unknown()
+
+    def _unknown(self) -> NoReturn:
+        raise TypeError(f"only vLLM's own layer knows experts of {self.method}")

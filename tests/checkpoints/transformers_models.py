@@ -1,0 +1,171 @@
+"""Tiny checkpoints of families that only vLLM's own loader reads, written by transformers.
+
+transformers makes the model from a configuration, so names, shapes and config.json are those that
+its users have. Then weights are drawn as in the other checkpoints: every matrix keeps unit
+variance, norms are near one, and the output head favours one successor of each token.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.checkpoints.tokenizer import BOS_ID, EOS_ID, VOCAB_SIZE, byte_tokenizer, tokenizer_config
+from tests.checkpoints.weights import WeightSource
+from tests.checkpoints.writer import write_json
+
+LEAD = 0.8
+EXPERTS, INTER = 16, 64
+
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    "bos_token_id": BOS_ID,
+    "eos_token_id": EOS_ID,
+    "pad_token_id": None,
+}
+MLA = {
+    "q_lora_rank": 64,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 64,
+}
+SHARED_OF_DEEPSEEK = {
+    "intermediate_size": 256,
+    "moe_intermediate_size": INTER,
+    "n_routed_experts": EXPERTS,
+    "num_experts_per_tok": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+OWN: dict[str, dict[str, Any]] = {
+    "deepseek_v2": SHARED_OF_DEEPSEEK | MLA,
+    "dots1": SHARED_OF_DEEPSEEK,
+    "ernie4_5_moe": {
+        "intermediate_size": 256,
+        "moe_intermediate_size": INTER,
+        "moe_num_experts": EXPERTS,
+        "moe_k": 4,
+        "moe_num_shared_experts": 1,
+        "moe_layer_start_index": 1,
+    },
+    "flex_olmo": {
+        "intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+    },
+    "glm4_moe": SHARED_OF_DEEPSEEK,
+    "granitemoe": {
+        "intermediate_size": INTER,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+    },
+    "hunyuan_v1_moe": {
+        "intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "moe_topk": 4,
+        "moe_intermediate_size": INTER,
+    },
+    "jamba": {
+        "intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 2,
+        "use_mamba_kernels": False,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+    },
+    "lfm2_moe": {
+        "intermediate_size": 256,
+        "moe_intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+        "num_dense_layers": 1,
+        "layer_types": ["conv", "full_attention"],
+    },
+    "llama4_text": {
+        "intermediate_size": INTER,
+        "intermediate_size_mlp": 128,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 1,
+    },
+    "olmoe": {
+        "intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+    },
+    "phimoe": {
+        "intermediate_size": INTER,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 2,
+    },
+    "qwen2_moe": {
+        "intermediate_size": 256,
+        "moe_intermediate_size": INTER,
+        "shared_expert_intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+    },
+    "qwen3_next": {
+        "intermediate_size": 256,
+        "moe_intermediate_size": INTER,
+        "shared_expert_intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "num_hidden_layers": 4,
+    },
+}
+"""What each kind's configuration has beside or instead of `COMMON`; kinds are `model_type`s."""
+
+
+def make_with_transformers(directory: Path, *, kind: str, seed: int) -> Path:
+    """Write the checkpoint of `kind` into `directory` and return it."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[kind](**COMMON | OWN[kind])
+    torch.manual_seed(seed)  # for what is not drawn below
+    model = AutoModelForCausalLM.from_config(config)
+    draw_weights(model, WeightSource(seed))
+    model.to(torch.bfloat16).save_pretrained(directory, max_shard_size="1GB")
+    byte_tokenizer().save(str(directory / "tokenizer.json"))
+    write_json(directory / "tokenizer_config.json", tokenizer_config())
+    return directory
+
+
+@torch.no_grad()
+def draw_weights(model: nn.Module, source: WeightSource) -> None:
+    """In the order of the parameters' names, so that it depends on nothing else."""
+    embedding = source.normal(VOCAB_SIZE, model.get_input_embeddings().embedding_dim)
+    for name, parameter in sorted(model.named_parameters()):
+        if (drawn := _drawn(name, parameter, source)) is not None:
+            parameter.copy_(drawn)
+    model.get_input_embeddings().weight.copy_(embedding)
+    model.get_output_embeddings().weight.copy_(source.head(embedding, lead=LEAD))
+
+
+def _drawn(name: str, parameter: Tensor, source: WeightSource) -> Tensor | None:
+    """None: transformers' own initial values stay, as for the decays of state-space models."""
+    if "norm" in name and parameter.ndim == 1:
+        return source.norm(len(parameter))
+    if parameter.ndim in (2, 3) and "conv" not in name and "A_log" not in name:
+        gain = 2.0 if "gate.weight" in name or "router" in name else 1.0
+        # Experts of some families are stored [E, in, out].
+        fan_in = min(parameter.shape[-1], 128) if parameter.ndim == 2 else parameter.shape[-1]
+        return source.normal(*parameter.shape, std=gain * fan_in**-0.5)
+    return None
