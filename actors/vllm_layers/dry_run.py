@@ -66,6 +66,7 @@ def dry_run(model_path: Path, *, trust_remote_code: bool = False) -> ExpertCatal
     _check_layers(layers)
     tensors = {name: _of(name, found) for name, found in uses.items()}
     _check_complete(tensors, layers)
+    _check_taken(tensors, index)
     first = next(iter(skeleton.layers.values()))
     return ExpertCatalog(
         architecture=skeleton.architecture,
@@ -162,6 +163,21 @@ def _check_complete(tensors: dict[str, tuple[int, int]], layers: tuple[CatalogLa
                 f"expert {expert} of {one.name} has {min(own)} tensors, others have {max(own)}: "
                 "download the checkpoint again"
             )
+
+
+def _check_taken(tensors: dict[str, tuple[int, int]], index: TensorIndex) -> None:
+    """No matrix lies beside an expert's tensors that the loader passes over without a word."""
+    stems = {_stem(name) for name, (_, expert) in tensors.items() if expert >= 0}
+    for name, info in index.tensors.items():
+        if name not in tensors and len(info.shape) > 1 and _stem(name) in stems:
+            raise ModelRefused(f"vLLM's loader of this model does not take tensor {name}")
+
+
+def _stem(name: str) -> str:
+    """The name up to the number of the expert."""
+    parts = name.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
+    return ".".join(parts[: numbers[-1] + 1]) if numbers else ""
 
 
 def is_plain(layer: Any) -> bool:

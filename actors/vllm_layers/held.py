@@ -10,7 +10,8 @@ are mapped by it; for the kernel it is the number of slots.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,18 +157,23 @@ def classes_of_layers() -> Iterator[type[RoutedExperts]]:
 def check_known(layer_class: type[RoutedExperts]) -> None:
     """UnknownLayer if the class, or a parent below `RoutedExperts`, computes something else."""
     for one in layer_class.__mro__[: layer_class.__mro__.index(RoutedExperts)]:
-        defined = {name for name in vars(one) if not name.startswith("__")}
-        own = {name for name in defined if callable(getattr(one, name)) and not _helper(name)}
-        if more := sorted(own - LOADING):
+        if more := beyond_loading(n for n, value in vars(one).items() if callable(value)):
             raise UnknownLayer(
                 f"vLLM's {one.__name__} defines {', '.join(more)} beyond loading: "
                 "what that computes would be lost in shards"
             )
 
 
-def _helper(name: str) -> bool:
-    """A private method that `RoutedExperts` does not have only serves the class's own ones."""
-    return name.startswith("_") and not hasattr(RoutedExperts, name)
+def beyond_loading(names: Iterable[str]) -> list[str]:
+    """Of the methods that a class defines, those that may compute something. A private one that
+    `RoutedExperts` does not have only serves the class's other methods."""
+    return sorted(
+        name
+        for name in names
+        if name not in LOADING
+        and not name.startswith("__")
+        and (not name.startswith("_") or hasattr(RoutedExperts, name))
+    )
 
 
 def replace_all(mixed_in: type) -> None:
@@ -178,15 +184,30 @@ def replace_all(mixed_in: type) -> None:
     one is derived from.
     """
     for original in list(classes_of_layers()):
-        registered = op_registry_oot.get(original.__name__, original)
-        if not registered.__dict__.get("of_expertmesh", False):
+        found = op_registry_oot.get(original.__name__, original)
+        registered = found.__dict__.get("replaces", found)
+        if found.__dict__.get("mixed_in") is not mixed_in:
             op_registry_oot[original.__name__] = derived(original, registered, mixed_in)
+
+
+@contextmanager
+def replaced(mixed_in: type) -> Iterator[None]:
+    """`replace_all` for a while."""
+    before = dict(op_registry_oot)
+    replace_all(mixed_in)
+    try:
+        yield
+    finally:
+        op_registry_oot.clear()
+        op_registry_oot.update(before)
 
 
 def derived(original: type, registered: type, mixed_in: type) -> type:
     """`registered` with `mixed_in` before it; one that cannot be built where `check_known` refuses
     `original`, as a model's module may define classes that the model does not use."""
-    members: dict[str, Any] = {"of_expertmesh": True}
+    members: dict[str, Any] = {
+        "of_expertmesh": True, "mixed_in": mixed_in, "replaces": registered
+    }  # fmt: skip
     if (problem := _problem(original)) is not None:
 
         def refuse(*_: Any, **__: Any) -> None:

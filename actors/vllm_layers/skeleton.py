@@ -108,7 +108,7 @@ def _vllm_config(model_path: Path, trust_remote_code: bool) -> VllmConfig:
         ).create_engine_config()
     except Exception as error:  # vLLM's checks raise all kinds
         text = one_line(error)
-        if "trust_remote_code" in text:
+        if "trust_remote_code" in str(error):
             text = "its code comes with the checkpoint: set engines.vllm.trust_remote_code to true"
         raise ModelRefused(f"vLLM does not take this model: {text}") from error
 
@@ -127,8 +127,7 @@ def build(config: VllmConfig) -> tuple[str, Any]:
     """(architecture, model on meta)."""
     model_class, architecture = get_model_architecture(config.model_config)
     # Its module, and with it the subclasses of `RoutedExperts` it defines, is imported by now.
-    held.replace_all(held.Held)
-    with set_default_torch_dtype(ROWS), META:
+    with held.replaced(held.Held), set_default_torch_dtype(ROWS), META:
         return architecture, initialize_model(config, model_class=model_class)
 
 

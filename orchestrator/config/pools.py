@@ -28,6 +28,9 @@ class PoolConfig(Section):
     to `shards` when they are not; 0: it keeps its size."""
     threads: Count = 1
     """CPU threads of each shard's kernels."""
+    kernel: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")] | None = None
+    """Kernel of these shards, by the name of its module in `actors/kernels/`, such as `vllm_layers`
+    (vLLM's own layer) or `torch_portable`; unset: the best that computes the model exactly."""
     memory: ByteSize | None = None
     """Memory of each shard for expert weights, in bytes or such as `8MiB`; unset: what the device
     has free."""

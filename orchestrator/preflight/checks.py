@@ -44,7 +44,8 @@ def _check_model(config: MeshConfig) -> Iterator[Finding]:
     from actors.experts.families import read_expert_spec
 
     try:
-        spec = read_expert_spec(config.model.path)
+        trust = bool(config.engines.vllm.get("trust_remote_code", False))
+        spec = read_expert_spec(config.model.path, trust_remote_code=trust)
     except ValueError as error:
         yield Finding("experts", Level.FAILURE, str(error))
         return

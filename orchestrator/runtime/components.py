@@ -195,6 +195,7 @@ class RayComponents:
             emulated_speed=pool.speed or 1.0 if pool.emulated else 1.0,
             log_level=mesh.config.logging.level,
             security=tcp_security(mesh.config),
+            kernel=pool.kernel,
         )
         return cluster.start_shard(name, config, pool, mesh.secret, mesh.shares.spin_us)
 
