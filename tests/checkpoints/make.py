@@ -31,7 +31,8 @@ MAKERS: dict[str, Callable[..., Path]] = {
 }
 """Every kind; `mid_qwen3` (0.93 GB) is for benchmarks, the rest are a few MB."""
 
-KINDS = tuple(MAKERS)
+KINDS = tuple(kind for kind in MAKERS if kind not in OWN)
+"""Those that are written here, without transformers."""
 
 
 def make_checkpoint(kind: str, directory: Path, *, seed: int = 0) -> Path:
