@@ -3,29 +3,29 @@
   python -m benchmarks.architectures [KIND ...] [--out FILE.json] [--kernel KEY]
 
 For each kind of `tests.checkpoints.transformers_models` (all by default) one tiny random checkpoint
-is served twice in this process: by monolithic vLLM, and by an expert-less engine whose experts are
+is served twice in one process: by monolithic vLLM, and by an expert-less engine whose experts are
 in two shards, each with half of them, over real links. Both answer 8 prompts greedily with 16
 tokens, and score monolithic vLLM's answers. FILE gets a line for each kind; what failed says why.
 """
 
 import argparse
 import json
-import logging
 import math
 import os
 import random
-import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from actors.experts.spec import ExpertSpec
 from benchmarks.harness.generate import ENVIRONMENT, Run, generate, load_engine
 from tests.checkpoints.make import make_checkpoint
 from tests.checkpoints.transformers_models import OWN
@@ -60,82 +60,91 @@ def request_of(model: Path) -> dict[str, Any]:
     return {"model": str(model), "prompts": prompts, "max_tokens": TOKENS, "flags": FLAGS}
 
 
-@contextmanager
-def without_numba() -> Iterator[None]:
-    """While an engine is built vLLM looks into every loaded module for kernels to replace, and
-    stumbles over llvmlite's wrappers; in the product an engine's process has none yet."""
-    names = [name for name in sys.modules if name.split(".")[0] == "llvmlite"]
-    hidden = {name: sys.modules.pop(name) for name in names}
-    try:
-        yield
-    finally:
-        sys.modules.update(hidden)
-
-
 def serve_whole(request: dict[str, Any]) -> Run:
     """Answers of monolithic vLLM."""
-    with without_numba():
-        llm = load_engine(request)
+    llm = load_engine(request)
     try:
         return generate(llm, request)
     finally:
         end_engine(llm)
 
 
-def serve_mesh(request: dict[str, Any], folder: Path, kernel: str | None) -> tuple[Run, str, str]:
-    """Answers of an expert-less engine; its architecture, and what its shards compute with."""
-    from vllm.model_executor.custom_op import op_registry_oot
-    from vllm.model_executor.layers.rotary_embedding import _ROPE_DICT
-    from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER as LOADERS
+class LateShards:
+    """`ExpertBackend` of two shards that start with the first call: while an engine is built vLLM
+    looks into every loaded module for kernels to replace, and stumbles over those of numba."""
 
-    from actors.dispatch.dispatcher import Dispatcher
-    from actors.dispatch.view_source import FixedView
+    def __init__(self, spec: ExpertSpec, folder: Path, kernel: str | None) -> None:
+        self._spec, self._folder, self._kernel = spec, folder, kernel
+        self._inner: Any = None
+        self._shards: list[Any] = []
+
+    def send(self, *arguments: Any) -> Any:
+        if self._inner is None:
+            from actors.dispatch.dispatcher import Dispatcher
+            from actors.dispatch.view_source import FixedView
+
+            self._shards, view = start_shards(self._spec, self._folder, self._kernel)
+            self._inner = Dispatcher(FixedView(view), SECRET)
+        return self._inner.send(*arguments)
+
+    def wait(self, call: Any) -> Any:
+        return self._inner.wait(call)
+
+    def said(self) -> str:
+        """What the shards compute with."""
+        return str(self._shards[0].describe().kernel)
+
+    def close(self) -> None:
+        if self._inner is not None:
+            self._inner.close()
+        for shard in self._shards:
+            shard.stop()
+
+
+def serve_mesh(request: dict[str, Any], spec: ExpertSpec, shards: LateShards) -> tuple[Run, str]:
+    """Answers of an expert-less engine, and its architecture."""
+    from vllm.model_executor.layers.rotary_embedding import _ROPE_DICT
+
+    from actors.experts.fingerprint import fingerprint
     from actors.vllm_plugin import connection
     from actors.vllm_plugin.loader import register_loader
 
-    shards, view = start_shards(Path(request["model"]), folder, kernel)
-    _ROPE_DICT.clear()  # the shards' model without memory would share its tables with the engine's
-    before = dict(LOADERS)
-    connection._views = FixedView(view)  # type: ignore[assignment]
-    connection._backend = Dispatcher(FixedView(view), SECRET)
+    _ROPE_DICT.clear()  # the dry run's model without memory would share its tables with the engine
+    # What an engine checks its layers with, before there are shards.
+    epoch = SimpleNamespace(layers=spec.layers, num_experts=spec.num_experts)
+    view = SimpleNamespace(
+        epoch=epoch, mesh="local", model_path=str(spec.model_path),
+        fingerprint=fingerprint(spec.model_path),
+    )  # fmt: skip
+    connection._views = SimpleNamespace(current=lambda: view)  # type: ignore[assignment]
+    connection._backend = shards
     register_loader()
-    llm = None
+    llm = load_engine(request)
     try:
-        with without_numba():
-            llm = load_engine(request)
-        run = generate(llm, request)
-        said = shards[0].describe().kernel
-        return run, llm.llm_engine.model_config.architecture, said
+        return generate(llm, request), llm.llm_engine.model_config.architecture
     finally:
-        if llm is not None:
-            end_engine(llm)
+        end_engine(llm)
         connection.reset_backend()
-        connection._views = None
-        for shard in shards:
-            shard.stop()
-        LOADERS.update(before)
-        for name in [n for n, c in op_registry_oot.items() if c.__dict__.get("of_expertmesh")]:
-            del op_registry_oot[name]
 
 
-def start_shards(model: Path, folder: Path, kernel: str | None) -> tuple[list[Any], Any]:
+def start_shards(spec: ExpertSpec, folder: Path, kernel: str | None) -> tuple[list[Any], Any]:
     """Two shards of this process with half of the experts each, and the view of their mesh."""
     from actors.dispatch.mesh_view import MeshView, Peer
-    from actors.experts.families import read_expert_spec
     from actors.experts.fingerprint import fingerprint
     from actors.shard.holdings import EXPERT
     from actors.shard.shard import ExpertShard, ShardConfig
     from actors.wire.address import parse_address
-    from orchestrator.mesh_plan import ShardCapacity, plan_mesh
     from placement.cost_model import TYPICAL_COST
-    from tests.models.in_process import dry_run_here
+    from placement.epoch import PlanEpoch
 
-    spec = read_expert_spec(model, dry_run=dry_run_here)
-    half = spec.bytes_per_expert * spec.num_experts * len(spec.layers) // 2
-    capacities = [
-        ShardCapacity(f"s{n}", half, TYPICAL_COST, spec.bytes_per_expert) for n in range(2)
-    ]
-    epoch = plan_mesh(spec, capacities, "fill", 1).epoch
+    everyone = np.arange(spec.num_experts, dtype=np.int32)
+    half = len(everyone) // 2
+    placed = np.stack([everyone[:half], everyone[half:]])
+    epoch = PlanEpoch(
+        1, spec.num_experts, spec.layers,
+        np.repeat(placed[None], len(spec.layers), axis=0), np.ones((len(spec.layers), 2, half)),
+    )  # fmt: skip
+    model = spec.model_path
     shards, peers = [], []
     for number in range(2):
         listen = (f"unix:{folder}/s{number}",)
@@ -144,7 +153,9 @@ def start_shards(model: Path, folder: Path, kernel: str | None) -> tuple[list[An
         )
         shard = ExpertShard(config, SECRET)
         said = shard.start()
-        keys = frozenset((EXPERT, *slot) for slot in epoch.slots_of(number))
+        keys = frozenset(
+            (EXPERT, layer, int(expert)) for layer in spec.layers for expert in placed[number]
+        )
         held = shard.prepare((1, 1), keys, NO_LIMIT_BYTES, math.inf).held
         if held.failure:
             raise RuntimeError(held.failure)
@@ -169,28 +180,56 @@ def end_engine(llm: Any) -> None:
 
 
 def measure(kind: str, folder: Path, kernel: str | None = None) -> Row:
+    from actors.experts.families import read_expert_spec
+    from tests.models.in_process import dry_run_here
+
     began_s = time.monotonic()
     model = make_checkpoint(kind, folder / kind)
     request = request_of(model)
     whole = serve_whole(request)
+    spec = read_expert_spec(model, dry_run=dry_run_here)
     forced = folder / "forced.json"
     both = zip(request["prompts"], whole.tokens, strict=True)
     forced.write_text(json.dumps([prompt + tokens for prompt, tokens in both]))
-    own, architecture, said = serve_mesh(request | {"forced_file": str(forced)}, folder, kernel)
+    shards = LateShards(spec, folder, kernel)
+    own, architecture = serve_mesh(request | {"forced_file": str(forced)}, spec, shards)
     delta = np.abs(np.concatenate(whole.forced) - np.concatenate(own.forced))
     gaps = [
         gap[next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)]
         for one, other, gap in zip(whole.tokens, own.tokens, whole.gaps, strict=True)
         if one != other
     ]
-    from actors.experts.families import read_expert_spec
-
-    catalog = read_expert_spec(model).catalog
     return Row(
-        kind, architecture, catalog.method if catalog else "", said, PROMPTS - len(gaps),
-        float(delta.mean()), float(np.median(delta)), max(gaps, default=0.0),
-        time.monotonic() - began_s,
+        kind, architecture, spec.catalog.method if spec.catalog else "", shards.said(),
+        PROMPTS - len(gaps), float(delta.mean()), float(np.median(delta)),
+        max(gaps, default=0.0), time.monotonic() - began_s,
     )  # fmt: skip
+
+
+def measure_apart(kind: str, kernel: str | None) -> dict[str, Any]:
+    """`measure` in a process of its own: an engine starts in one that has imported no numba."""
+    command = [sys.executable, "-m", "benchmarks.architectures", "--here", kind]
+    with tempfile.NamedTemporaryFile(suffix=".json") as answer:
+        done = subprocess.run(
+            [*command, "--out", answer.name, *(["--kernel", kernel] if kernel else [])],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if text := Path(answer.name).read_text():
+            line: dict[str, Any] = json.loads(text)
+            return line
+    said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    return {"kind": kind, "failed": f"status {done.returncode}: {said}"}
+
+
+def measure_here(kind: str, kernel: str | None) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="xm") as name:
+        try:
+            return asdict(measure(kind, Path(name), kernel))
+        except Exception as error:  # whatever a model's code raises: the others go on
+            traceback.print_exc()
+            return {"kind": kind, "failed": f"{type(error).__name__}: {error}"[:500]}
 
 
 def main() -> None:
@@ -198,22 +237,19 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", default=sorted(OWN))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--kernel", help="the shards' kernel; the best if not given")
+    parser.add_argument("--here", action="store_true", help="in this process, one kind")
     arguments = parser.parse_args()
     os.environ.update(ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"})
-    logging.disable(logging.WARNING)
-    with tempfile.TemporaryDirectory(prefix="xm") as name:
-        for kind in arguments.kinds or sorted(OWN):
-            folder = Path(name) / kind
-            folder.mkdir(mode=0o700)
-            try:
-                line: dict[str, Any] = asdict(measure(kind, folder, arguments.kernel))
-            except Exception as error:  # whatever a model's code raises: the others go on
-                line = {"kind": kind, "failed": f"{type(error).__name__}: {error}"[:500]}
-            print(json.dumps(line), flush=True)
-            if arguments.out:
-                with arguments.out.open("a") as stream:
-                    stream.write(json.dumps(line) + "\n")
-            shutil.rmtree(folder)
+    run = measure_here if arguments.here else measure_apart
+    for kind in arguments.kinds:
+        line = run(kind, arguments.kernel)
+        print(json.dumps(line), flush=True)
+        if arguments.out:
+            with arguments.out.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+    if arguments.here:
+        sys.stdout.flush()
+        os._exit(0)  # vLLM's atexit hooks take seconds and have nothing to save
 
 
 if __name__ == "__main__":
