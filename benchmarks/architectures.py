@@ -181,13 +181,15 @@ def end_engine(llm: Any) -> None:
 
 def measure(kind: str, folder: Path, kernel: str | None = None) -> Row:
     from actors.experts.families import read_expert_spec
-    from tests.models.in_process import dry_run_here
+    from actors.vllm_layers.dry_run import dry_run  # imports no numba
 
     began_s = time.monotonic()
     model = make_checkpoint(kind, folder / kind)
     request = request_of(model)
     whole = serve_whole(request)
-    spec = read_expert_spec(model, dry_run=dry_run_here)
+    spec = read_expert_spec(
+        model, dry_run=lambda path, trust: dry_run(path, trust_remote_code=trust)
+    )
     forced = folder / "forced.json"
     both = zip(request["prompts"], whole.tokens, strict=True)
     forced.write_text(json.dumps([prompt + tokens for prompt, tokens in both]))

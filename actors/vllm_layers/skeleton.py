@@ -41,7 +41,7 @@ class Skeleton:
 
     def __init__(self, model_path: Path, *, trust_remote_code: bool = False) -> None:
         """Raises ModelRefused, in one line, where vLLM does not build the model."""
-        self.config = _vllm_config(model_path, trust_remote_code)
+        self.config = vllm_config(model_path, trust_remote_code)
         enter(self.config)
         try:
             self.architecture, self.model = build(self.config)
@@ -97,7 +97,8 @@ class NoCopiesOfMeta(torch.overrides.TorchFunctionMode):
         return target
 
 
-def _vllm_config(model_path: Path, trust_remote_code: bool) -> VllmConfig:
+def vllm_config(model_path: Path, trust_remote_code: bool) -> VllmConfig:
+    """Of one process, for the model in `model_path`; ModelRefused where vLLM does not take it."""
     try:
         return EngineArgs(
             model=str(model_path),
