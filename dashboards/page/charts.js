@@ -12,7 +12,7 @@ export function loadCharts() {
     const script = document.createElement("script");
     script.src = `${document.body.dataset.prefix}/ui/plotly.min.js?${document.body.dataset.charts}`;
     script.onload = () => done(window.Plotly);
-    script.onerror = failed;
+    script.onerror = () => { loading = null; script.remove(); failed(new Error("the charts' library did not come")); };
     document.head.append(script);
   });
   return loading;
@@ -32,7 +32,12 @@ function layout(more) {
 }
 
 async function put(id, traces, more = {}) {
-  const Plotly = await loadCharts();
+  let Plotly;
+  try {
+    Plotly = await loadCharts();
+  } catch {
+    return; // the gateway went away meanwhile; the next look tries again
+  }
   const box = document.getElementById(id);
   const options = { displayModeBar: false, responsive: true };
   if (drawn.has(id)) await Plotly.react(box, traces, layout(more), options);
