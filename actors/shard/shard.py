@@ -111,8 +111,11 @@ class ExpertShard:
         self._spec = read_expert_spec(Path(self._config.model_path))
         if self._config.device != "cpu":
             self._open_device()
-            import_shape_functions()
-        self._kernel = choose_kernel(self._spec, torch.device(self._device))
+        if self._config.device != "cpu" or self._spec.catalog is not None or self._config.kernel:
+            import_shape_functions()  # vLLM's models are built on torch's meta device
+        self._kernel = choose_kernel(
+            self._spec, torch.device(self._device), kernel=self._config.kernel
+        )
         self._fingerprint = fingerprint(Path(self._config.model_path))
         self._holdings = Holdings(self._kernel, self._holdings_changed)
         self._server = ShardServer(
