@@ -32,6 +32,7 @@ from actors.shard.server import ShardServer
 from actors.wire.address import parse_address
 from actors.wire.frame import RowCoding
 from actors.wire.node import node_id
+from actors.wire.slots import new_parts, say_asleep, yield_until_answered
 from orchestrator.mesh_plan import ShardCapacity, plan_mesh
 from placement.cost_model import TYPICAL_COST
 from placement.epoch import PlanEpoch
@@ -69,12 +70,20 @@ def _kernel(experts: int) -> SlotKernel:
 def compile_all() -> None:
     """Takes seconds the first time and after an update, and little otherwise."""
     epoch = _plan()
+    _waits()
     with tempfile.TemporaryDirectory(prefix="xm") as folder:
         for tcp, coding in ((False, RowCoding.BF16), (True, RowCoding.BF16), (True, RowCoding.FP8)):
             with _shards(Path(folder), tcp) as peers:
                 _send(_view(epoch, peers, coding))
         with _shards(Path(folder), False, first_holds=1) as peers:
             _send(_view(_everything_twice(), peers, RowCoding.BF16))
+
+
+def _waits() -> None:
+    """What waits call depends on how long they are; so it is called here."""
+    parts = new_parts(1)
+    yield_until_answered(parts, 1)
+    say_asleep(parts, 0)
 
 
 def _plan() -> PlanEpoch:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from actors.descriptions import ShardDescription
 from actors.dispatch.mesh_view import MeshView, Peer
@@ -70,7 +71,7 @@ class DirectoryFollowers:
             if one.report is not None
         }
         told = {
-            id: self._slowness.news(id, report)
+            id: self._slowness.news(id, self._without_emulated(report))
             for id, (report, at_s) in reports.items()
             if at_s != self._heard_s.get(id)
         }
@@ -78,6 +79,16 @@ class DirectoryFollowers:
             self._slowness.forget(gone)
         self._heard_s = {id: at_s for id, (_, at_s) in reports.items()}
         return told
+
+    def _without_emulated(self, report: DispatchReport) -> DispatchReport:
+        """How slow an emulated shard is follows from its config and what else runs here."""
+        pools = self._mesh.config.pools
+        real = [
+            shard
+            for shard in report.shards
+            if (pool := pools.get(shard.id.rpartition("-")[0])) is None or not pool.emulated
+        ]
+        return replace(report, shards=tuple(real))
 
     def evict(self, dispatcher: str) -> None:
         """See `clients.Followers`."""
