@@ -75,15 +75,6 @@ def take(words, first, stride, count, value, taken):  # type: ignore[no-untyped-
     return i
 
 
-@compiled("boolean(uint32[::1], intp, uint32, intp)")
-def yield_until(words, index, value, yields):  # type: ignore[no-untyped-def]
-    for _ in range(yields):
-        if _load(words, index) == value:
-            return True
-        sched_yield()
-    return _load(words, index) == value
-
-
 def spin(look: Callable[[int], bool], spin_s: float) -> bool:
     """Wait at most about `spin_s`, yielding to whoever wants the core; 0 does not even look.
 
