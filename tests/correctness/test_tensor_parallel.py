@@ -11,7 +11,7 @@ from benchmarks.harness.equality import MeshShape, compare, compare_runs, run_en
 from benchmarks.harness.local_mesh import LocalMesh, ShardShape
 from tests.checkpoints.make import make_checkpoint
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.long]
 
 TOKENS = 16
 SHARDS = (ShardShape(), ShardShape())

@@ -127,7 +127,7 @@ class MeshProcess:
     def __exit__(self, *_: object) -> None:
         if self.running:
             self._process.kill()
-        for process in self.seen.values():
+        for process in list(self.seen.values()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.wait()
@@ -247,7 +247,7 @@ class MeshProcess:
     def living(self) -> list[str]:
         """Processes it started, directly or not, that still live."""
         living = []
-        for process in self.seen.values():
+        for process in list(self.seen.values()):
             try:
                 if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                     living.append(f"{process.pid} {' '.join(process.cmdline())}")

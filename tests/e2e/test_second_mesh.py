@@ -16,7 +16,7 @@ import pytest
 from orchestrator.status import ComponentKind
 from tests.e2e.mesh_process import MeshProcess, mesh_config, wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.vllm]
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.vllm, pytest.mark.long]
 
 REPLACE_TIMEOUT_S = 180.0
 """A new process starts and loads: an engine takes 20 s on two free cores, far more on busy ones."""

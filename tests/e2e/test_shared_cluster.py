@@ -18,7 +18,7 @@ from tests.e2e.mesh_process import MeshProcess, environment, mesh_config, wait_u
 from tests.orchestrator.gateway.ray_fakes import free_port
 from tests.processes import living
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ray]
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.long]
 
 CPUS = 12
 START_TIMEOUT_S = 120.0

@@ -12,7 +12,7 @@ from orchestrator.engine_settings import EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR
 from tests.checkpoints.make import make_checkpoint
 from tests.orchestrator.gateway.ray_fakes import private_ray, start_actor
 
-pytestmark = [pytest.mark.vllm, pytest.mark.ray]
+pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.long]
 
 FLAGS = {
     "max_model_len": 512,

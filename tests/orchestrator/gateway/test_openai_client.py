@@ -32,7 +32,7 @@ from tests.orchestrator.gateway.ray_fakes import (
 from tests.processes import living, wait_until
 from tests.telemetry.test_otlp import http_collector
 
-pytestmark = [pytest.mark.vllm, pytest.mark.ray]
+pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.long]
 
 MODEL = "tiny"
 ENGINE = "engine-0"
