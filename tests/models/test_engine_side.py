@@ -16,7 +16,10 @@ from vllm.config import set_current_vllm_config
 from vllm.config.load import LoadConfig
 from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers.rotary_embedding import _ROPE_DICT
-from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.model_executor.model_loader.utils import (
+    get_model_architecture,
+    initialize_model,
+)
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from actors.vllm_layers.skeleton import enter, vllm_config
