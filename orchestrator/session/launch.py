@@ -53,6 +53,8 @@ from orchestrator.session.stop_signals import StopRequested, StopSignals
 
 log = logging.getLogger(__name__)
 
+RUNNER_TIMEOUT_S = 20.0
+"""How long "ready" waits for the batch runner, which serving does without."""
 POLL_S = 0.1
 LOOK_S = 1.0
 """Time between two looks at Ray's own processes while the mesh serves."""
@@ -168,10 +170,10 @@ class _Session:
         self._await_gateway()
         gateway = self._config.gateway
         url = endpoint_url(gateway.host, gateway.port, gateway.route_prefix)
+        self._start_batch_jobs()
         keys = [key.get_secret_value() for key in Secrets().api_keys]
         ask_first(url, self._config.model.name, keys[0] if keys else None)
         progress.done()
-        self._start_batch_jobs()
         progress.ready(url)
 
     def _check_room(self) -> None:
@@ -279,16 +281,21 @@ class _Session:
         )
 
     def _start_batch_jobs(self) -> None:
-        """Their runner comes last: it has nothing to do before engines serve."""
+        """Their runner comes last: it has nothing to do before engines serve. It is waited for, or
+        its imports would take the cores from the first requests."""
         settings = batch_settings(self._config)
         if settings is not None:
             from orchestrator.batch.runner_process import BatchRunner
 
             mesh = RayMesh(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
             logs = self._config.logging
-            cluster.start_batch_runner(
+            runner = cluster.start_batch_runner(
                 logs, BatchRunner, settings, mesh, logs, cluster.BATCH_RUNNER
             )
+            up: ray.ObjectRef[bool] = runner.__ray_ready__.remote()
+            deadline_s = time.monotonic() + RUNNER_TIMEOUT_S
+            while not _finished(up, POLL_S) and time.monotonic() < deadline_s:
+                self._stop.check()
 
     def _await_gateway(self) -> None:
         """Return once the endpoint is open. Raises UserError if it cannot be."""
