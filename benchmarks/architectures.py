@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -226,7 +227,12 @@ def measure_apart(kind: str, kernel: str | None) -> dict[str, Any]:
 
 
 def measure_here(kind: str, kernel: str | None) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="xm") as name:
+    with (
+        tempfile.TemporaryDirectory(prefix="xm") as name,
+        # vLLM leaves sockets and files in the temporary folder.
+        patch.dict(os.environ, TMPDIR=name),
+        patch.object(tempfile, "tempdir", name),
+    ):
         try:
             return asdict(measure(kind, Path(name), kernel))
         except Exception as error:  # whatever a model's code raises: the others go on
