@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Awaitable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -316,7 +317,8 @@ class Controller:
         """`ClusterView` as JSON values."""
         assert self._runner is not None
         pids = {p.name.id: p.said.pid for p in self._components or () if p.said is not None}
-        return cluster_view(
+        view = partial(
+            cluster_view,
             self._state,
             time.monotonic(),
             mesh=self._config.mesh.name,
@@ -324,11 +326,13 @@ class Controller:
             refuses=self._runner.problem,
             pids=pids,
             reports=self._followers.reports() if self._followers else None,
-        ).model_dump(mode="json")
+        )
+        return await asyncio.to_thread(lambda: view().model_dump(mode="json"))
 
     async def placement(self) -> dict[str, Any]:
-        """`PlacementView` as JSON values."""
-        return placement_view(self._state).model_dump(mode="json")
+        """`PlacementView` as JSON values, made in a thread: it counts every copy."""
+        state = self._state
+        return await asyncio.to_thread(lambda: placement_view(state).model_dump(mode="json"))
 
     async def history(self, after: int = 0, limit: int = 100) -> list[dict[str, object]]:
         """See `Journal.history`."""

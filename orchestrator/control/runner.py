@@ -3,6 +3,9 @@
 Thin on purpose: every decision is in `step`. A step is journaled before anything of it is done; one
 that cannot be journaled is not done at all, and who asked for it is told. Each action runs as a
 task of its own; an action with the id of one that still runs is that one.
+
+Deciding and planning run in threads: a step over hundreds of shards with tens of thousands of
+copies takes up to half a second, in which the loop still answers questions from the last state.
 """
 
 import asyncio
@@ -161,7 +164,7 @@ class Runner:
                 self._refuse(events, "a fault in the control plane, see the controller's log")
 
     async def _step(self, events: Sequence[Event]) -> None:
-        state, actions = step(self.state, *events)
+        state, actions = await asyncio.to_thread(step, self.state, *events)
         notes = [action for action in actions if isinstance(action, Note)]
         if state.intent is not self.state.intent or notes:
             try:
