@@ -3,16 +3,22 @@
     python scripts/mutants.py wire            # goes on where it was stopped
     python scripts/mutants.py wire --show     # what survived so far, with the changes
     python scripts/mutants.py wire --again    # try that again, after tests were added
+    python scripts/mutants.py wire --sample 200 --seed 1   # 200 of all, the same for the same code
     python scripts/mutants.py                 # the parts there are
 
 mutmut does it, in a copy of the tracked files below .cache/mutants, one for each part; verdicts of
-functions that did not change are kept there. It leaves out decorated functions, so compiled ones
-(`native.compiled`): those are held to plain references by their tests and to `tests/faults`.
+functions that did not change are kept there. Left out are
+
+- decorated functions, so compiled ones (`native.compiled`): those are held to plain references by
+  their tests and to `tests/faults`;
+- what only chooses words: the exception a `raise` makes and calls of a log (`WORDS`). Whether an
+  error is raised at all is tried, as that hangs on the conditions around it.
 """
 
 import argparse
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -27,14 +33,24 @@ COMPILED = ("actors/wire/layout.py",)
 """Plain functions that compiled code takes in, which cannot compile what mutmut makes of them."""
 CAUGHT = ("killed", "timeout", "caught by type check", "segfault")
 UNTRIED = ("not checked", "skipped")
+WORDS = (r"^\s*raise \w", r"\blog(ger)?\.(debug|info|warning|error|exception)\(")
+"""Lines on which expressions that begin there are left alone."""
+SEED = 20261126
+LIST = (
+    "from mutmut import __main__ as m; m.copy_src_dir(); m.copy_also_copy_files(); "
+    "m.setup_source_paths(); m.create_mutants(1)"
+)
+"""Writes the mutants, as mutmut does at the start of a run, and tries none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """files: patterns of what is changed; tests: those that should notice, quick ones only."""
+    """files: patterns of what is changed; tests: those that should notice, quick ones only;
+    slow: words in names of tests that take too long to run for each change."""
 
     files: tuple[str, ...]
     tests: tuple[str, ...]
+    slow: tuple[str, ...] = ()
 
 
 PARTS = {
@@ -45,9 +61,22 @@ PARTS = {
         ("orchestrator/directory*.py",),
         ("tests/orchestrator/test_directory.py", "tests/orchestrator/test_directory_security.py"),
     ),
-    "wire": Part(("actors/wire/*.py",), ("tests/actors/wire",)),
-    "dispatch": Part(("actors/dispatch/*.py",), ("tests/actors/dispatch",)),
-    "placement": Part(("placement/*.py",), ("tests/placement",)),
+    "wire": Part(("actors/wire/*.py",), ("tests/actors/wire",), ("transport_of_a_test",)),
+    "dispatch": Part(
+        ("actors/dispatch/*.py",),
+        ("tests/actors/dispatch",),
+        (
+            "steady_state",
+            "stopped_shards_cost",
+            "another_namespace",
+            "imports_no",
+            "large_bodies",
+            "hung_shard",
+        ),
+    ),
+    "placement": Part(
+        ("placement/*.py",), ("tests/placement",), ("budget_holds_while", "policies_differ")
+    ),
 }
 
 
@@ -69,7 +98,14 @@ def workspace(name: str) -> Path:
         "do_not_mutate": COMPILED,
         "also_copy": ALSO,
         "pytest_add_cli_args_test_selection": part.tests,
-        "pytest_add_cli_args": ("-p", "no:cacheprovider", "-m", "not (long or ray or vllm or e2e)"),
+        "pytest_add_cli_args": (
+            *("-p", "no:cacheprovider", "-p", "scripts.quick_first"),
+            *("-m", "not (long or ray or vllm or e2e)"),
+            *(("-k", f"not ({' or '.join(part.slow)})") if part.slow else ()),
+        ),
+        "do_not_mutate_patterns": WORDS,
+        "timeout_multiplier": 4.0,
+        "timeout_constant": 5.0,
         "use_git_change_detection": False,
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in config.items()]
@@ -112,6 +148,16 @@ def verdicts(folder: Path) -> dict[str, str]:
     return found
 
 
+def sample(folder: Path, size: int, seed: int) -> list[str]:
+    """Names of that many mutants of all there are. A larger size goes on from a smaller one."""
+    subprocess.run([sys.executable, "-P", "-c", LIST],
+        cwd=folder, env={**_environment(folder), "MUTANT_UNDER_TEST": "mutant_generation"},
+        stdout=subprocess.DEVNULL, check=True)  # fmt: skip
+    names = sorted(verdicts(folder))
+    random.Random(seed).shuffle(names)
+    return names[:size]
+
+
 def survivors(found: dict[str, str]) -> list[str]:
     """Mutants that were tried and that no test noticed."""
     return [name for name, said in found.items() if said not in (*CAUGHT, *UNTRIED)]
@@ -127,6 +173,19 @@ def report(name: str, found: dict[str, str]) -> str:
     )
 
 
+def _try(folder: Path, options: argparse.Namespace) -> None:
+    command = [sys.executable, "-P", "-m", "mutmut", "run", "--max-children", options.children]
+    names = [*options.only, *(survivors(verdicts(folder)) if options.again else [])]
+    if options.sample:
+        drawn = sample(folder, options.sample, options.seed)
+        said = verdicts(folder)
+        names += [name for name in drawn if said[name] in UNTRIED]
+        print(f"seed {options.seed}: {len(drawn)} of {len(said)}, {len(names)} not tried before")
+        if not names:
+            return
+    subprocess.run([*command, *names], cwd=folder, env=_environment(folder), check=False)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", nargs="?", choices=sorted(PARTS))
@@ -134,16 +193,15 @@ def main() -> int:
     parser.add_argument("--show", action="store_true", help="list what survived and run nothing")
     parser.add_argument("--children", default="2", help="processes at once")
     parser.add_argument("--again", action="store_true", help="try again what survived so far")
+    parser.add_argument("--sample", type=int, metavar="N", help="only N of all, drawn with --seed")
+    parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
     if options.part is None:
         print("\n".join(f"{name:10} {' '.join(part.files)}" for name, part in PARTS.items()))
         return 0
     folder = workspace(options.part)
     if not options.show:
-        command = [sys.executable, "-P", "-m", "mutmut", "run", "--max-children", options.children]
-        again = survivors(verdicts(folder)) if options.again else []
-        names = [*options.only, *again]
-        subprocess.run([*command, *names], cwd=folder, env=_environment(folder), check=False)
+        _try(folder, options)
     found = verdicts(folder)
     for name in survivors(found):
         print(mutmut(folder, "show", name) if options.show else f"{found[name]}: {name}")

@@ -125,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(refusal.status, refusal.body)
         except _Streamed:
             pass
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the client did not wait for the answer
 
     def _ruled(self, method: str) -> bool:
         """Raises Refused where a rule says so; True where the connection was cut."""

@@ -43,6 +43,7 @@ def test_a_seed_replays() -> None:
     assert first.trace == second.trace
 
 
+@pytest.mark.long
 def test_thousands_of_shards() -> None:
     shape = Shape(
         shards=2000, engines=4, layers=16, experts=250, capacity=6, nodes=50, start_s=4.0,

@@ -251,7 +251,8 @@ def test_hung_shard_misses_its_deadline(mesh: Mesh) -> None:
     rows, weights, ids = batch()
     start_s = time.monotonic()
     got = run(dispatcher, 0, rows, weights, ids)
-    assert time.monotonic() - start_s < 3
+    took_s = time.monotonic() - start_s
+    assert took_s < 3
     assert torch.allclose(
         got.float(), expected(0, rows, weights, ids).float(), rtol=2**-7, atol=1e-5
     )
@@ -259,7 +260,7 @@ def test_hung_shard_misses_its_deadline(mesh: Mesh) -> None:
     assert told.resent >= 1
     assert told.shards[0].late == 1
     assert sum(told.waited.counts) == told.calls == 1
-    assert told.waited.sum_s >= 0.1
+    assert 0 < told.waited.sum_s < took_s
     released.set()
 
 
