@@ -35,6 +35,8 @@ class AffineKernel:
     def __init__(self, held: dict[int, list[int]]) -> None:
         self.held = held
         self.before_compute: Callable[[], None] = lambda: None
+        self.asked: list[set[int]] = []
+        """Experts of each call, also of those that were refused."""
 
     def load(self, layer: int, experts: list[int]) -> None:
         self.held[layer] = experts
@@ -49,7 +51,8 @@ class AffineKernel:
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         self.before_compute()
-        missing = set(experts.tolist()) - set(self.held[layer])
+        self.asked.append(set(experts.tolist()))
+        missing = self.asked[-1] - set(self.held[layer])
         if missing:
             raise ExpertsMissing(f"layer {layer}: experts {sorted(missing)} are not here")
         picked = rows.float()[row_index.long()]

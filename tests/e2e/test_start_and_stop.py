@@ -1,4 +1,7 @@
-"""A start that is interrupted or fails: told in one line, and nothing is left running."""
+"""A start that is interrupted or fails: told in one line, and nothing is left running.
+
+Each of these starts a mesh, so `make test` has one of each kind and `make test-long` the others.
+"""
 
 import signal
 from pathlib import Path
@@ -18,8 +21,8 @@ ORPHANS_S = 120.0
 @pytest.mark.parametrize(
     ("step", "number", "group"),
     [
-        ("Start Ray ...", signal.SIGINT, True),
-        ("Start expert shards ...", signal.SIGTERM, False),
+        pytest.param("Start Ray ...", signal.SIGINT, True, marks=pytest.mark.long),
+        pytest.param("Start expert shards ...", signal.SIGTERM, False, marks=pytest.mark.long),
         ("Load the engine ...", signal.SIGINT, True),
     ],
 )
@@ -52,7 +55,11 @@ def test_everything_dies_with_a_killed_serve(tiny_model: Path) -> None:
     ("victim", "said"),
     [
         ("raylet/raylet ", "error: Ray's raylet has ended, and with it the mesh: start it again"),
-        ("gcs_server", "error: Ray's gcs_server has ended, and with it the mesh: start it again"),
+        pytest.param(
+            "gcs_server",
+            "error: Ray's gcs_server has ended, and with it the mesh: start it again",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_killed_part_of_the_session_ends_it(tiny_model: Path, victim: str, said: str) -> None:
@@ -69,6 +76,7 @@ def test_a_killed_part_of_the_session_ends_it(tiny_model: Path, victim: str, sai
         assert [path for path in files if not path.is_relative_to(logs)] == []
 
 
+@pytest.mark.long
 @pytest.mark.vllm
 def test_a_controller_killed_while_it_starts_a_mesh_goes_on(tiny_model: Path) -> None:
     with MeshProcess(mesh_config(tiny_model, "orphan")) as mesh:

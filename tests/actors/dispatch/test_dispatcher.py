@@ -303,6 +303,37 @@ def test_shard_that_retired_an_expert_is_asked_no_more(mesh: Mesh) -> None:
     )
 
 
+def test_calls_merged_with_one_for_retired_experts_are_served(mesh: Mesh) -> None:
+    """The shard has retired what one engine asks for, by a view that engine has not seen yet."""
+    held = [{0: list(range(8))}, {0: list(range(1, 8))}]
+    addresses = [mesh.add({0: list(range(8))}), mesh.add(held[1])]
+    kernel, computing, go_on = mesh.kernels[0], threading.Event(), threading.Event()
+    kernel.before_compute = lambda: (computing.set(), go_on.wait(60))
+    now = view(epoch(held), addresses)
+    first, late, other = (Dispatcher(StaticViews(now), SECRET) for _ in range(3))
+    rows, weights, ids = batch()
+    alone = torch.zeros_like(ids[:, :1])  # expert 0, which no other shard has
+    busy = first.send(0, rows, weights[:, :1], alone)
+    assert computing.wait(60)
+    late_ids = 1 + ids % 7
+    late_call = late.send(0, rows, weights, late_ids)
+    other_call = other.send(0, rows, weights[:, :1], alone)
+    kernel.load(0, [0])
+    go_on.set()
+    first.wait(busy)
+    for got, asked in (
+        (other.wait(other_call), (weights[:, :1], alone)),
+        (late.wait(late_call), (weights, late_ids)),
+    ):
+        right = expected(0, rows, *asked).float()
+        assert torch.allclose(got.float(), right, rtol=2**-7, atol=1e-5)
+    assert any({0} < experts for experts in kernel.asked), "they were merged"
+    asked_first, asked_next = report(late).shards
+    assert asked_first.refused or asked_first.late, "by a refusal, or before it came"
+    assert not asked_next.refused
+    assert [shard.refused for shard in report(other).shards] == [0, 0]
+
+
 def test_through_a_router(mesh: Mesh, tmp_path: Path) -> None:
     addresses = [mesh.add(part) for part in OVERLAP]
     plan = epoch(OVERLAP)
