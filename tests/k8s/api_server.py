@@ -125,8 +125,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(refusal.status, refusal.body)
         except _Streamed:
             pass
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the client did not wait for the answer
 
     def _ruled(self, method: str) -> bool:
         """Raises Refused where a rule says so; True where the connection was cut."""
@@ -228,8 +226,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
+        try:
+            self.end_headers()
+            self.wfile.write(text)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the client did not wait for it
 
 
 class _Streamed(Exception):
