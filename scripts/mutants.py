@@ -71,7 +71,6 @@ PARTS = {
             "another_namespace",
             "imports_no",
             "large_bodies",
-            "hung_shard",
         ),
     ),
     "placement": Part(

@@ -45,11 +45,13 @@ class Mesh:
         self._stacks: list[ExitStack] = []
         self.kernels: list[AffineKernel] = []
 
+    def where(self, name: str) -> Address:
+        unix = self._transport == "unix"
+        return parse_address(f"unix:{self._folder}/{name}" if unix else "tcp:127.0.0.1:0")
+
     def add(self, held: dict[int, list[int]]) -> Address:
-        number = len(self._stacks)
-        text = f"unix:{self._folder}/s{number}" if self._transport == "unix" else "tcp:127.0.0.1:0"
         kernel = AffineKernel(held)
-        server = ShardServer(spec(), kernel, [parse_address(text)], SECRET)
+        server = ShardServer(spec(), kernel, [self.where(f"s{len(self._stacks)}")], SECRET)
         stack = ExitStack()
         stack.enter_context(running(server))
         self._stacks.append(stack)
@@ -282,6 +284,7 @@ def test_call_waits_for_the_next_view(mesh: Mesh) -> None:
         got.float(), expected(0, rows, weights, ids).float(), rtol=2**-7, atol=1e-5
     )
     later.join()
+    assert report(dispatcher).starved == 1
 
 
 def test_no_replica_ever_is_an_error(mesh: Mesh) -> None:
@@ -334,11 +337,11 @@ def test_calls_merged_with_one_for_retired_experts_are_served(mesh: Mesh) -> Non
     assert [shard.refused for shard in report(other).shards] == [0, 0]
 
 
-def test_through_a_router(mesh: Mesh, tmp_path: Path) -> None:
+def test_through_a_router(mesh: Mesh) -> None:
     addresses = [mesh.add(part) for part in OVERLAP]
     plan = epoch(OVERLAP)
     views = StaticViews(view(plan, addresses))
-    router = RouterServer(Dispatcher(views, SECRET), [Address(f"{tmp_path}/router")], SECRET)
+    router = RouterServer(Dispatcher(views, SECRET), [mesh.where("router")], SECRET)
     with running(router):
         client = RouterClient(
             StaticViews(view(plan, addresses, routers=router.addresses, mode="actor")), SECRET

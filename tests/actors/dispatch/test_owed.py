@@ -45,3 +45,19 @@ def test_slots_of_answers_that_nobody_waits_for(transport: str, tmp_path) -> Non
     assert links.losses == 0
     links.close()
     mesh.close()
+
+
+def test_each_time_that_a_shard_is_late_counts_once(tmp_path) -> None:
+    mesh = Mesh(tmp_path, "unix")
+    given = view(epoch(HELD), [mesh.add(HELD[0])])
+    links = PeerLinks(StaticViews(given), lambda newest: newest.shards, SECRET)
+    links.connector.wait_tried(WAIT_S)
+    links.refresh(time.monotonic())
+    link = links.get(given.shards[0])
+    for times in (1, 2):
+        links.mark_late(link)
+        links.mark_late(link)
+        assert {id: told.late for id, told in links.tally.shards.items()} == {"shard-0": times}
+        links.refresh(time.monotonic())  # it owes nothing, so it is not late any more
+    links.close()
+    mesh.close()

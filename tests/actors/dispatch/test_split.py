@@ -118,7 +118,7 @@ def test_lost_shard_leaves_its_experts_unplaced() -> None:
     assert batch.shard == 1
     with pytest.raises(ExpertsUnplaced) as caught:
         split_batch(plan, 0, np.array([[0], [1]], np.int32), weights, down=[0])
-    assert caught.value.experts == [0]
+    assert (caught.value.layer, caught.value.experts) == (0, [0])
 
 
 def test_expert_beyond_the_plan_is_refused() -> None:

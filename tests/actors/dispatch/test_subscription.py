@@ -226,6 +226,8 @@ def test_stop_ends_the_thread(directory: PlayedDirectory) -> None:
         sock = directory.greet()
         sock.sendall(encode_view(view(1)))
         adopted(sock)
+        (thread,) = (one for one in threading.enumerate() if one.name == "mesh-directory")
+        assert thread.daemon, "a process that does not stop it ends all the same"
         client.stop()
         client.stop()
         assert sock.recv(1) == b"", "it left"
@@ -241,6 +243,22 @@ def test_nobody_there_is_said_with_the_reason(tmp_path: Path) -> None:
 
 
 # -- adopted, not received
+
+
+def test_the_environment_names_the_mesh_and_its_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, address = listen(Address("127.0.0.1", 0))
+    server.close()
+    monkeypatch.setenv("EXPERTMESH_ADDRESS", str(address))
+    monkeypatch.setenv("EXPERTMESH_SECRET", SECRET.decode())
+    named = Subscription.from_environment("external")
+    assert (named._address, named._secret, named._role) == (address, SECRET, "external")
+    monkeypatch.delenv("EXPERTMESH_SECRET")
+    assert Subscription.from_environment("engine")._secret == b""
+    monkeypatch.delenv("EXPERTMESH_ADDRESS")
+    with pytest.raises(KeyError, match="EXPERTMESH_ADDRESS"):
+        Subscription.from_environment("engine")
 
 
 def test_idle_dispatchers_hold_up_nobody(directory: PlayedDirectory, client: Subscription) -> None:
