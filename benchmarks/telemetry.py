@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 
 from actors.dispatch.report import Tally
+from orchestrator.batch.figures import BatchFigures
 from orchestrator.batch.states import JobState
 from orchestrator.config.telemetry import TelemetryConfig
 from orchestrator.gateway.metrics import page_of
-from orchestrator.telemetry.batch import BatchFigures
 from orchestrator.telemetry.observer import Observer
 from orchestrator.telemetry.snapshot import advance
 from tests.dashboards.moving_mesh import MovingMesh, moving_mesh

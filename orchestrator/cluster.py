@@ -19,11 +19,11 @@ from actors.lean_imports import LEAN_IMPORTS
 from actors.logs import COMPONENT_VARIABLE
 from actors.process import thread_environment
 from actors.wire.spin_time import SPIN_VARIABLE
+from orchestrator.actor_names import ActorName, parse_name
 from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import LoggingConfig
 from orchestrator.core_shares import CoreShares
 from orchestrator.logging_setup import log_environment
-from orchestrator.runtime.names import ActorName, parse_name
 
 if TYPE_CHECKING:
     # Both import torch, which who starts a controller or an engine need not wait for.

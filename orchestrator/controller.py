@@ -25,8 +25,10 @@ from actors.listening import ready_to_listen, remove_sockets
 from actors.wire.address import Address
 from actors.wire.node import node_id
 from orchestrator import cluster
+from orchestrator.actor_names import ActorName
 from orchestrator.api.views import cluster_view, placement_view
 from orchestrator.config.schema import MeshConfig
+from orchestrator.config.state_dir import state_dir
 from orchestrator.control.events import ComponentDied, EnginesLoad, LoadSeen
 from orchestrator.control.journal import DamagedJournalError, Journal, JournalError, set_aside
 from orchestrator.control.lifecycle import Kind, Life
@@ -36,6 +38,8 @@ from orchestrator.directory import Directory
 from orchestrator.errors import UserError
 from orchestrator.expert_load import sum_load
 from orchestrator.logging_setup import set_up_logging
+from orchestrator.ray_process import node_logs
+from orchestrator.run_dir import RunDir
 from orchestrator.runtime.components import RayComponents
 from orchestrator.runtime.directory_addresses import to_listen, to_tell
 from orchestrator.runtime.engine_load import engine_load
@@ -43,14 +47,10 @@ from orchestrator.runtime.followers import DirectoryFollowers
 from orchestrator.runtime.intent import first_state
 from orchestrator.runtime.load_collector import LoadCollector
 from orchestrator.runtime.mesh import Mesh, is_private, node_listen, tcp_security
-from orchestrator.runtime.names import ActorName
 from orchestrator.runtime.process import ask_all, bounded
 from orchestrator.runtime.progress import Step, is_up, readiness, step_of
 from orchestrator.runtime.rebuilt import rebuilt_intent
-from orchestrator.runtime.state_dir import state_dir
 from orchestrator.runtime.status import STATES, component_statuses
-from orchestrator.session.ray_session import node_logs
-from orchestrator.session.run_dir import RunDir
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus, MeshStatus
 
 log = logging.getLogger(__name__)

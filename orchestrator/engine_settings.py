@@ -6,7 +6,7 @@ from actors.experts.spec import ExpertSpec
 from actors.process import SHORT_SPIN
 from actors.wire.address import Address
 from orchestrator.config.schema import MeshConfig
-from orchestrator.session.run_dir import RunDir
+from orchestrator.run_dir import RunDir
 from orchestrator.telemetry.engine_tracing import engine_tracing
 
 EXECUTOR_FLAG = "distributed_executor_backend"

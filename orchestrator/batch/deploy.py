@@ -2,7 +2,7 @@
 
 from orchestrator.batch.settings import BatchSettings
 from orchestrator.config.schema import MeshConfig
-from orchestrator.runtime.state_dir import state_dir
+from orchestrator.config.state_dir import state_dir
 
 
 def batch_settings(config: MeshConfig) -> BatchSettings | None:

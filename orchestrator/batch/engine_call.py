@@ -10,7 +10,7 @@ from actors.engine.messages import (
     ResponseStart,
 )
 from orchestrator.batch.answers import Reply
-from orchestrator.gateway.mesh import EngineClient, EngineLostError, EngineRefusedError
+from orchestrator.clients.mesh import EngineClient, EngineLostError, EngineRefusedError
 
 _HEADERS = ((b"content-type", b"application/json"), (b"accept", b"application/json"))
 

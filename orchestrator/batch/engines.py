@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from orchestrator.batch.scheduling import EngineView
-from orchestrator.gateway.engine_pool import EnginePool, PooledEngine
-from orchestrator.gateway.mesh import Mesh
+from orchestrator.clients.engine_pool import EnginePool, PooledEngine
+from orchestrator.clients.mesh import MeshClient
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class _Report:
 class Engines:
     """Keeps a pool up to date, and counts what the runner has in each engine."""
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: MeshClient) -> None:
         self._pool = EnginePool(mesh)
         self._reports: dict[str, _Report] = {}
         self._polling: asyncio.Task[None] | None = None

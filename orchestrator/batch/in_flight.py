@@ -14,7 +14,7 @@ from orchestrator.batch.engines import Engines
 from orchestrator.batch.ledger import Ledger
 from orchestrator.batch.records import Deferred, Leased, Settled
 from orchestrator.batch.request_rows import ISOLATED_AFTER
-from orchestrator.gateway.mesh import EngineError, EngineLostError, EngineRefusedError
+from orchestrator.clients.mesh import EngineError, EngineLostError, EngineRefusedError
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from pydantic import (
 from starlette.requests import Request
 from starlette.responses import Response
 
+from orchestrator.api.request_body import read_body
 from orchestrator.batch.access import owner_of
 from orchestrator.batch.jsonl import ENDPOINTS
 from orchestrator.batch.ledger import Ledger
@@ -26,7 +27,6 @@ from orchestrator.batch.settings import BatchSettings
 from orchestrator.batch.states import FINISHED
 from orchestrator.batch.views import job_view, page_view
 from orchestrator.config.times import Hours, window_s
-from orchestrator.gateway.request_body import read_body
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 MAX_BODY_BYTES = 64 << 10

@@ -6,8 +6,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from orchestrator.api.errors import error_response
 from orchestrator.batch.pages import PageQuery
-from orchestrator.gateway.errors import error_response
 
 
 class Refused(Exception):

@@ -15,15 +15,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from orchestrator.api.errors import error_response
 from orchestrator.batch.database import StorageFullError
+from orchestrator.batch.figures import BatchFigures, read_ledger
 from orchestrator.batch.file_routes import FILE_ROUTES, FileRoutes
 from orchestrator.batch.job_routes import JOB_ROUTES, JobRoutes
 from orchestrator.batch.ledger import open_ledger
 from orchestrator.batch.replies import Refused
 from orchestrator.batch.settings import BatchSettings
 from orchestrator.errors import UserError
-from orchestrator.gateway.errors import error_response
-from orchestrator.telemetry.batch import BatchFigures, read_ledger
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from orchestrator.batch.records import Leased
 from orchestrator.batch.request_rows import SupersededError
 from orchestrator.batch.settings import BatchSettings
 from orchestrator.batch.states import FINISHED, JobState
-from orchestrator.gateway.mesh import Mesh
+from orchestrator.clients.mesh import MeshClient
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Runner:
         settings: BatchSettings,
         ledger: Ledger,
         store: ContentStore,
-        mesh: Mesh,
+        mesh: MeshClient,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings

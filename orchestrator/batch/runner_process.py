@@ -9,9 +9,9 @@ from typing import Any
 from orchestrator.batch.ledger import open_ledger
 from orchestrator.batch.runner import Runner
 from orchestrator.batch.settings import BatchSettings
+from orchestrator.clients.mesh import MeshClient
 from orchestrator.config.schema import LoggingConfig
 from orchestrator.errors import UserError
-from orchestrator.gateway.mesh import Mesh
 from orchestrator.logging_setup import set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,9 @@ class BatchRunner:
     """Begins with its process, also where Ray has started that again after it died: a runner keeps
     nothing that it would have to be told. Methods are coroutines of the actor's one event loop."""
 
-    def __init__(self, settings: BatchSettings, mesh: Mesh, log: LoggingConfig, name: str) -> None:
+    def __init__(
+        self, settings: BatchSettings, mesh: MeshClient, log: LoggingConfig, name: str
+    ) -> None:
         set_up_logging(log, name)
         self._settings = settings
         self._mesh = mesh

@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from orchestrator.cli import batch_commands, kubernetes_commands, manifest_commands, operate
-from orchestrator.cli.options import DEFAULT_URL, Config, Json, Mesh, Url, Verbose
+from orchestrator.cli.options import DEFAULT_URL, Config, Json, MeshName, Url, Verbose
 from orchestrator.errors import UserError
 
 USER_ERROR_EXIT_CODE = 2
@@ -63,7 +63,7 @@ def serve_command(
 
 
 @app.command("attach")
-def attach_command(mesh: Mesh = None, _verbose: Verbose = False) -> None:
+def attach_command(mesh: MeshName = None, _verbose: Verbose = False) -> None:
     """Show the output of a detached mesh; Ctrl-C leaves it running."""
     from orchestrator.cli.detached import attach
 
@@ -72,7 +72,7 @@ def attach_command(mesh: Mesh = None, _verbose: Verbose = False) -> None:
 
 @app.command("stop")
 def stop_command(
-    mesh: Mesh = None,
+    mesh: MeshName = None,
     timeout: Annotated[float, typer.Option(help="Longest wait in seconds.", min=1.0)] = 120.0,
     _verbose: Verbose = False,
 ) -> None:

@@ -23,7 +23,9 @@ Config = Annotated[
     Path | None,
     typer.Argument(metavar="[CONFIG]", help="Config file (YAML).", show_default="the demo mesh"),
 ]
-Mesh = Annotated[str | None, typer.Argument(help="Name of the mesh.", show_default="the only one")]
+MeshName = Annotated[
+    str | None, typer.Argument(help="Name of the mesh.", show_default="the only one")
+]
 Url = Annotated[str, typer.Option(envvar="EXPERTMESH_URL", help="Endpoint of the mesh.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeyFile = Annotated[

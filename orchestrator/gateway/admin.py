@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.responses import Response
 
-from orchestrator.gateway.errors import error_response
+from orchestrator.api.errors import error_response
 
 
 class AdminCheck:

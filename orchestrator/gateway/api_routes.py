@@ -15,17 +15,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from orchestrator.api.errors import error_response, unavailable
 from orchestrator.api.models import ClusterView, EventView, VerbAnswer
+from orchestrator.api.request_body import read_body
 from orchestrator.api.verbs import BODIES, Ask
+from orchestrator.clients.mesh import MeshClient, MeshLostError
 from orchestrator.control.lifecycle import Kind
 from orchestrator.gateway.admin import AdminCheck
 from orchestrator.gateway.config import GatewayConfig
-from orchestrator.gateway.errors import error_response, unavailable
 from orchestrator.gateway.event_stream import follow
 from orchestrator.gateway.fault_tolerance import status_body
 from orchestrator.gateway.last_known import Known, LastKnown, NothingKnown
-from orchestrator.gateway.mesh import Mesh, MeshLostError
-from orchestrator.gateway.request_body import read_body
 
 PREFIX = "/api/v1"
 MOST_EVENTS = 1000
@@ -41,7 +41,7 @@ class Api:
     """Handlers of the status API and of the verbs."""
 
     def __init__(
-        self, config: GatewayConfig, mesh: Mesh, last: LastKnown, admin: AdminCheck
+        self, config: GatewayConfig, mesh: MeshClient, last: LastKnown, admin: AdminCheck
     ) -> None:
         self._config = config
         self._mesh = mesh

@@ -18,18 +18,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from actors.engine.messages import HttpRequest, ResponseStart
+from orchestrator.api.errors import error_response, unavailable
 from orchestrator.batch.routes import BatchRoutes
+from orchestrator.clients.engine_pool import EnginePool, PooledEngine
+from orchestrator.clients.mesh import EngineError, MeshClient, MeshLostError
 from orchestrator.gateway.admin import AdminCheck
 from orchestrator.gateway.api_routes import Api
 from orchestrator.gateway.auth import KeyCheck
 from orchestrator.gateway.config import GatewayConfig
-from orchestrator.gateway.engine_pool import EnginePool, PooledEngine
-from orchestrator.gateway.errors import error_response, unavailable
 from orchestrator.gateway.hung_controller import HungController
 from orchestrator.gateway.inference import Inference
 from orchestrator.gateway.last_known import LastKnown
 from orchestrator.gateway.logs import Logs, LogSource
-from orchestrator.gateway.mesh import EngineError, Mesh, MeshLostError
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.observation import Observation
 from orchestrator.gateway.page import page_routes
@@ -60,7 +60,7 @@ class Gateway:
     """Handlers of the routes that tell about the mesh, around one pool of engines."""
 
     def __init__(
-        self, config: GatewayConfig, mesh: Mesh, pool: EnginePool, metrics: GatewayMetrics
+        self, config: GatewayConfig, mesh: MeshClient, pool: EnginePool, metrics: GatewayMetrics
     ) -> None:
         self._config = config
         self._mesh = mesh
@@ -151,7 +151,7 @@ class Gateway:
 
 def build_app(
     config: GatewayConfig,
-    mesh: Mesh,
+    mesh: MeshClient,
     key_digests: frozenset[bytes],
     admin_digests: frozenset[bytes] = frozenset(),
     logs: LogSource | None = None,

@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from orchestrator.gateway.errors import error_response
+from orchestrator.api.errors import error_response
 from orchestrator.gateway.page import open_paths
 
 OPEN_PATHS = frozenset({"/health"}) | open_paths()

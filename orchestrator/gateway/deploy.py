@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
+from orchestrator.clients.mesh import MeshClient
 from orchestrator.cluster import ON_THE_HEAD
 from orchestrator.config.schema import LogFormat
 from orchestrator.errors import UserError
 from orchestrator.gateway.app import GATEWAY_ID, build_app
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.logs import LogSource
-from orchestrator.gateway.mesh import Mesh
 from orchestrator.gateway.ray_logs import RayLogs
 from orchestrator.logging_setup import set_up_logging
 
@@ -35,7 +35,7 @@ class GatewayDeployment:
     def __init__(
         self,
         config: GatewayConfig,
-        mesh: Mesh,
+        mesh: MeshClient,
         key_digests: frozenset[bytes],
         admin_digests: frozenset[bytes],
         logs: LogSource,
@@ -50,7 +50,7 @@ class GatewayDeployment:
 
 def deploy_gateway(
     config: GatewayConfig,
-    mesh: Mesh,
+    mesh: MeshClient,
     key_digests: frozenset[bytes] = frozenset(),
     admin_digests: frozenset[bytes] = frozenset(),
 ) -> str:

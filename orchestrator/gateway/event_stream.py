@@ -5,8 +5,8 @@ import time
 from collections.abc import AsyncIterator
 
 from orchestrator.api.models import EventView
+from orchestrator.clients.mesh import MeshClient, MeshLostError
 from orchestrator.gateway.last_known import ASK_TIMEOUT_S
-from orchestrator.gateway.mesh import Mesh, MeshLostError
 
 POLL_S = 0.25
 PAGE = 500
@@ -22,7 +22,7 @@ def as_event(event: EventView) -> bytes:
     return f"id: {event.number}\nevent: {event.step}\ndata: {event.model_dump_json()}\n\n".encode()
 
 
-async def follow(mesh: Mesh, after: int) -> AsyncIterator[bytes]:
+async def follow(mesh: MeshClient, after: int) -> AsyncIterator[bytes]:
     """Events after number `after` (negative: the last `-after`), then each as it is written."""
     heard_s = sent_s = time.monotonic()
     yield b": events of the mesh\n\n"

@@ -30,11 +30,11 @@ from actors.engine.messages import (
     Refusal,
     ResponseStart,
 )
+from orchestrator.api.errors import error_event, error_response, unavailable
+from orchestrator.clients.engine_pool import EnginePool, PooledEngine
+from orchestrator.clients.mesh import EngineFailedError, EngineLostError, EngineRefusedError
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.delivery import Delivery
-from orchestrator.gateway.engine_pool import EnginePool, PooledEngine
-from orchestrator.gateway.errors import error_event, error_response, unavailable
-from orchestrator.gateway.mesh import EngineFailedError, EngineLostError, EngineRefusedError
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.routes import RETURNED_HEADERS
 

@@ -6,8 +6,8 @@ above the controller watches it but the gateway, which asks it anyway which engi
 
 import logging
 
-from orchestrator.gateway.engine_pool import EnginePool
-from orchestrator.gateway.mesh import Mesh
+from orchestrator.clients.engine_pool import EnginePool
+from orchestrator.clients.mesh import MeshClient
 from orchestrator.status import ComponentKind
 
 logger = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 class HungController:
     """Looks at how long the controller has said nothing."""
 
-    def __init__(self, pool: EnginePool, mesh: Mesh, limit_s: float) -> None:
+    def __init__(self, pool: EnginePool, mesh: MeshClient, limit_s: float) -> None:
         self._pool = pool
         self._mesh = mesh
         self._limit_s = limit_s

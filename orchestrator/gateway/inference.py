@@ -16,13 +16,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from actors.engine.messages import HttpRequest
+from orchestrator.api.errors import error_response, unavailable
+from orchestrator.api.request_body import read_body
+from orchestrator.clients.engine_pool import EnginePool
 from orchestrator.gateway.config import GatewayConfig
-from orchestrator.gateway.engine_pool import EnginePool
-from orchestrator.gateway.errors import error_response, unavailable
 from orchestrator.gateway.forward import ForwardedResponse
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.priority import without_priority
-from orchestrator.gateway.request_body import read_body
 from orchestrator.gateway.routes import CONTINUED_ROUTES, FORWARDED_HEADERS, REQUEST_ID
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from orchestrator.api.models import ClusterView, EventView, PlacementView
-from orchestrator.gateway.mesh import Mesh, MeshLostError
+from orchestrator.clients.mesh import MeshClient, MeshLostError
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Known(Generic[T]):
 class LastKnown:
     """Asks the controller, and remembers."""
 
-    def __init__(self, mesh: Mesh, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, mesh: MeshClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._mesh = mesh
         self._clock = clock
         self._said: dict[str, tuple[Any, float]] = {}

@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from orchestrator.api.errors import error_response
 from orchestrator.gateway.admin import AdminCheck
-from orchestrator.gateway.errors import error_response
 from orchestrator.telemetry.log_files import Read
 from orchestrator.telemetry.log_lines import LogRecord, concerns, merged
 

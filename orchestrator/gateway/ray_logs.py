@@ -54,6 +54,6 @@ def _nodes() -> dict[str, str]:
 
 
 def _read_here(node: str, offsets: Mapping[str, int], job: str) -> Read:
-    from orchestrator.session.ray_session import node_logs
+    from orchestrator.ray_process import node_logs
 
     return read_logs(node_logs(), node, offsets, job)

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from orchestrator.api.errors import error_response
 from orchestrator.config.telemetry import TelemetryConfig
-from orchestrator.gateway.errors import error_response
 from orchestrator.gateway.metrics import engine_families, page_of
 from orchestrator.telemetry.matrix import MEDIA_TYPE
 from orchestrator.telemetry.observer import NoSuchShard, Observer

@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from orchestrator.api.errors import error_response, unavailable
 from orchestrator.api.models import ClusterView, PlacementView
-from orchestrator.gateway.errors import error_response, unavailable
+from orchestrator.api.request_body import read_body
 from orchestrator.gateway.last_known import LastKnown, NothingKnown
-from orchestrator.gateway.request_body import read_body
 from orchestrator.telemetry.observer import Observer
 from orchestrator.telemetry.snapshot import Snapshot
 from orchestrator.telemetry.what_if import Answer, Impossible, ShardRoom, what_if

@@ -17,6 +17,7 @@ from actors.descriptions import EngineDescription, RouterDescription, Said, Shar
 from actors.watched import Watcher
 from actors.wire.node import node_id
 from orchestrator import cluster
+from orchestrator.actor_names import ActorName
 from orchestrator.checkpoints import check_same
 from orchestrator.config.pools import PoolConfig
 from orchestrator.control.actions import StartComponent
@@ -28,7 +29,6 @@ from orchestrator.errors import UserError
 from orchestrator.resources import Demand, engine_demand, shard_demand
 from orchestrator.runtime.describing import Describer, describe_other, memory_of_shard
 from orchestrator.runtime.mesh import Mesh, tcp_security
-from orchestrator.runtime.names import ActorName
 from orchestrator.runtime.process import Process
 from orchestrator.runtime.room import no_room_for, unless
 

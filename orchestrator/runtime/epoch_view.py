@@ -7,11 +7,11 @@ import numpy as np
 from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
 from actors.wire.address import parse_address
 from actors.wire.frame import RowCoding
+from orchestrator.actor_names import ActorName
 from orchestrator.control.lifecycle import Kind
 from orchestrator.control.planning import Grid
 from orchestrator.control.state import Description, Epoch, State
 from orchestrator.runtime.mesh import Mesh
-from orchestrator.runtime.names import ActorName
 from placement.cost_model import TYPICAL_COST, DeviceCost
 from placement.epoch import EMPTY_SLOT, PlanEpoch
 

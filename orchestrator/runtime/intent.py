@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from actors.experts.spec import ExpertSpec
+from orchestrator.actor_names import ActorName
 from orchestrator.config.schema import MeshConfig
 from orchestrator.config.serving import RouterMode
 from orchestrator.control.keys import EXPERT, Keys, PlacedKey
@@ -12,7 +13,6 @@ from orchestrator.control.settings import PoolLimits, Settings
 from orchestrator.control.sizes import ENGINE_POOL
 from orchestrator.control.state import Facts, Intent, Place, State, Stray
 from orchestrator.control.step import recovered
-from orchestrator.runtime.names import ActorName
 
 ROUTER_POOL = "router"
 

@@ -8,7 +8,7 @@ from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import MeshConfig
 from orchestrator.core_shares import CoreShares, core_shares
-from orchestrator.session.run_dir import RunDir
+from orchestrator.run_dir import RunDir
 
 
 @dataclass(frozen=True, slots=True)

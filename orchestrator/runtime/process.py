@@ -15,6 +15,7 @@ from actors.engine.lifecycle import EngineState
 from actors.watched import Watcher
 from actors.wire.node import node_id
 from orchestrator import cluster
+from orchestrator.actor_names import ActorName
 from orchestrator.control.actions import Prepare, Retire
 from orchestrator.control.clients import Command, Gone
 from orchestrator.control.lifecycle import Kind
@@ -22,7 +23,6 @@ from orchestrator.control.state import Description
 from orchestrator.probe import Probe
 from orchestrator.ray_process import kill_ray_process
 from orchestrator.root_cause import DYING_WORDS_LINES, cause_in_log, cause_of, is_pointer
-from orchestrator.runtime.names import ActorName
 
 log = logging.getLogger(__name__)
 

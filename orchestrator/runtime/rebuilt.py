@@ -8,13 +8,13 @@ from collections.abc import Collection, Mapping
 
 from actors.descriptions import RouterDescription, Said, ShardDescription
 from actors.experts.spec import ExpertSpec
+from orchestrator.actor_names import ActorName
 from orchestrator.config.schema import MeshConfig
 from orchestrator.control.keys import Keys, PlacedKey
 from orchestrator.control.lifecycle import Kind
 from orchestrator.control.sizes import ENGINE_POOL
 from orchestrator.control.state import Epoch, EpochId, Intent, Place
 from orchestrator.runtime.intent import ROUTER_POOL, keys_of, places_of
-from orchestrator.runtime.names import ActorName
 
 
 def rebuilt_intent(

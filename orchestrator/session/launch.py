@@ -29,26 +29,26 @@ from ray.exceptions import (
 from actors.dispatch.subscription import SECRET_VARIABLE
 from orchestrator import cluster
 from orchestrator.batch.deploy import batch_settings
+from orchestrator.clients.ray_mesh import RayMeshClient
 from orchestrator.config.schema import MeshConfig
 from orchestrator.config.secrets import Secrets
 from orchestrator.errors import UserError
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig, endpoint_url
-from orchestrator.gateway.ray_mesh import RayMesh
+from orchestrator.ray_process import node_logs
 from orchestrator.resources import check_room, demands_of
 from orchestrator.root_cause import cause_of
+from orchestrator.run_dir import RunDir
 from orchestrator.session.first_answer import ask_first
 from orchestrator.session.guard import SessionGuard
 from orchestrator.session.progress import Progress
 from orchestrator.session.ray_session import (
     lost_process,
     namespace_of,
-    node_logs,
     reap_ended,
     start_ray,
     stop_ray,
 )
-from orchestrator.session.run_dir import RunDir
 from orchestrator.session.stop_signals import StopRequested, StopSignals
 
 log = logging.getLogger(__name__)
@@ -274,7 +274,7 @@ class _Session:
             telemetry=self._config.telemetry,
             batch=batch_settings(self._config),
         )
-        mesh = RayMesh(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
+        mesh = RayMeshClient(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
         known = Secrets()
         return cluster.call_on_head(
             deploy_gateway, config, mesh, _digests(known.api_keys), _digests(known.admin_keys)
@@ -287,7 +287,7 @@ class _Session:
         if settings is not None:
             from orchestrator.batch.runner_process import BatchRunner
 
-            mesh = RayMesh(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
+            mesh = RayMeshClient(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
             logs = self._config.logging
             runner = cluster.start_batch_runner(
                 logs, BatchRunner, settings, mesh, logs, cluster.BATCH_RUNNER

@@ -7,7 +7,6 @@ import logging
 import os
 import threading
 from collections.abc import Collection
-from pathlib import Path
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -16,8 +15,8 @@ from orchestrator.config.schema import MeshConfig
 from orchestrator.core_shares import core_shares
 from orchestrator.errors import UserError
 from orchestrator.preflight import ray_access
+from orchestrator.run_dir import RunDir
 from orchestrator.session import process_tree
-from orchestrator.session.run_dir import RunDir
 
 RAY_TOO_SLOW = "timed out during startup"
 """What Ray says where its processes do not answer within 30 s, which cannot be set."""
@@ -98,17 +97,6 @@ def start_ray(config: MeshConfig, run_dir: RunDir) -> None:
             f"this machine is busy or short of memory: try again ({run_dir.ray} has Ray's logs)",
         ) from error
     _hush()
-
-
-def node_logs() -> Path:
-    """Folder of this node's Ray logs, which every process of the node writes to.
-
-    Works in the process that joined Ray and in every actor.
-    """
-    # Ray tells the path of its session nowhere else.
-    node = ray._private.worker._global_node
-    assert node is not None
-    return Path(node.get_logs_dir_path())
 
 
 def _hush() -> None:

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from prometheus_client.core import Metric
 
 from orchestrator.api.models import ClusterView, EpochView
+from orchestrator.batch.figures import BatchFigures
+from orchestrator.clients.mesh import MeshClient, MeshLostError
 from orchestrator.config.telemetry import TelemetryConfig
-from orchestrator.gateway.mesh import Mesh, MeshLostError
 from orchestrator.telemetry import matrix
-from orchestrator.telemetry.batch import BatchFigures, batch_families
+from orchestrator.telemetry.batch import batch_families
 from orchestrator.telemetry.dispatch import DispatchTotals, advance_dispatch, dispatch_families
 from orchestrator.telemetry.engines import EngineFigures, engine_figures
 from orchestrator.telemetry.families import families_of
@@ -57,7 +58,7 @@ class Observer:
     def __init__(
         self,
         config: TelemetryConfig,
-        mesh: Mesh,
+        mesh: MeshClient,
         pages: Pages,
         in_flight: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from orchestrator.telemetry.batch import BatchFigures
+from orchestrator.batch.figures import BatchFigures
 from orchestrator.telemetry.engines import EngineFigures
 from orchestrator.telemetry.happenings import Happening
 from orchestrator.telemetry.snapshot import (

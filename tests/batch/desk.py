@@ -17,10 +17,10 @@ from actors.engine.messages import EngineReply, HttpRequest, ResponseStart
 from orchestrator.batch.ledger import Ledger, open_ledger
 from orchestrator.batch.runner import Runner
 from orchestrator.batch.settings import BatchSettings
+from orchestrator.clients.mesh import EngineLostError, EngineStatus
 from orchestrator.config.batch import BatchConfig
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.config import GatewayConfig
-from orchestrator.gateway.mesh import EngineLostError, EngineStatus
 from orchestrator.status import ComponentState
 from tests.orchestrator.gateway.fakes import FakeMesh
 from tests.orchestrator.gateway.ray_fakes import free_port

@@ -16,12 +16,12 @@ from actors.engine.engine import Engine
 from orchestrator import cluster
 from orchestrator.batch.runner_process import BatchRunner
 from orchestrator.batch.settings import BatchSettings
+from orchestrator.clients.ray_mesh import RayMeshClient
 from orchestrator.config.batch import BatchConfig
 from orchestrator.config.schema import LoggingConfig
 from orchestrator.engine_settings import EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.deploy import deploy_gateway, remove_gateway
-from orchestrator.gateway.ray_mesh import RayMesh
 from tests.batch.desk import MODEL, Desk
 from tests.checkpoints.make import make_checkpoint
 from tests.orchestrator.gateway.ray_fakes import (
@@ -55,7 +55,7 @@ def desk(tmp_path_factory):
         model_name=MODEL,
         max_line_bytes=1 << 20,
     )
-    mesh = RayMesh(CONTROLLER, NAMESPACE)
+    mesh = RayMeshClient(CONTROLLER, NAMESPACE)
     config = EngineConfig(engine_id=ENGINE, model=model, served_model_name=MODEL, flags=flags)
     with private_ray():
         controller = start_actor(FakeController, CONTROLLER, [ENGINE])

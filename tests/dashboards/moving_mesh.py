@@ -16,13 +16,13 @@ from orchestrator.api.models import ClusterView, EpochView, EventView, Placement
 from orchestrator.batch.ledger import open_ledger
 from orchestrator.batch.records import FileRecord, NewJob
 from orchestrator.batch.settings import BatchSettings
+from orchestrator.clients.mesh import MeshLostError
 from orchestrator.config.batch import BatchConfig
 from orchestrator.config.telemetry import TelemetryConfig
 from orchestrator.expert_load import ExpertLoad, sum_load
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
-from orchestrator.gateway.mesh import MeshLostError
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus, MeshStatus
 from tests.orchestrator.gateway.fakes import FakeEngine, FakeMesh
 

@@ -17,7 +17,7 @@ from orchestrator.engine_settings import (
     engine_config,
     loads_beside_shards,
 )
-from orchestrator.session.run_dir import RunDir
+from orchestrator.run_dir import RunDir
 
 DIRECTORY = Address("/tmp/xmesh-1/s/directory")
 

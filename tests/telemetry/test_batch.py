@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+from orchestrator.batch.figures import figures, read_ledger
 from orchestrator.batch.ledger import open_ledger
 from orchestrator.batch.records import FileRecord, JobRecord, JobSum, NewJob
 from orchestrator.batch.settings import BatchSettings
@@ -10,7 +11,7 @@ from orchestrator.batch.states import JobState
 from orchestrator.config.batch import BatchConfig
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.config import GatewayConfig
-from orchestrator.telemetry.batch import batch_families, figures, read_ledger
+from orchestrator.telemetry.batch import batch_families
 from orchestrator.telemetry.table import BATCH
 from tests.dashboards.moving_mesh import moving_mesh
 from tests.orchestrator.gateway.fakes import call

@@ -10,10 +10,10 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
+from orchestrator.clients.mesh import MeshLostError
 from orchestrator.config.telemetry import TelemetryConfig
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.config import GatewayConfig
-from orchestrator.gateway.mesh import MeshLostError
 from orchestrator.telemetry.matrix import decode
 from orchestrator.telemetry.observer import NoSuchShard, Observer
 from orchestrator.telemetry.table import BY_NAME, DISPATCH, GATEWAY, MESH, METRICS, Kind

@@ -7,10 +7,10 @@ import pytest
 
 from actors.engine.config import EngineConfig
 from actors.engine.messages import HttpRequest, Refusal, ResponseStart
+from orchestrator.actor_names import ActorName
 from orchestrator.control.lifecycle import Kind
 from orchestrator.core_shares import CoreShares
 from orchestrator.engine_settings import EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR
-from orchestrator.runtime.names import ActorName
 from tests.checkpoints.make import make_checkpoint
 from tests.orchestrator.gateway.ray_fakes import private_ray
 

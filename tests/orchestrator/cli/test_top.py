@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
+from orchestrator.batch.figures import figures
 from orchestrator.cli.main import main
 from orchestrator.cli.top import looks
 from orchestrator.cli.top_view import Look, draw, sparks, tokens_per_s
-from orchestrator.telemetry.batch import figures
 from orchestrator.telemetry.report import report
 from tests.dashboards.moving_mesh import CHANGE, LINES, VIEW, MovingMesh, moving_mesh, served
 from tests.telemetry.test_batch import JOB, SUMS

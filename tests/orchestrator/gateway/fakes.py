@@ -12,8 +12,7 @@ import numpy as np
 from actors.engine import asgi_bridge
 from actors.engine.messages import EngineReply, HttpRequest, ResponseStart
 from orchestrator.api.models import ClusterView, EventView, PlacementView
-from orchestrator.expert_load import ExpertLoad
-from orchestrator.gateway.mesh import (
+from orchestrator.clients.mesh import (
     EngineClient,
     EngineError,
     EngineInfo,
@@ -21,6 +20,7 @@ from orchestrator.gateway.mesh import (
     EngineStatus,
     MeshLostError,
 )
+from orchestrator.expert_load import ExpertLoad
 from orchestrator.status import ComponentState, ComponentStatus, MeshStatus
 
 JSON_HEADERS = ((b"content-type", b"application/json"), (b"server", b"inner"))

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from actors.engine.config import EngineConfig
+from orchestrator.clients.ray_mesh import RayMeshClient
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.deploy import deploy_gateway, remove_gateway
-from orchestrator.gateway.ray_mesh import RayMesh
 from tests.actors.engine.test_continuing import CHAT, FLAGS, PROMPT, comparable
 from tests.checkpoints.make import make_checkpoint
 from tests.orchestrator.gateway.ray_fakes import (
@@ -80,7 +80,7 @@ def engines(tmp_path_factory):
 def client(engines):
     assert set(engines) == set(NAMES)
     config = GatewayConfig(mesh="test", model_name="tiny", port=free_port())
-    url = deploy_gateway(config, RayMesh(CONTROLLER, NAMESPACE))
+    url = deploy_gateway(config, RayMeshClient(CONTROLLER, NAMESPACE))
     with httpx.Client(base_url=url, timeout=120) as client:
         wait_until(lambda: client.get("/health").status_code == 200)
         yield client

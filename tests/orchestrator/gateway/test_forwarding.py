@@ -8,9 +8,9 @@ import pytest
 
 from actors.engine import asgi_bridge
 from actors.engine.messages import HttpRequest, Refusal, ResponseStart
+from orchestrator.clients.mesh import EngineFailedError, EngineLostError
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.config import GatewayConfig
-from orchestrator.gateway.mesh import EngineFailedError, EngineLostError
 from tests.orchestrator.gateway.fakes import (
     JSON_HEADERS,
     SSE_HEADERS,

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from orchestrator.gateway.engine_pool import EnginePool
+from orchestrator.clients.engine_pool import EnginePool
 from orchestrator.gateway.hung_controller import HungController
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus
 from tests.orchestrator.gateway.fakes import FakeMesh

@@ -17,10 +17,10 @@ from actors.engine.messages import (
     Refusal,
     ResponseStart,
 )
+from orchestrator.clients.engine_pool import ENGINE_TIMEOUT_S, SILENT_AFTER, EnginePool
+from orchestrator.clients.mesh import EngineLostError, EngineStatus
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.config import GatewayConfig
-from orchestrator.gateway.engine_pool import ENGINE_TIMEOUT_S, SILENT_AFTER, EnginePool
-from orchestrator.gateway.mesh import EngineLostError, EngineStatus
 from orchestrator.status import ComponentState
 from tests.orchestrator.gateway.fakes import (
     JSON_HEADERS,
@@ -254,7 +254,7 @@ class Hanging(FakeEngine):
 
 
 def test_streams_of_an_engine_that_hangs_are_continued(monkeypatch):
-    monkeypatch.setattr("orchestrator.gateway.engine_pool.ENGINE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("orchestrator.clients.engine_pool.ENGINE_TIMEOUT_S", 0.05)
 
     async def main():
         begun = ResponseStart(200, SSE_HEADERS, events_of(0, 1), OUTPUTS[:1])

@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from actors.engine.config import EngineConfig
+from orchestrator.clients.ray_mesh import RayMeshClient
 from orchestrator.config.telemetry import OtlpProtocol, TelemetryConfig
 from orchestrator.engine_settings import EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.deploy import deploy_gateway, remove_gateway
-from orchestrator.gateway.ray_mesh import RayMesh
 from orchestrator.telemetry.engine_tracing import engine_tracing
 from tests.checkpoints.make import make_checkpoint
 from tests.orchestrator.gateway.ray_fakes import (
@@ -80,7 +80,7 @@ def url(engine, spans):
     assert engine is not None
     yield deploy_gateway(
         GatewayConfig(mesh="test", model_name=MODEL, port=free_port(), telemetry=spans[0]),
-        RayMesh(CONTROLLER, NAMESPACE),
+        RayMeshClient(CONTROLLER, NAMESPACE),
     )
     remove_gateway("test")
 

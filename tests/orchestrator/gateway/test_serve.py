@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from orchestrator.api.models import ClusterView
+from orchestrator.clients.ray_mesh import RayMeshClient
 from orchestrator.errors import UserError
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.deploy import deploy_gateway, remove_gateway
-from orchestrator.gateway.ray_mesh import RayMesh
 from tests.orchestrator.gateway.fakes import VIEW
 from tests.orchestrator.gateway.ray_fakes import (
     CONTROLLER,
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.ray
 
 PATH = "/v1/completions"
 KEY = {"authorization": "Bearer key"}
-MESH = RayMesh(CONTROLLER, NAMESPACE)
+MESH = RayMeshClient(CONTROLLER, NAMESPACE)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from actors.engine.messages import ResponseStart
+from orchestrator.api.request_body import LEAST_BYTES_PER_S, reading_time_s
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.config import GatewayConfig
-from orchestrator.gateway.request_body import LEAST_BYTES_PER_S, reading_time_s
 from tests.orchestrator.gateway.fakes import (
     JSON_HEADERS,
     SSE_HEADERS,

@@ -11,11 +11,11 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from actors.descriptions import EngineDescription
+from orchestrator.actor_names import ActorName
 from orchestrator.control.clients import Gone
 from orchestrator.control.lifecycle import Kind
 from orchestrator.control.state import Description
 from orchestrator.runtime.describing import describe_other
-from orchestrator.runtime.names import ActorName
 from orchestrator.runtime.process import Process
 
 FINE = EngineDescription(9, 7, "box/1", "ready", "", None, 0, 1)

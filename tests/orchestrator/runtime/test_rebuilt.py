@@ -4,6 +4,7 @@ from typing import Any
 
 from actors.descriptions import EngineDescription, Said, ShardDescription
 from actors.shard.holdings import Held
+from orchestrator.actor_names import ActorName
 from orchestrator.config.schema import MeshConfig
 from orchestrator.control.keys import EXPERT, PlacedKey
 from orchestrator.control.lifecycle import Kind
@@ -11,7 +12,6 @@ from orchestrator.control.settings import Settings
 from orchestrator.control.sizes import ENGINE_POOL
 from orchestrator.control.state import Intent
 from orchestrator.control.step import recovered
-from orchestrator.runtime.names import ActorName
 from orchestrator.runtime.rebuilt import rebuilt_intent
 from tests.orchestrator.test_mesh_plan import SPEC
 

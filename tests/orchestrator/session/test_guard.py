@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 import psutil
 import pytest
 
+from orchestrator.run_dir import RunDir
 from orchestrator.session.guard import members
-from orchestrator.session.run_dir import RunDir
 from tests.processes import living, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -133,7 +133,7 @@ from pathlib import Path
 import psutil
 from orchestrator.config.schema import MeshConfig
 from orchestrator.session.ray_session import start_ray
-from orchestrator.session.run_dir import RunDir
+from orchestrator.run_dir import RunDir
 from orchestrator.session.guard import SessionGuard
 
 pool = {"vendor": "cpu", "memory": "1MiB"}

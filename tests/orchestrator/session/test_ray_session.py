@@ -19,7 +19,7 @@ from pathlib import Path
 from orchestrator.session import process_tree
 from orchestrator.config.schema import MeshConfig
 from orchestrator.session.ray_session import lost_process, start_ray, stop_ray
-from orchestrator.session.run_dir import RunDir
+from orchestrator.run_dir import RunDir
 
 pool = {"vendor": "cpu", "memory": "1MiB"}
 config = MeshConfig.model_validate({"model": {"path": "/m"}, "pools": {"host": pool}})
@@ -65,8 +65,8 @@ def test_a_machine_too_busy_for_ray_is_told_in_one_line(
 
     from orchestrator.config.schema import MeshConfig
     from orchestrator.errors import UserError
+    from orchestrator.run_dir import RunDir
     from orchestrator.session import process_tree, ray_session
-    from orchestrator.session.run_dir import RunDir
 
     def slow(*_: object, **__: object) -> None:
         raise Exception("The current node timed out during startup. This could happen because")

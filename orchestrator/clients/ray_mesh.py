@@ -8,8 +8,7 @@ from typing import Any
 
 from actors.engine.messages import EngineReply, HttpRequest
 from orchestrator.api.models import ClusterView, EventView, PlacementView
-from orchestrator.expert_load import ExpertLoad
-from orchestrator.gateway.mesh import (
+from orchestrator.clients.mesh import (
     EngineClient,
     EngineFailedError,
     EngineInfo,
@@ -17,6 +16,7 @@ from orchestrator.gateway.mesh import (
     EngineStatus,
     MeshLostError,
 )
+from orchestrator.expert_load import ExpertLoad
 from orchestrator.ray_process import kill_ray_process
 from orchestrator.status import ComponentState, MeshStatus
 
@@ -26,7 +26,7 @@ gathers what vLLM says into one item, so a busy gateway gets fewer and larger on
 whose gateway died notices, and aborts."""
 
 
-class RayMesh:
+class RayMeshClient:
     """Finds the mesh by the names of its actors.
 
     The controller actor has `status() -> dict` in the shape of `MeshStatus`,

@@ -3,8 +3,8 @@
 import asyncio
 from dataclasses import replace
 
-from orchestrator.gateway import engine_pool
-from orchestrator.gateway.engine_pool import EnginePool
+from orchestrator.clients import engine_pool
+from orchestrator.clients.engine_pool import EnginePool
 from orchestrator.status import ComponentState
 from tests.orchestrator.gateway.fakes import FakeEngine, FakeMesh
 

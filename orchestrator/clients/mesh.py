@@ -1,6 +1,6 @@
-"""What the gateway needs from the rest of the mesh, as two small protocols.
+"""What gateway and batch runner need of the rest of the mesh, as two small protocols.
 
-`RayMesh` (`ray_mesh`) is the real one; tests bring fakes.
+`RayMeshClient` (`ray_mesh`) is the real one; tests bring fakes.
 """
 
 from collections.abc import AsyncGenerator
@@ -72,7 +72,7 @@ class EngineClient(Protocol):
         ...
 
 
-class Mesh(Protocol):
+class MeshClient(Protocol):
     """The controller, and a way to its engines."""
 
     async def status(self) -> MeshStatus:

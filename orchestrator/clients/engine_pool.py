@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from orchestrator.gateway.mesh import (
+from orchestrator.clients.mesh import (
     EngineClient,
     EngineInfo,
     EngineLostError,
     EngineStatus,
-    Mesh,
+    MeshClient,
     MeshLostError,
 )
 from orchestrator.probe import Probe
@@ -102,7 +102,7 @@ class PooledEngine:
 class EnginePool:
     """The engines, with the requests that this gateway has in flight on each."""
 
-    def __init__(self, mesh: Mesh, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, mesh: MeshClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._mesh = mesh
         self._clock = clock
         self._engines: dict[str, PooledEngine] = {}

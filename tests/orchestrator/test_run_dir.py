@@ -7,7 +7,7 @@ import pytest
 
 from actors.wire.address import parse_address
 from orchestrator.errors import UserError
-from orchestrator.session.run_dir import MAX_PARENT_BYTES, SHORT_PARENT, RunDir
+from orchestrator.run_dir import MAX_PARENT_BYTES, SHORT_PARENT, RunDir
 
 RAY_SOCKET = "session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
 
