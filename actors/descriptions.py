@@ -2,8 +2,30 @@
 
 from dataclasses import dataclass
 
-from actors.shard.holdings import Held
 from placement.cost_model import DeviceCost
+
+EXPERT = "expert"
+"""The kind of all that shards hold today."""
+
+Key = tuple[str, int, int]
+"""kind, group, number: ("expert", layer, expert)."""
+
+Order = tuple[int, int]
+"""(term of the controller, number) of a command."""
+
+NO_ORDER: Order = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a shard holds at one moment. revision grows with every change; order: of the newest
+    command; failure: why it ended early."""
+
+    revision: int
+    order: Order
+    holdings: frozenset[Key]
+    loading: frozenset[Key]
+    failure: str
 
 
 @dataclass(frozen=True, slots=True)

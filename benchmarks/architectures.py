@@ -130,9 +130,9 @@ def serve_mesh(request: dict[str, Any], spec: ExpertSpec, shards: LateShards) ->
 
 def start_shards(spec: ExpertSpec, folder: Path, kernel: str | None) -> tuple[list[Any], Any]:
     """Two shards of this process with half of the experts each, and the view of their mesh."""
+    from actors.descriptions import EXPERT
     from actors.dispatch.mesh_view import MeshView, Peer
     from actors.experts.fingerprint import fingerprint
-    from actors.shard.holdings import EXPERT
     from actors.shard.shard import ExpertShard, ShardConfig
     from actors.wire.address import parse_address
     from placement.cost_model import TYPICAL_COST

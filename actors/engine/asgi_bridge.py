@@ -16,8 +16,8 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-from actors.engine.messages import Headers, HttpRequest, Progress, ResponseStart
 from actors.engine.output_record import OutputRecord, recording
+from actors.messages import Headers, HttpRequest, Progress, ResponseStart
 
 Message = MutableMapping[str, Any]
 AsgiApp = Callable[

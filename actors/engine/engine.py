@@ -32,19 +32,19 @@ import psutil
 
 from actors.descriptions import EngineDescription
 from actors.engine import asgi_bridge
-from actors.engine.compile_cache import cache_variables
 from actors.engine.compiling import starts_eagerly
 from actors.engine.config import DROPPED_ENVIRONMENT, EngineConfig
-from actors.engine.core_process import as_main_module, no_garbage_collection
-from actors.engine.fate_sharing import PARENT_VARIABLE
 from actors.engine.flags import parse_flags
 from actors.engine.lifecycle import EngineState, check_transition
-from actors.engine.messages import EngineReply, HttpRequest, Refusal, ResponseStart
 from actors.engine.scheduler_load import scheduler_load
 from actors.engine.scratch import make_scratch
 from actors.engine.unavailable import telling_missing_experts
 from actors.engine.warm_up import warm_up
 from actors.logs import start_logging
+from actors.messages import EngineReply, HttpRequest, Refusal, ResponseStart
+from actors.vllm_plugin.compile_cache import cache_variables
+from actors.vllm_plugin.core_process import as_main_module, no_garbage_collection
+from actors.vllm_plugin.fate_sharing import PARENT_VARIABLE
 from actors.vllm_plugin.register import ADDRESS_VARIABLE
 from actors.wire.node import node_id
 
@@ -138,8 +138,8 @@ class Engine:
             raise
 
     async def handle(self, request: HttpRequest) -> AsyncGenerator[EngineReply, None]:
-        """Answer one HTTP request: a `ResponseStart` and chunks of the body (`messages`), or a
-        `Refusal` where the engine does not serve, or died over it.
+        """Answer one HTTP request: a `ResponseStart` and chunks of the body (`actors.messages`), or
+        a `Refusal` where the engine does not serve, or died over it.
 
         A draining engine still answers GET, so that its metrics are seen to the end. Closing the
         stream aborts the request in vLLM.

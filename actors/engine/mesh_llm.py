@@ -20,9 +20,9 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
-from actors.engine.messages import EXPERTS_UNAVAILABLE, Emitted, Record
 from actors.engine.output_record import OutputRecord, current_record
 from actors.engine.unavailable import note_missing_experts
+from actors.messages import EXPERTS_UNAVAILABLE, Emitted, Record
 from actors.vllm_plugin.resumed import EMITTED_TOKENS
 
 Outputs = AsyncIterator[RequestOutput]

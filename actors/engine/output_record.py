@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from actors.engine.messages import Emitted, Record
+from actors.messages import Emitted, Record
 
 
 class OutputRecord:

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any
 
-from actors.engine.messages import ERROR_HEADER, EXPERTS_UNAVAILABLE
+from actors.messages import ERROR_HEADER, EXPERTS_UNAVAILABLE
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
 
-from actors.engine.messages import HttpRequest, ResponseStart
+from actors.messages import HttpRequest, ResponseStart
 
 log = logging.getLogger(__name__)
 

@@ -10,21 +10,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
+from actors.descriptions import EXPERT, NO_ORDER, Held, Key, Order
 from actors.experts.refusal import ModelRefused
 
 log = logging.getLogger(__name__)
-
-EXPERT = "expert"
-
-Key = tuple[str, int, int]
-"""kind, group, number: ("expert", layer, expert)."""
-
-Order = tuple[int, int]
-
-NO_ORDER: Order = (0, 0)
 
 
 class Kernel(Protocol):
@@ -34,17 +25,6 @@ class Kernel(Protocol):
     def bytes_per_expert(self) -> int: ...
 
     def load(self, layer: int, experts: list[int]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """One moment. revision grows with every change; failure: why the newest command ended early."""
-
-    revision: int
-    order: Order
-    holdings: frozenset[Key]
-    loading: frozenset[Key]
-    failure: str
 
 
 class Holdings:

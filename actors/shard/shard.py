@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from actors.cache_base import cache_base
-from actors.descriptions import ShardDescription
+from actors.descriptions import Key, Order, ShardDescription
 from actors.device import free_memory_bytes, scratch_bytes
 from actors.experts.families import read_expert_spec
 from actors.experts.fingerprint import fingerprint
@@ -31,7 +31,7 @@ from actors.kernels.slot_kernel import SlotKernel
 from actors.listening import ready_to_listen, remove_sockets
 from actors.logs import start_logging
 from actors.process import limit_threads, return_free_memory
-from actors.shard.holdings import Holdings, Key, Order
+from actors.shard.holdings import Holdings
 from actors.shard.server import ShardServer
 from actors.watched import Watched
 from actors.wire.node import node_id

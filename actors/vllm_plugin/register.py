@@ -11,8 +11,8 @@ import gc
 import logging
 import os
 
-from actors.engine.core_process import leave_no_semaphores
-from actors.engine.fate_sharing import share_fate
+from actors.vllm_plugin.core_process import leave_no_semaphores
+from actors.vllm_plugin.fate_sharing import share_fate
 
 log = logging.getLogger("vllm.expertmesh")
 
@@ -31,7 +31,7 @@ def register() -> None:
     _registered = True
     address = os.environ.get(ADDRESS_VARIABLE)
     if share_fate():
-        gc.enable()  # put off by `actors.engine.core_process`
+        gc.enable()  # put off by `actors.vllm_plugin.core_process`
         leave_no_semaphores()
     if address or os.environ.get(V4_ON_CPU_VARIABLE) == "1":
         from actors.deepseek_v4_cpu.install import install
@@ -39,7 +39,7 @@ def register() -> None:
         for fix in install():
             log.info("DeepSeek-V4 on CPU: %s", fix)
     if address:
-        from actors.engine.compile_cache import cache_variables
+        from actors.vllm_plugin.compile_cache import cache_variables
         from actors.vllm_plugin.loader import register_loader
         from actors.vllm_plugin.routed_experts import register_routed_experts
         from actors.vllm_plugin.step_marks import create_marks

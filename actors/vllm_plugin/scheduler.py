@@ -16,7 +16,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from actors.engine.messages import EXPERTS_UNAVAILABLE
+from actors.messages import EXPERTS_UNAVAILABLE
 from actors.vllm_plugin.resumed import ResumedRequests
 from actors.vllm_plugin.step_marks import open_marks
 
@@ -88,26 +88,5 @@ class MeshScheduler(Scheduler):
         return add_errors(outputs, ended)
 
 
-class MeshAsyncScheduler(AsyncScheduler):
-    """vLLM's scheduler for a step while the one before it runs."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._failed_steps = FailedSteps()
-        self._resumed = ResumedRequests()
-
-    def add_request(self, request: Request) -> None:
-        self._resumed.resume(request)
-        super().add_request(request)
-
-    def get_grammar_bitmask(self, scheduler_output: SchedulerOutput) -> GrammarOutput | None:
-        self._resumed.forget(scheduler_output.finished_req_ids)
-        self._resumed.advance_grammars(scheduler_output.num_scheduled_tokens, self)
-        return super().get_grammar_bitmask(scheduler_output)
-
-    def update_from_output(
-        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
-    ) -> Outputs:
-        ended = self._failed_steps.end_requests(self)
-        outputs = super().update_from_output(scheduler_output, model_runner_output)
-        return add_errors(outputs, ended)
+class MeshAsyncScheduler(MeshScheduler, AsyncScheduler):
+    """The same for a step while the one before it runs."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from actors.dispatch.subscription import ADDRESS_VARIABLE, SECRET_VARIABLE
-from actors.engine.compile_cache import CACHE_VARIABLE
+from actors.vllm_plugin.compile_cache import CACHE_VARIABLE
 from actors.wire.frame import RowCoding
 from benchmarks.harness.local_mesh import SECRET, LocalMesh, ShardShape
 

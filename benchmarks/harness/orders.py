@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from actors.shard.holdings import EXPERT
+from actors.descriptions import EXPERT
 from actors.shard.shard import ExpertShard
 
 NO_LIMIT_BYTES = 1 << 62

@@ -2,7 +2,7 @@
 
 import contextlib
 
-from actors.engine.messages import (
+from actors.messages import (
     ERROR_HEADER,
     EXPERTS_UNAVAILABLE,
     HttpRequest,

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from actors.engine.messages import EngineReply, HttpRequest
+from actors.messages import EngineReply, HttpRequest
 from orchestrator.api.models import ClusterView, EventView, PlacementView
 from orchestrator.expert_load import ExpertLoad
 from orchestrator.status import ComponentState, MeshStatus
@@ -61,7 +61,7 @@ class EngineClient(Protocol):
     """A connection to one engine."""
 
     def handle(self, request: HttpRequest) -> AsyncGenerator[EngineReply, None]:
-        """Stream of replies (`actors.engine.messages`); closing it aborts the request.
+        """Stream of replies (`actors.messages`); closing it aborts the request.
 
         Raises an `EngineError` at the point to which the answer got.
         """

@@ -6,7 +6,7 @@ import platform
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from actors.engine.messages import EngineReply, HttpRequest
+from actors.messages import EngineReply, HttpRequest
 from orchestrator.api.models import ClusterView, EventView, PlacementView
 from orchestrator.clients.mesh import (
     EngineClient,

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from actors.engine.messages import HttpRequest, ResponseStart
+from actors.messages import HttpRequest, ResponseStart
 from orchestrator.api.errors import error_response, unavailable
 from orchestrator.batch.routes import BatchRoutes
 from orchestrator.clients.engine_pool import EnginePool, PooledEngine

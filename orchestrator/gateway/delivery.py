@@ -11,7 +11,7 @@ tells once.
 import re
 from dataclasses import replace
 
-from actors.engine.messages import Emitted, HttpRequest, Record
+from actors.messages import Emitted, HttpRequest, Record
 
 EVENT_END = b"\n\n"
 COMMENT = b":"

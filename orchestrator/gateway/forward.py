@@ -22,7 +22,9 @@ from http import HTTPStatus
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from actors.engine.messages import (
+from actors.messages import (
+    ERROR_HEADER,
+    EXPERTS_UNAVAILABLE,
     EngineReply,
     Headers,
     HttpRequest,
@@ -45,11 +47,6 @@ MAX_ENGINES_LOST = 2
 
 ENGINE_LOST = "engine_lost"
 LOST_MESSAGE = "the engine was lost while it generated; send the request again"
-
-ERROR_HEADER = b"x-expertmesh-error"
-EXPERTS_UNAVAILABLE = b"experts_unavailable"
-"""What an engine says in that header of a 503: the request needs experts that no living shard
-holds. The engine itself is well, and any other would say the same."""
 
 
 class ClientStalledError(Exception):
@@ -152,8 +149,8 @@ class ForwardedResponse(Response):
                 await send(_body(b"data: " + body + b"\n\n", more=True))
                 await send(_body(b"", more=False))
                 return
-            if (ERROR_HEADER, EXPERTS_UNAVAILABLE) in first.headers:
-                answer = unavailable(_message_of(body), EXPERTS_UNAVAILABLE.decode())
+            if (ERROR_HEADER, EXPERTS_UNAVAILABLE.encode()) in first.headers:
+                answer = unavailable(_message_of(body), EXPERTS_UNAVAILABLE)
                 await answer(scope, receive, send)
                 return
             headers = [*_returned(first.headers), (b"content-length", str(len(body)).encode())]

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from actors.engine.messages import HttpRequest
+from actors.messages import HttpRequest
 from orchestrator.api.errors import error_response, unavailable
 from orchestrator.api.request_body import read_body
 from orchestrator.clients.engine_pool import EnginePool

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import uvicorn
 
-from actors.engine.messages import EngineReply, HttpRequest, ResponseStart
+from actors.messages import EngineReply, HttpRequest, ResponseStart
 from orchestrator.batch.ledger import Ledger, open_ledger
 from orchestrator.batch.runner import Runner
 from orchestrator.batch.settings import BatchSettings

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from actors.engine.messages import Refusal, ResponseStart
+from actors.messages import Refusal, ResponseStart
 from orchestrator.clients.mesh import EngineFailedError, EngineLostError
 from tests.batch.desk import Engine, answer, line, make_settings, open_desk
 from tests.processes import wait_until

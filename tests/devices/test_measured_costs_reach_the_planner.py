@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from actors.descriptions import ShardDescription
+from actors.descriptions import Held, ShardDescription
 from actors.experts.formats.bf16 import BF16
-from actors.shard.holdings import Held
 from orchestrator.config.pools import PoolConfig
 from orchestrator.control.keys import NO_KEYS
 from orchestrator.control.plan_request import PlanRequest, ShardRoom

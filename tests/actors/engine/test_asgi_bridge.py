@@ -6,7 +6,7 @@ from contextlib import aclosing
 import pytest
 
 from actors.engine import asgi_bridge
-from actors.engine.messages import HttpRequest, ResponseStart
+from actors.messages import HttpRequest, ResponseStart
 
 REQUEST = HttpRequest("POST", "/v1/x", b"a=1", ((b"content-type", b"text/plain"),), b"question")
 

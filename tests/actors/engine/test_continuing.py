@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from actors.engine.config import EngineConfig
-from actors.engine.messages import Emitted, HttpRequest, Progress, ResponseStart
+from actors.messages import Emitted, HttpRequest, Progress, ResponseStart
 from orchestrator.engine_settings import EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR
 from tests.checkpoints.make import make_checkpoint
 from tests.orchestrator.gateway.ray_fakes import private_ray, start_actor

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from actors.engine.config import EngineConfig
-from actors.engine.messages import HttpRequest, Refusal, ResponseStart
+from actors.messages import HttpRequest, Refusal, ResponseStart
 from orchestrator.actor_names import ActorName
 from orchestrator.control.lifecycle import Kind
 from orchestrator.core_shares import CoreShares

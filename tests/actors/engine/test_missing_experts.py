@@ -8,7 +8,7 @@ import pytest
 
 from actors.dispatch.subscription import ADDRESS_VARIABLE, SECRET_VARIABLE
 from actors.engine.config import EngineConfig
-from actors.engine.messages import HttpRequest, ResponseStart
+from actors.messages import HttpRequest, ResponseStart
 from benchmarks.harness.local_mesh import SECRET, LocalMesh, ShardShape
 from orchestrator.engine_settings import EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR
 from tests.checkpoints.make import make_checkpoint

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from actors.engine import asgi_bridge
-from actors.engine.messages import Emitted, HttpRequest, Progress, ResponseStart
 from actors.engine.output_record import current_record
+from actors.messages import Emitted, HttpRequest, Progress, ResponseStart
 
 ASKED = HttpRequest("POST", "/v1/completions", record=True)
 START = {"type": "http.response.start", "status": 200, "headers": []}

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 from actors.engine import unavailable
-from actors.engine.messages import ERROR_HEADER
+from actors.messages import ERROR_HEADER
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 VLLM_ERROR = b'data: {"error": {"message": "x", "type": "InternalServerError", "code": 503}}\n\n'

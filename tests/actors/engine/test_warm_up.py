@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from actors.engine.messages import ResponseStart
 from actors.engine.warm_up import requests, warm_up
+from actors.messages import ResponseStart
 
 
 def answering(*statuses):

@@ -5,8 +5,9 @@ import time
 
 import pytest
 
+from actors.descriptions import Key
 from actors.experts.refusal import ModelRefused
-from actors.shard.holdings import Holdings, Key
+from actors.shard.holdings import Holdings
 
 MUCH, FAST = 1_000_000, 1e12
 

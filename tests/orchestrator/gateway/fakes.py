@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from actors.engine import asgi_bridge
-from actors.engine.messages import EngineReply, HttpRequest, ResponseStart
+from actors.messages import EngineReply, HttpRequest, ResponseStart
 from orchestrator.api.models import ClusterView, EventView, PlacementView
 from orchestrator.clients.mesh import (
     EngineClient,

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from actors.engine.messages import EngineReply, HttpRequest, ResponseStart
+from actors.messages import EngineReply, HttpRequest, ResponseStart
 from benchmarks.harness.local_mesh import environment
 from tests.orchestrator.gateway.fakes import PLACEMENT, VIEW
 

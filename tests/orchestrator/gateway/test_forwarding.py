@@ -7,7 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from actors.engine import asgi_bridge
-from actors.engine.messages import HttpRequest, Refusal, ResponseStart
+from actors.messages import HttpRequest, Refusal, ResponseStart
 from orchestrator.clients.mesh import EngineFailedError, EngineLostError
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.config import GatewayConfig

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from actors.engine.messages import (
+from actors.messages import (
     Emitted,
     EngineReply,
     HttpRequest,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from actors.engine.messages import ResponseStart
+from actors.messages import ResponseStart
 from orchestrator.api.request_body import LEAST_BYTES_PER_S, reading_time_s
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.config import GatewayConfig

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from actors.descriptions import EngineDescription, Said, ShardDescription
-from actors.shard.holdings import Held
+from actors.descriptions import EngineDescription, Held, Said, ShardDescription
 from orchestrator.actor_names import ActorName
 from orchestrator.config.schema import MeshConfig
 from orchestrator.control.keys import EXPERT, PlacedKey

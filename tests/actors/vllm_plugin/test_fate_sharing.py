@@ -11,7 +11,10 @@ pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG exists on Linux only"
 )
 
-CHILD = "from actors.engine.fate_sharing import share_fate; share_fate(); print('up', flush=True); "
+CHILD = (
+    "from actors.vllm_plugin.fate_sharing import share_fate; "
+    "share_fate(); print('up', flush=True); "
+)
 PARENT = """
     import os, subprocess, sys, time
     {environment}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from actors.cache_base import cache_base
-from actors.engine import compile_cache
+from actors.vllm_plugin import compile_cache
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 PARENT = """
 import gc, multiprocessing, sys
-from actors.engine.core_process import as_main_module, no_garbage_collection
+from actors.vllm_plugin.core_process import as_main_module, no_garbage_collection
 
 print("main module of the parent")
 
