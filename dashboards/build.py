@@ -9,7 +9,15 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import VisibilityMode
 from grafana_foundation_sdk.models.dashboard import DataSourceRef
 
-from dashboards.panels import BOARDS, Board, Look, Panel
+from dashboards.boards.batch import BATCH
+from dashboards.boards.devices import DEVICES
+from dashboards.boards.dispatch import DISPATCH
+from dashboards.boards.experts import EXPERTS
+from dashboards.boards.placement import PLACEMENT
+from dashboards.boards.serving import SERVING
+from dashboards.panels import Board, Look, Panel
+
+BOARDS = (SERVING, EXPERTS, PLACEMENT, DEVICES, DISPATCH, BATCH)
 
 FOLDER = Path(__file__).parent / "grafana"
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")

@@ -12,8 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from dashboards.build import FOLDER, dashboard_json
-from dashboards.panels import BOARDS
+from dashboards.build import BOARDS, FOLDER, dashboard_json
 from orchestrator.telemetry.table import BY_NAME, Kind
 from tests.dashboards.moving_mesh import free_port, ledger_with_a_job, moving_mesh, served
 from tests.processes import wait_until
