@@ -1,11 +1,13 @@
 """Token-level expert dispatch: split a batch over the shards, send, collect, add up.
 
 A call begins with one flight (`flight`) over all its rows. Where shards are lost, refuse or are
-late, another flight over their rows goes to other replicas, by the same door; for late ones the
-first answer wins. Answers are added flight after flight, in ascending shard order in each: the
-result does not depend on who answered first, but another split adds in another order, so rows that
-were sent again may differ in the last bit. Where no replica is left, the call waits for the shard,
-then for the next view or link, and fails after the mesh's `expert_wait_s`.
+late, another flight over their rows, a **cover**, goes to other replicas, by the same door; for
+late ones the first answer wins. A cover stands for parts of one flight only, and counts as a whole
+or not at all: so each row's experts are added once, whoever answers. Answers are added flight after
+flight, in ascending shard order in each: the result does not depend on who answered first, but
+another split adds in another order, so rows that were sent again may differ in the last bit. Where
+no replica is left, the call waits for the shard, then for the next view or link, and fails after
+the mesh's `expert_wait_s`.
 """
 
 import logging
@@ -177,6 +179,7 @@ class Dispatcher:
                 self._look_at_odd(call, flight)
             chosen = chosen_answers(call.flights[0])
             if chosen is not None:
+                assert assignments_of(chosen) == call.flights[0].split.first[-1], "added up once"
                 return Answers.of(chosen).add_up(call.result)
             self._give_up_hung(call)
             look_s = self._send_again(call)
@@ -245,17 +248,22 @@ class Dispatcher:
         return now_s if covered else min(look_s, now_s + LOOK_AGAIN_S if nowhere else np.inf)
 
     def _cover(self, call: Call, pieces: Sequence[Piece], late: bool) -> list[Piece]:
-        """Post the pieces' rows to other shards, all together or else one by one; returns those
-        that somebody else cannot take now. late: whether late shards may."""
-        if not pieces:
-            return []
+        """Post the pieces' rows to other shards; returns those that nobody else can take now.
+        late: whether late shards may."""
+        left: list[Piece] = []
+        for flight in dict.fromkeys(flight for flight, _ in pieces):
+            left += self._cover_parts(call, [p for p in pieces if p[0] is flight], late)
+        return left
+
+    def _cover_parts(self, call: Call, pieces: Sequence[Piece], late: bool) -> list[Piece]:
+        """The same for pieces of one flight: all together or else one by one."""
         tokens, ids, weights = rest_of([flight.split.batch(d) for flight, d in pieces])
         try:
             cover = self._plan(call, ids, weights, late)
         except ExpertsUnplaced:
             if len(pieces) == 1:
                 return list(pieces)
-            return [left for piece in pieces for left in self._cover(call, [piece], late)]
+            return [left for piece in pieces for left in self._cover_parts(call, [piece], late)]
         cover.split.translate_rows(tokens)
         self._post(call, cover)
         self._tally.resent += len(pieces)
@@ -295,6 +303,11 @@ def chosen_answers(flight: Flight) -> list[Piece] | None:
             return None
         chosen += instead
     return chosen
+
+
+def assignments_of(chosen: Sequence[Piece]) -> int:
+    """How many choices of experts these answers are made of."""
+    return sum(flight.split.share(shard)[2] for flight, shard in chosen)
 
 
 def _all_answered(flight: Flight, cover: Flight) -> bool:

@@ -15,8 +15,10 @@ import torch
 from actors.dispatch.backend import ExpertUnavailable
 from actors.dispatch.deadlines import SOFT_FLOOR_S, soft_wait_s
 from actors.dispatch.dispatcher import Call, Dispatcher
+from actors.kernels.base import ExpertsMissing
 from actors.wire.address import Address
 from actors.wire.frame import RowCoding
+from placement.cost_model import DeviceCost
 from tests.actors.dispatch.test_dispatcher import (
     HALVES,
     SECRET,
@@ -161,6 +163,32 @@ def test_first_answer_wins(mesh: Mesh, stack) -> None:
     got = run(dispatcher, 0, rows, weights, ids)
     assert instead.is_set(), "the replica was asked"
     assert torch.equal(got, undisturbed), "the same split adds up to the same bits"
+
+
+def test_a_shard_that_is_late_with_its_own_rows_and_anothers_counts_once(mesh, stack) -> None:
+    """One shard is lost, and one that takes over some of its rows is late with those and with its
+    own: parts of two flights, which others then compute."""
+    addresses = [mesh.add(FULL) for _ in range(4)]
+    given = view(epoch([FULL] * 4), addresses, deadline_s=HARD_S)
+    # Calls that should take this long are late after 0.8 s: the loss is noticed before that.
+    cost = DeviceCost(0.2, 1e-6, 1e-6)
+    shards = tuple(replace(shard, cost=cost) for shard in given.shards)
+    dispatcher, _ = dispatcher_of(stack, given, shards=shards, soft_deadline_s=1.0)
+    released = threading.Event()
+    stack.callback(released.set)
+    killing = threading.Thread(target=mesh.kill, args=(1,))
+
+    def end() -> None:
+        killing.start()
+        raise ExpertsMissing("it ends")
+
+    mesh.kernels[1].before_compute = end
+    mesh.kernels[2].before_compute = lambda: released.wait(HARD_S)
+    rows, weights, ids = batch(400)
+    call = dispatcher.send(0, rows, weights, ids)
+    assert shards_of(call) == {0, 1, 2, 3}
+    assert is_right(dispatcher.wait(call), 0, rows, weights, ids)
+    killing.join()
 
 
 def test_late_shard_without_a_replica_is_waited_for(mesh: Mesh, stack) -> None:
