@@ -37,9 +37,9 @@ MB = 1e6
 PLAIN_GOAL = 1.2
 CONSTANT_GOAL_MB = 230.0
 WEIGHTS_GOAL = 1.03
-SERVING_GOAL_MB = 40.0
-"""Scratch of kernels (11 kB for each assignment of the largest call) and links, machine code: no
-copy of the weights of the model measured here."""
+SERVING_GOAL_MB = 50.0
+"""In the shard with three quarters of the rows: scratch of kernels, 34 MB for 3,072 assignments at
+once, links and machine code; no copy of the weights of the model measured here."""
 LEAST_SHRINK = 0.95
 WORKLOAD = Workload(16, 32, 16)
 
