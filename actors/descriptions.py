@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from actors.engine_lifecycle import EngineState
 from placement.cost_model import DeviceCost
 
 EXPERT = "expert"
@@ -34,7 +35,8 @@ class ShardDescription:
 
     free_bytes: memory for weights that the device had before any was loaded. cost: of its calls,
     None before it was measured. held: what it holds and loads, and the newest command it obeyed.
-    memory_bytes: of the weights held. busy_s: time its kernel computed since the start.
+    detail: its kernel, for people. memory_bytes: of the weights held. busy_s: time its kernel
+    computed since the start.
     """
 
     incarnation: int
@@ -47,7 +49,6 @@ class ShardDescription:
     free_bytes: int
     cost: DeviceCost | None
     held: Held
-    state: str
     detail: str
     memory_bytes: int
     calls: int
@@ -63,7 +64,6 @@ class RouterDescription:
     pid: int
     node: str
     addresses: tuple[str, ...]
-    state: str
     epoch: int
     calls: int
 
@@ -78,7 +78,7 @@ class EngineDescription:
     incarnation: int
     pid: int
     node: str
-    state: str
+    state: EngineState
     detail: str
     memory_bytes: int | None
     in_flight: int

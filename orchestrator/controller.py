@@ -27,6 +27,7 @@ from actors.wire.node import node_id
 from orchestrator import cluster
 from orchestrator.actor_names import ActorName
 from orchestrator.api.views import cluster_view, placement_view
+from orchestrator.clients.mesh import EngineInfo
 from orchestrator.config.schema import MeshConfig
 from orchestrator.config.state_dir import state_dir
 from orchestrator.control.events import ComponentDied, EnginesLoad, LoadSeen
@@ -292,15 +293,14 @@ class Controller:
             ],
         ).model_dump(mode="json")
 
-    async def engines(self) -> list[dict[str, str]]:
-        """id, state and actor name of each engine, for the gateway."""
+    async def engines(self) -> list[EngineInfo]:
+        """Every engine, for gateway and batch runner."""
         found = []
         for id, component in self._state.facts.components.items():
             place = self._state.intent.places.get(id)
             if place is not None and place.kind is Kind.ENGINE:
                 name = ActorName(Kind.ENGINE, id, component.generation)
-                state = STATES[component.life]
-                found.append({"id": id, "state": str(state), "actor_name": str(name)})
+                found.append(EngineInfo(id, STATES[component.life], str(name)))
         return found
 
     async def expert_load(self) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import platform
 import secrets
 import shutil
 import time
@@ -35,11 +34,11 @@ from actors.engine import asgi_bridge
 from actors.engine.compiling import starts_eagerly
 from actors.engine.config import DROPPED_ENVIRONMENT, EngineConfig
 from actors.engine.flags import parse_flags
-from actors.engine.lifecycle import EngineState, check_transition
 from actors.engine.scheduler_load import scheduler_load
 from actors.engine.scratch import make_scratch
 from actors.engine.unavailable import telling_missing_experts
 from actors.engine.warm_up import warm_up
+from actors.engine_lifecycle import EngineState, check_transition
 from actors.logs import start_logging
 from actors.messages import EngineReply, HttpRequest, Refusal, ResponseStart
 from actors.vllm_plugin.compile_cache import cache_variables
@@ -72,7 +71,7 @@ a millisecond of CPU in several processes, which is time that vLLM and the exper
 MAX_PACE_S = 0.05
 """However many streams there are, none halts longer than this between two items."""
 
-CONTROL_CALLS = ("status", "describe", "check_health", "drain", "stop")
+CONTROL_CALLS = ("describe", "check_health", "drain", "stop")
 """Methods that never wait behind requests: the cluster module gives them a concurrency group of
 their own, which in Ray is an event loop of its own. They look at the engine from its main one, so a
 hanging engine does not look well."""
@@ -169,10 +168,6 @@ class Engine:
         finally:
             self._in_flight -= 1
 
-    async def status(self) -> dict[str, Any]:
-        """What the engine is doing, in terms of the mesh's `ComponentStatus` and a few more."""
-        return await self._in_main_loop(self._status())
-
     async def describe(self) -> EngineDescription:
         """Who this is and how much it has to do. Changes nothing."""
         return await self._in_main_loop(self._describe())
@@ -200,28 +195,13 @@ class Engine:
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
-    async def _status(self) -> dict[str, Any]:
-        self._notice_death()
-        return {
-            "id": self._config.engine_id,
-            "node": platform.node(),
-            "pid": os.getpid(),
-            "state": str(self._state),
-            "detail": self._detail,
-            "memory_bytes": self._parameter_bytes,
-            "served_model_name": self._config.served_model_name,
-            "in_flight": self._in_flight,
-            "max_running": self._max_running,
-            **scheduler_load(),
-        }
-
     async def _describe(self) -> EngineDescription:
         self._notice_death()
         return EngineDescription(
             incarnation=self._incarnation,
             pid=os.getpid(),
             node=node_id(),
-            state=str(self._state),
+            state=self._state,
             detail=self._detail,
             memory_bytes=self._parameter_bytes,
             in_flight=self._in_flight,
@@ -259,7 +239,7 @@ class Engine:
         tasks = await llm.get_supported_tasks()
         app = build_app(args, tasks, llm.model_config)
         await init_app_state(llm, app.state, args, tasks)
-        # vLLM tells its HTTP server to exit when the engine core dies; here `status` tells.
+        # vLLM tells its HTTP server to exit when the engine core dies; here `describe` tells.
         app.state.server = SimpleNamespace(should_exit=False)
         await self._cleanup.enter_async_context(app.router.lifespan_context(app))
         if args.worker_extension_cls == _EXTENSION:

@@ -47,7 +47,6 @@ class ExpertRouter:
         limit_threads(1)
         self._config = config
         self._secret = secret
-        self._state = "starting"
         self._views: Subscription | None = None
         self._starting = threading.Lock()
         self._watched = Watched()
@@ -78,7 +77,6 @@ class ExpertRouter:
         )
         self._thread = threading.Thread(target=self._serve, name="routes", daemon=True)
         self._thread.start()
-        self._state = "ready"
 
     def hold(self, watcher: tuple[int, int]) -> None:
         """See `actors.watched`."""
@@ -102,14 +100,12 @@ class ExpertRouter:
             pid=os.getpid(),
             node=node_id(),
             addresses=tuple(map(str, server.addresses)),
-            state=self._state,
             epoch=views.current().epoch.number,
             calls=server.calls,
         )
 
     def stop(self) -> None:
         """Close the sockets. Idempotent."""
-        self._state = "draining"
         self._watched.release()
         if self._views is not None:
             self._views.stop()

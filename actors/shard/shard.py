@@ -80,7 +80,6 @@ class ExpertShard:
         self._secret = secret
         self._device = config.device
         self._assignment: Assignment | None = None
-        self._state = "starting"
         self._detail = ""
         self._spec: ExpertSpec | None = None
         self._kernel: SlotKernel | None = None
@@ -130,7 +129,7 @@ class ExpertShard:
         self._thread = threading.Thread(target=self._serve, name="expert-calls", daemon=True)
         self._thread.start()
         self._free_bytes = free_memory_bytes(self._device)
-        self._state, self._detail = "ready", self._kernel.describe()
+        self._detail = self._kernel.describe()
 
     def _open_device(self) -> None:
         """Before anything else is asked of the device's driver."""
@@ -149,9 +148,8 @@ class ExpertShard:
         assert self._server is not None
         try:
             self._server.run()
-        except Exception as error:  # a shard that cannot serve must not look healthy
+        except Exception:  # a shard that cannot serve must not look healthy
             log.exception("the data links failed")
-            self._state, self._detail = "dead", f"data links failed: {error}"
             os._exit(1)
 
     def prepare(
@@ -194,7 +192,6 @@ class ExpertShard:
             free_bytes=self._free_bytes,
             cost=self._cost,
             held=holdings.now,
-            state=self._state,
             detail=self._detail,
             memory_bytes=kernel.resident_bytes(),
             calls=server.calls,
@@ -209,7 +206,7 @@ class ExpertShard:
         if self._server is not None:
             room_bytes = scratch_bytes(self._device)
             self._server.most_assignments = most_assignments(self._spec, room_bytes)
-        self._state, self._detail = "ready", self._kernel.describe()
+        self._detail = self._kernel.describe()
 
     def measure(self) -> DeviceCost:
         """What calls cost this device, at the model's real shapes and the emulated speed. Measured
@@ -244,7 +241,6 @@ class ExpertShard:
 
     def stop(self) -> None:
         """Close the data links. Idempotent."""
-        self._state = "draining"
         self._watched.release()
         if self._server is not None and self._thread is not None:
             self._server.stop()

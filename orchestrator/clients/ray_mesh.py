@@ -6,6 +6,7 @@ import platform
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from actors.descriptions import EngineDescription
 from actors.messages import EngineReply, HttpRequest
 from orchestrator.api.models import ClusterView, EventView, PlacementView
 from orchestrator.clients.mesh import (
@@ -30,7 +31,7 @@ class RayMeshClient:
     """Finds the mesh by the names of its actors.
 
     The controller actor has `status() -> dict` in the shape of `MeshStatus`,
-    `engines() -> list[dict]` with `id`, `state` and `actor_name`, `view()` and `placement()` in the
+    `engines() -> list[EngineInfo]`, `view()` and `placement()` in the
     shapes of `ClusterView` and `PlacementView`, `history(after, limit)` and `ask(verb, ...)`.
     """
 
@@ -60,10 +61,8 @@ class RayMeshClient:
         return bool(done), str(text)
 
     async def engines(self) -> list[EngineInfo]:
-        return [
-            EngineInfo(e["id"], ComponentState(e["state"]), e["actor_name"])
-            for e in await self._ask("engines")
-        ]
+        found: list[EngineInfo] = await self._ask("engines")
+        return found
 
     async def connect(self, engine: EngineInfo) -> EngineClient:
         try:
@@ -135,13 +134,9 @@ class RayEngineClient:
         from ray.exceptions import RayError
 
         try:
-            status = await self._actor.status.remote()
+            said: EngineDescription = await self._actor.describe.remote()
         except RayError as error:
             raise EngineLostError("the engine does not answer") from error
         return EngineStatus(
-            ComponentState(status["state"]),
-            int(status["max_running"]),
-            int(status.get("running", status.get("in_flight", 0))),
-            int(status.get("waiting", 0)),
-            float(status.get("kv_used", 0.0)),
+            ComponentState(said.state), said.max_running, said.running, said.waiting, said.kv_used
         )

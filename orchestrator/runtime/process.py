@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from actors.descriptions import EngineDescription, Said, ShardDescription
-from actors.engine.lifecycle import EngineState
+from actors.engine_lifecycle import EngineState
 from actors.watched import Watcher
 from actors.wire.node import node_id
 from orchestrator import cluster

@@ -22,7 +22,7 @@ def said(cost: DeviceCost) -> ShardDescription:
     held = Held(0, (0, 0), frozenset(), frozenset(), "")
     return ShardDescription(
         7, 1, "node", (), "print", "kernel", SPEC.bytes_per_expert, 1 << 30, cost, held,
-        "ready", "", 0, 0, 0, 0.0,
+        "", 0, 0, 0, 0.0,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from actors.engine.config import EngineConfig
-from actors.engine.lifecycle import TRANSITIONS, EngineState, check_transition
+from actors.engine_lifecycle import TRANSITIONS, EngineState, check_transition
 
 
 def make_config(**changes):

@@ -6,6 +6,7 @@ import psutil
 import pytest
 
 from actors.engine.config import EngineConfig
+from actors.engine_lifecycle import EngineState
 from actors.messages import HttpRequest, Refusal, ResponseStart
 from orchestrator.actor_names import ActorName
 from orchestrator.control.lifecycle import Kind
@@ -58,9 +59,9 @@ def test_a_flag_vllm_does_not_have_ends_the_engine_in_one_line(model):
     engine = start_engine("misled", model, max_model_length=512)
     with pytest.raises(ValueError, match=r"no flag `max_model_length`.*`max_model_len`"):
         ray.get(engine.start.remote())
-    status = ray.get(engine.status.remote())
-    assert status["state"] == "dead"
-    assert "did you mean `max_model_len`?" in status["detail"]
+    said = ray.get(engine.describe.remote())
+    assert said.state is EngineState.DEAD
+    assert "did you mean `max_model_len`?" in said.detail
     (refusal,) = handle(engine)
     assert isinstance(refusal, Refusal)
     assert "engine misled is dead" in refusal.reason
@@ -81,19 +82,19 @@ def test_an_engine_whose_core_dies_refuses_and_cleans_up(model):
     running = engine.handle.options(num_returns="streaming").remote(LONG)
     waiting = engine.handle.options(num_returns="streaming").remote(REQUEST)
     ray.get(next(running))
-    assert ray.get(engine.status.remote())["in_flight"] == 1
+    assert ray.get(engine.describe.remote()).in_flight == 1
     ray.get(engine.check_health.remote())
     ray.cancel(running)
     assert ray.get(next(waiting)).status == 200
 
-    actor = psutil.Process(ray.get(engine.status.remote())["pid"])
+    actor = psutil.Process(ray.get(engine.describe.remote()).pid)
     (core,) = [p for p in actor.children() if "EngineCore" in p.name()]
     family = [core, *core.children(recursive=True)]
     core.kill()
 
     (refusal,) = handle(engine)
     assert isinstance(refusal, Refusal)
-    assert ray.get(engine.status.remote())["state"] == "dead"
+    assert ray.get(engine.describe.remote()).state is EngineState.DEAD
     with pytest.raises(RuntimeError, match="engine core died"):
         ray.get(engine.check_health.remote())
 

@@ -8,6 +8,7 @@ import pytest
 
 from actors.dispatch.subscription import ADDRESS_VARIABLE, SECRET_VARIABLE
 from actors.engine.config import EngineConfig
+from actors.engine_lifecycle import EngineState
 from actors.messages import HttpRequest, ResponseStart
 from benchmarks.harness.local_mesh import SECRET, LocalMesh, ShardShape
 from orchestrator.engine_settings import EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR
@@ -113,7 +114,7 @@ def test_requests_without_experts_fail_and_leave_nothing_behind(mesh, engine):
         assert start.status == 503
         assert (b"x-expertmesh-error", b"experts_unavailable") in start.headers
         assert json.loads(body)["error"]["code"] == "experts_unavailable"
-    assert ray.get(engine.status.remote())["state"] == "ready"
+    assert ray.get(engine.describe.remote()).state is EngineState.READY
 
     # With experts again the engine answers, and nothing that a failed step wrote is used: a salt
     # keeps a request's KV entries apart from those of others.

@@ -10,8 +10,12 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from actors.descriptions import EngineDescription
+from actors.engine_lifecycle import EngineState
 from actors.messages import EngineReply, HttpRequest, ResponseStart
 from benchmarks.harness.local_mesh import environment
+from orchestrator.clients.mesh import EngineInfo
+from orchestrator.status import ComponentState
 from tests.orchestrator.gateway.fakes import PLACEMENT, VIEW
 
 NAMESPACE = "gateway-test"
@@ -96,8 +100,8 @@ class FakeController:
         self._lines.append({**line, "transaction": 0, "reason": reason, "figures": {}})
         return True, reason
 
-    async def engines(self) -> list[dict[str, str]]:
-        return [{"id": name, "state": "ready", "actor_name": name} for name in self._engines]
+    async def engines(self) -> list[EngineInfo]:
+        return [EngineInfo(name, ComponentState.READY, name) for name in self._engines]
 
 
 class FakeEngine:
@@ -107,8 +111,8 @@ class FakeEngine:
         self._name = name
         self._running = 0
 
-    async def status(self) -> dict[str, Any]:
-        return {"state": "ready", "max_running": 4, "pid": os.getpid()}
+    async def describe(self) -> EngineDescription:
+        return EngineDescription(1, os.getpid(), "box", EngineState.READY, "", None, 0, 4)
 
     async def running(self) -> int:
         return self._running

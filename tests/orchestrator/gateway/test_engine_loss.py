@@ -69,7 +69,7 @@ def engines(tmp_path_factory):
             actors.append(start_actor(Engine, name, config))
         ray.get([actor.start.remote() for actor in actors])
         yield {
-            name: ray.get(actor.status.remote())["pid"]
+            name: ray.get(actor.describe.remote()).pid
             for name, actor in zip(NAMES, actors, strict=True)
         }
         ray.get(actors[2].stop.remote())

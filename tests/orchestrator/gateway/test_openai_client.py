@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from actors.engine.config import EngineConfig
+from actors.engine_lifecycle import EngineState
 from orchestrator.clients.ray_mesh import RayMeshClient
 from orchestrator.config.telemetry import OtlpProtocol, TelemetryConfig
 from orchestrator.engine_settings import EXECUTOR_FLAG, ONE_PROCESS_EXECUTOR
@@ -242,11 +243,10 @@ def test_a_client_that_gives_up_waiting_aborts_too(client, url):
 def test_the_engine_tells_its_state(engine):
     import ray
 
-    status = ray.get(engine.status.remote())
-    assert (status["id"], status["state"], status["in_flight"]) == (ENGINE, "ready", 0)
-    assert status["max_running"] == 8
-    assert status["memory_bytes"] > 100_000
-    assert psutil.pid_exists(status["pid"])
+    said = ray.get(engine.describe.remote())
+    assert (said.state, said.in_flight, said.max_running) == (EngineState.READY, 0, 8)
+    assert said.memory_bytes > 100_000
+    assert psutil.pid_exists(said.pid)
 
 
 def test_a_draining_engine_finishes_and_takes_no_more(client, url, engine):
@@ -256,7 +256,7 @@ def test_a_draining_engine_finishes_and_takes_no_more(client, url, engine):
     events = iter(stream)
     next(events)
     assert ray.get(engine.drain.remote(0.1)) == 1
-    assert ray.get(engine.status.remote())["state"] == "draining"
+    assert ray.get(engine.describe.remote()).state is EngineState.DRAINING
     with pytest.raises(openai.InternalServerError, match="nothing can serve this now"):
         complete(client)
     assert httpx.get(url + "/health").status_code == 503
@@ -268,7 +268,7 @@ def test_a_draining_engine_finishes_and_takes_no_more(client, url, engine):
 def test_a_killed_engine_leaves_no_process(url, engine):
     import ray
 
-    pid = ray.get(engine.status.remote())["pid"]
+    pid = ray.get(engine.describe.remote()).pid
     family = psutil.Process(pid).children(recursive=True)
     assert any("EngineCore" in process.name() for process in family)
 

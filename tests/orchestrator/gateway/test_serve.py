@@ -68,7 +68,7 @@ def mortal(client):
     import ray
 
     engine = start_actor(FakeEngine, "mortal", "mortal")
-    pid = ray.get(engine.status.remote())["pid"]
+    pid = ray.get(engine.describe.remote()).pid
     wait_until(lambda: 'engines_ready{model_name="tiny"} 2.0' in client.get("/metrics").text)
     yield pid
     ray.kill(engine)

@@ -11,6 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from actors.descriptions import EngineDescription
+from actors.engine_lifecycle import EngineState
 from orchestrator.actor_names import ActorName
 from orchestrator.control.clients import Gone
 from orchestrator.control.lifecycle import Kind
@@ -18,7 +19,7 @@ from orchestrator.control.state import Description
 from orchestrator.runtime.describing import describe_other
 from orchestrator.runtime.process import Process
 
-FINE = EngineDescription(9, 7, "box/1", "ready", "", None, 0, 1)
+FINE = EngineDescription(9, 7, "box/1", EngineState.READY, "", None, 0, 1)
 KILLED = "its process died: killed from outside, out of memory, or crashed"
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from actors.descriptions import EngineDescription, Held, Said, ShardDescription
+from actors.engine_lifecycle import EngineState
 from orchestrator.actor_names import ActorName
 from orchestrator.config.schema import MeshConfig
 from orchestrator.control.keys import EXPERT, PlacedKey
@@ -17,14 +18,14 @@ from tests.orchestrator.test_mesh_plan import SPEC
 NOW_S = 1.8e9
 POOL = {"vendor": "cpu", "shards": 2}
 CONFIG = MeshConfig.model_validate({"model": {"path": "/m"}, "pools": {"host": POOL}})
-ENGINE = EngineDescription(9, 7, "box", "ready", "", None, 0, 1)
+ENGINE = EngineDescription(9, 7, "box", EngineState.READY, "", None, 0, 1)
 
 
 def shard(incarnation: int, *experts: int) -> ShardDescription:
     held = frozenset((EXPERT, 0, expert) for expert in experts)
     return ShardDescription(
         incarnation, 1, "box", (), "same", "kernel", 1, 100, None,
-        Held(1, (3, 4), held, frozenset(), ""), "ready", "", 0, 0, 0, 0.0,
+        Held(1, (3, 4), held, frozenset(), ""), "", 0, 0, 0, 0.0,
     )  # fmt: skip
 
 
