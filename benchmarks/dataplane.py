@@ -30,7 +30,7 @@ from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.view_source import FixedView
 from benchmarks.harness.bare_links import BareClient, frames_of
 from benchmarks.harness.bare_shards import SECRET, BareMesh, bare_shards
-from benchmarks.harness.local_mesh import environment
+from benchmarks.harness.child_process import environment
 from benchmarks.harness.priority import undisturbed
 from benchmarks.harness.report import Report, Target, run_benchmark
 

@@ -26,7 +26,7 @@ from actors.wire.address import parse_address
 from actors.wire.frame import RowCoding
 from actors.wire.node import node_id
 from actors.wire.spin_time import DEFAULT_SPIN_US, SPIN_VARIABLE
-from benchmarks.harness.local_mesh import environment
+from benchmarks.harness.child_process import environment
 from placement.epoch import EMPTY_SLOT, PlanEpoch
 
 SECRET = b"bare shards"

@@ -1,34 +1,47 @@
 """A mesh on one machine without Ray: shard and router processes, and a directory in a thread.
 
-The data plane is the product's own, process for process; only who starts it differs. Benchmarks and
-equality tests use it to change the number of shards under a running engine.
+What a controller does at its start is done here with the same code, from the config to the view;
+only who carries the calls to the processes differs, and nothing watches them afterwards. Benchmarks
+and equality tests use it to change the number of shards under a running engine.
 """
 
 import asyncio
-import multiprocessing as mp
-import os
+import math
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from actors.descriptions import RouterDescription, ShardDescription
+from actors.descriptions import RouterDescription, Said, ShardDescription
 from actors.dispatch.mesh_view import MeshView, Peer
 from actors.experts.families import read_expert_spec
 from actors.experts.fingerprint import fingerprint
-from actors.lean_imports import LEAN_IMPORTS
-from actors.process import thread_environment
+from actors.router.router import RouterConfig as RouterArguments
 from actors.shard.shard import ShardConfig
 from actors.wire.address import parse_address
 from actors.wire.frame import RowCoding
+from benchmarks.harness.child_process import ChildProcess, make_router, make_shard
+from orchestrator.config.pools import PoolConfig
+from orchestrator.config.schema import MeshConfig, MeshSection
+from orchestrator.config.serving import ModelConfig, RouterConfig, RouterMode, RowsBetweenNodes
+from orchestrator.control.actions import Prepare
+from orchestrator.control.keys import Copies, Keys
+from orchestrator.control.lifecycle import Kind
+from orchestrator.control.planning import Grid
+from orchestrator.control.state import Description, Epoch, EpochId, Intent, Order, Place, State
 from orchestrator.directory import Directory
 from orchestrator.mesh_plan import ShardCapacity, plan_mesh
-from placement.cost_model import TYPICAL_COST
+from orchestrator.run_dir import RunDir
+from orchestrator.runtime.describing import Describer, cost_of, describe_other
+from orchestrator.runtime.epoch_view import peer_of, view_of
+from orchestrator.runtime.intent import keys_of, places_of
+from orchestrator.runtime.mesh import Mesh
+from placement.cost_model import DeviceCost
 
-START_TIMEOUT_S = 120.0
+T = TypeVar("T")
+
+TIMEOUT_S = 300.0
 SECRET = b"local mesh"
 
 
@@ -41,27 +54,6 @@ class ShardShape:
     threads: int = 1
 
 
-def _serve_shard(config: ShardConfig, orders: Connection) -> None:
-    """Main function of a shard's process: load what is ordered until told to stop."""
-    from actors.shard.shard import ExpertShard
-    from benchmarks.harness.orders import hold_exactly
-
-    shard = ExpertShard(config, SECRET)
-    orders.send(shard.start())
-    while (slots := orders.recv()) is not None:
-        orders.send(hold_exactly(shard, slots))
-    shard.stop()
-
-
-def _serve_router(directory: str, listen: str, orders: Connection) -> None:
-    from actors.router.router import ExpertRouter, RouterConfig
-
-    router = ExpertRouter(RouterConfig("router-0", directory, (listen,)), SECRET)
-    orders.send(router.start())
-    orders.recv()
-    router.stop()
-
-
 class LocalMesh:
     """Use as a context manager; `address` is what EXPERTMESH_ADDRESS is set to."""
 
@@ -72,15 +64,14 @@ class LocalMesh:
         """
         self._weights = weights or model_path
         self._spec = read_expert_spec(model_path)
+        self._describer = Describer(self._spec)
         self._model_path, self._folder = model_path, folder
-        self._spawn = mp.get_context("spawn")
-        self._processes: list[tuple[Any, Connection]] = []
-        self._empty: list[tuple[Any, Connection]] = []
+        self._processes: list[ChildProcess] = []
+        self._empty: list[ChildProcess] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._directory = Directory(SECRET, term=1)
-        self._epoch = 0
-        self._view: MeshView | None = None
+        self._started = 0
         self.address = f"unix:{folder}/directory"
 
     def __enter__(self) -> Self:
@@ -96,7 +87,7 @@ class LocalMesh:
         self._thread.join()
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(START_TIMEOUT_S)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT_S)
 
     def serve(
         self,
@@ -112,134 +103,147 @@ class LocalMesh:
         another node; `rows` is then how rows travel to them. expert_wait_s: how long dispatchers
         wait for an expert that no shard holds.
         """
+        config = self._config(shards, mode, rows, expert_wait_s)
+        view: MeshView = self._do(self._serve(config, tcp))
+        return view
+
+    async def _serve(self, config: MeshConfig, tcp: bool) -> MeshView:
         old, self._processes = self._processes, []
-        self._epoch += 1
-        said_by = [self._start_shard(number, shape, tcp) for number, shape in enumerate(shards)]
-        capacities = [
-            ShardCapacity(
-                f"s{n}",
-                shape.memory_bytes or self._all_bytes,
-                TYPICAL_COST.scaled(shape.speed),
-                self._spec.bytes_per_expert,
-            )
-            for n, shape in enumerate(shards)
-        ]
-        plan = plan_mesh(self._spec, capacities, "fill", self._epoch)
-        for number, (_, orders) in enumerate(self._processes):
-            orders.send(plan.epoch.slots_of(number))
-        for _, orders in self._processes:
-            _answer(orders)
-        self._view = MeshView(
-            mesh="local", model_path=str(self._model_path),
-            fingerprint=fingerprint(self._model_path), router_mode=mode,
-            version=self._directory.next_version, soft_deadline_s=5.0,
-            call_deadline_s=30.0, expert_wait_s=expert_wait_s, epoch=plan.epoch,
-            rows_between_nodes=rows,
-            shards=tuple(
-                _peer(f"s{n}", said, shape.speed, "elsewhere" if tcp else said.node)
-                for n, (said, shape) in enumerate(zip(said_by, shards, strict=True))
-            ),
+        places = places_of(config)
+        mesh = Mesh(
+            config, RunDir(self._folder), SECRET, self._spec, fingerprint(self._model_path),
+            parse_address(self.address),
         )  # fmt: skip
-        self._publish()
-        if mode == "actor":
-            said = self._start_router()
-            self._view = self._view.with_routers(
-                (_peer("r0", said, 1.0, said.node),), self._directory.next_version
-            )
-            self._publish()
-        self._end(old)
-        return self._view
+        shards = {
+            id: self._start_shard(id, config.pools[place.pool], tcp)
+            for id, place in places.items()
+            if place.kind is Kind.SHARD
+        }
+        said = dict(zip(shards, await _all(one.start() for one in shards.values()), strict=True))
+        copies = self._plan(config, shards)
+        await _all(load(one, id, copies[id]) for id, one in shards.items())
+        costs = {id: _cost(one, config.pools[places[id].pool]) for id, one in shards.items()}
+        if tcp:
+            said = {id: replace(one, node="elsewhere") for id, one in said.items()}
+        peers = {id: peer_of(id, one, costs[id]) for id, one in said.items()}
+        view = await self._publish(mesh, places, copies, peers)
+        for id, place in places.items():
+            if place.kind is Kind.ROUTER:
+                peers[id] = peer_of(id, await self._start_router(id).start())
+                view = await self._publish(mesh, places, copies, peers)
+        await _all(one.end(kill=False) for one in old)
+        return view
 
-    @property
-    def _all_bytes(self) -> int:
-        return self._spec.bytes_per_expert * self._spec.num_experts * len(self._spec.layers)
+    def _config(
+        self, shards: Sequence[ShardShape], mode: str, rows: RowCoding, expert_wait_s: float
+    ) -> MeshConfig:
+        every = self._spec.bytes_per_expert * self._spec.num_experts * len(self._spec.layers)
+        return MeshConfig(
+            mesh=MeshSection(name="local"),
+            model=ModelConfig(path=self._model_path),
+            router=RouterConfig(
+                mode=RouterMode(mode), rows_between_nodes=RowsBetweenNodes[rows.name],
+                soft_deadline_s=5.0, call_deadline_s=30.0, expert_wait_s=expert_wait_s,
+            ),
+            pools={
+                f"s{number}": PoolConfig(
+                    vendor="cpu", memory=shape.memory_bytes or every, speed=shape.speed,
+                    threads=shape.threads,
+                )
+                for number, shape in enumerate(shards)
+            },
+        )  # fmt: skip
 
-    def _publish(self) -> None:
-        assert self._view is not None
-        self._do(self._directory.publish(self._view))
-        version = self._view.version
-        if not self._do(self._directory.wait_acknowledged(version, START_TIMEOUT_S)):
+    def _plan(self, config: MeshConfig, shards: dict[str, ChildProcess]) -> Copies:
+        """What each of the shards is to hold: all that fits."""
+        capacities = [
+            ShardCapacity(id, pool.memory or 0, _cost(one, pool), self._spec.bytes_per_expert)
+            for (id, one), pool in zip(shards.items(), config.pools.values(), strict=True)
+        ]
+        plan = plan_mesh(self._spec, capacities, config.placement.redundant_slots, 1)
+        grid = Grid(self._spec.layers, self._spec.num_experts)
+        return grid.copies(plan.epoch.experts, list(shards))
+
+    async def _publish(
+        self, mesh: Mesh, places: dict[str, Place], copies: Copies, peers: dict[str, Peer]
+    ) -> MeshView:
+        version = self._directory.next_version
+        incarnations = {id: peer.incarnation for id, peer in peers.items()}
+        epoch = Epoch(EpochId(version.term, version.number), copies, incarnations)
+        intent = Intent(keys=keys_of(self._spec), places=places, epoch=epoch)
+        known = {(id, peer.incarnation): peer for id, peer in peers.items()}
+        view = view_of(State(intent=intent), mesh, known)
+        await self._directory.publish(view)
+        if not await self._directory.wait_acknowledged(version, TIMEOUT_S):
             raise TimeoutError("a subscriber does not follow the new view")
+        return view
 
     def start_empty_shard(self) -> int:
         """Start one more shard, which holds nothing and nobody calls; returns its process id."""
-        self._start_shard(len(self._processes), ShardShape(), tcp=False)
-        empty = self._processes.pop()
+        empty = self._start_shard("empty", PoolConfig(vendor="cpu", memory=0), tcp=False)
+        self._processes.remove(empty)
         self._empty.append(empty)
-        _, orders = empty
-        orders.send([])
-        _answer(orders)
-        return int(empty[0].pid)
+        self._do(empty.start())
+        self._do(load(empty, "empty", frozenset()))
+        return empty.pid
 
-    def _start_shard(self, number: int, shape: ShardShape, tcp: bool) -> ShardDescription:
-        where = "tcp:127.0.0.1:0" if tcp else f"unix:{self._folder}/s{self._epoch}-{number}"
+    def _start_shard(self, id: str, pool: PoolConfig, tcp: bool) -> ChildProcess:
         config = ShardConfig(
-            f"s{number}", "local", str(self._weights), "cpu", shape.threads, (where,),
-            log_level="WARNING",
+            id, "local", str(self._weights), "cpu", pool.threads,
+            ("tcp:127.0.0.1:0" if tcp else self._socket(id),), log_level="WARNING",
         )  # fmt: skip
-        said: ShardDescription = self._start(_serve_shard, (config,), shape.threads)
-        return said
 
-    def _start_router(self) -> RouterDescription:
-        where = f"unix:{self._folder}/r{self._epoch}"
-        said: RouterDescription = self._start(_serve_router, (self.address, where), 1)
-        return said
+        def describe(said: Said) -> Description:
+            assert isinstance(said, ShardDescription)
+            return self._describer.shard(said, pool, pool.memory or 0)
 
-    def _start(self, target: Any, arguments: tuple[Any, ...], threads: int) -> Any:
-        """What the process says of itself when it has started."""
-        here, there = self._spawn.Pipe()
-        process = self._spawn.Process(target=target, args=(*arguments, there), daemon=True)
-        with environment(thread_environment(threads) | LEAN_IMPORTS):
-            process.start()
-        there.close()
-        self._processes.append((process, here))
-        return _answer(here)
+        shard = ChildProcess(make_shard, config, SECRET, pool.threads, describe)
+        self._processes.append(shard)
+        return shard
+
+    def _start_router(self, id: str) -> ChildProcess:
+        def describe(said: Said) -> Description:
+            assert isinstance(said, RouterDescription)
+            return describe_other(said)
+
+        arguments = RouterArguments(id, self.address, (self._socket(id),))
+        router = ChildProcess(make_router, arguments, SECRET, 1, describe)
+        self._processes.append(router)
+        return router
+
+    def _socket(self, id: str) -> str:
+        """Of a process of its own each time: the one before it in this place may still serve."""
+        self._started += 1
+        return f"unix:{self._folder}/{id}.{self._started}"
 
     @property
     def pids(self) -> list[int]:
         """Process ids of shards and router."""
-        return [process.pid for process, _ in self._processes]
+        return [process.pid for process in self._processes]
 
     def stop_processes(self) -> None:
         """End shards and router; the directory stays."""
-        self._end(self._processes + self._empty)
+        processes = self._processes + self._empty
         self._processes, self._empty = [], []
-
-    @staticmethod
-    def _end(processes: list[tuple[Any, Connection]]) -> None:
-        for process, orders in processes:
-            try:
-                orders.send(None)
-            except OSError:
-                process.kill()
-        for process, orders in processes:
-            process.join(10)
-            if process.is_alive():
-                process.kill()
-            orders.close()
+        self._do(_all(process.end(kill=False) for process in processes))
 
 
-def _answer(orders: Connection) -> Any:
-    if not orders.poll(START_TIMEOUT_S):
-        raise TimeoutError("a process of the local mesh does not answer")
-    return orders.recv()
+async def load(shard: ChildProcess, id: str, keys: Keys) -> None:
+    """Have a shard that holds nothing load these, as quickly as it can."""
+    said = await shard.obey(
+        Prepare(
+            id=f"load/{id}", step="load", reason="a local mesh starts", shard=id, generation=1,
+            order=Order(1, 1), keys=keys, bytes_per_s=math.inf,
+        )
+    )  # fmt: skip
+    if said.failure:
+        raise RuntimeError(said.failure)
 
 
-def _peer(name: str, said: ShardDescription | RouterDescription, speed: float, node: str) -> Peer:
-    addresses = tuple(map(parse_address, said.addresses))
-    return Peer(name, said.incarnation, node, addresses, TYPICAL_COST.scaled(speed))
+def _cost(shard: ChildProcess, pool: PoolConfig) -> DeviceCost:
+    assert isinstance(shard.said, ShardDescription)
+    return cost_of(shard.said, pool)
 
 
-@contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables for the length of a `with` block: what a child inherits."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    return await asyncio.gather(*calls)

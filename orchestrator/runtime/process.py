@@ -10,19 +10,19 @@ from typing import Any
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
-from actors.descriptions import EngineDescription, Said, ShardDescription
+from actors.descriptions import EngineDescription, Said
 from actors.engine_lifecycle import EngineState
 from actors.watched import Watcher
 from actors.wire.node import node_id
 from orchestrator import cluster
 from orchestrator.actor_names import ActorName
-from orchestrator.control.actions import Prepare, Retire
 from orchestrator.control.clients import Command, Gone
 from orchestrator.control.lifecycle import Kind
 from orchestrator.control.state import Description
 from orchestrator.probe import Probe
 from orchestrator.ray_process import kill_ray_process
 from orchestrator.root_cause import DYING_WORDS_LINES, cause_in_log, cause_of, is_pointer
+from orchestrator.runtime.shard_calls import call_of
 
 log = logging.getLogger(__name__)
 
@@ -82,19 +82,11 @@ class Process:
         Raises:
             Gone: it has ended.
         """
-        order = tuple(command.order)
-        call: Awaitable[Said]
+        assert self.said is not None, "only who was described is commanded"
+        most_bytes = self._describe(self.name, self.said).capacity_bytes
+        method, arguments = call_of(command, most_bytes)
         try:
-            if isinstance(command, Prepare):
-                assert isinstance(self.said, ShardDescription)
-                most_bytes = self._describe(self.name, self.said).capacity_bytes
-                keys = frozenset(map(tuple, command.keys))
-                call = self.handle.prepare.remote(order, keys, most_bytes, command.bytes_per_s)
-            elif isinstance(command, Retire):
-                call = self.handle.retire.remote(order, frozenset(map(tuple, command.keys)))
-            else:
-                call = self.handle.cancel.remote(order)
-            return self._take(await call)
+            return self._take(await getattr(self.handle, method).remote(*arguments))
         except ActorUnavailableError as error:
             raise TimeoutError(f"{self.name.id} cannot be reached") from error
         except RayActorError as error:

@@ -1,8 +1,9 @@
 """A shard takes the memory of the experts it holds and a constant, however often they change."""
 
+import math
 import multiprocessing as mp
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -12,10 +13,10 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from actors.descriptions import EXPERT
 from actors.process import thread_environment
 from actors.shard.shard import ExpertShard, ShardConfig
-from benchmarks.harness.local_mesh import environment
-from benchmarks.harness.orders import hold_exactly
+from benchmarks.harness.child_process import environment
 from benchmarks.memory import CHECKPOINT, memory_by_kind, status_sizes
 from tests.actors.experts.tiny import Shape, cases, write
 
@@ -26,6 +27,7 @@ EXPERT_BYTES = 3 * SHAPE.hidden * SHAPE.inter * 2
 # What malloc keeps, threads, modules imported late: measured 1 to 4 MB, and up to 30 MB while
 # experts are read and packed. The weights are 100 MB.
 KEPT_BYTES, PEAK_BYTES = 24e6, 60e6
+NO_LIMIT_BYTES = 1 << 62
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint")
     write(path, CASE.config, CASE.tensors(CASE.truth(SHAPE)), files=2)
     return path
+
+
+def hold_exactly(shard: ExpertShard, slots: Iterable[tuple[int, int]]) -> int:
+    """Have it drop what is not among these (layer, expert), then load the others, at any speed.
+
+    Returns bytes resident.
+    """
+    wanted = frozenset((EXPERT, layer, expert) for layer, expert in slots)
+    held = shard.describe().held
+    term, number = held.order
+    shard.retire((term, number + 1), held.holdings - wanted)
+    said = shard.prepare((term, number + 2), wanted, NO_LIMIT_BYTES, math.inf)
+    if said.held.failure:
+        raise RuntimeError(said.held.failure)
+    return said.memory_bytes
 
 
 def _shard(config: ShardConfig, orders: Connection) -> None:

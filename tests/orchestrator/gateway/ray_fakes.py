@@ -13,7 +13,7 @@ from typing import Any
 from actors.descriptions import EngineDescription
 from actors.engine_lifecycle import EngineState
 from actors.messages import EngineReply, HttpRequest, ResponseStart
-from benchmarks.harness.local_mesh import environment
+from benchmarks.harness.child_process import environment
 from orchestrator.clients.mesh import EngineInfo
 from orchestrator.status import ComponentState
 from tests.orchestrator.gateway.fakes import PLACEMENT, VIEW
