@@ -1,7 +1,7 @@
 """The placement policies: what becomes of a placement when the load is known anew.
 
 A policy is a pure function of a `Situation`. `expertmesh simulate` replays a recorded load through
-all of `POLICIES`; a running mesh follows `DECIDED`. One more policy is one function, in a module of
+all of `POLICIES`; a running mesh follows `decided`. One more policy is one function, in a module of
 its own where it is long, and one line in `POLICIES`.
 """
 
@@ -93,25 +93,21 @@ POLICIES: dict[str, Policy] = {
 
 
 def _replan(seen: Situation, load: FloatArray, reason: str) -> Step:
-    placement = plan_placement(
-        load,
-        seen.speed,
-        seen.slots,
-        current=seen.current,
-        offset=seen.offset,
-        min_copies=seen.min_copies,
-    )
-    return Step(Action.REPLAN, placement, reason)
+    return Step(Action.REPLAN, _plan(seen, load), reason)
 
 
 def _nudge(seen: Situation, load: FloatArray, reason: str) -> Step:
-    placement = plan_placement(
+    return Step(Action.NUDGE, _plan(seen, load, seen.nudge_copies), reason)
+
+
+def _plan(seen: Situation, load: FloatArray, copies: int | None = None) -> Placement:
+    """copies: per layer that may be loaded at most; None: any number."""
+    return plan_placement(
         load,
         seen.speed,
         seen.slots,
         current=seen.current,
-        max_moves_per_layer=seen.nudge_copies,
+        max_moves_per_layer=copies,
         offset=seen.offset,
         min_copies=seen.min_copies,
     )
-    return Step(Action.NUDGE, placement, reason)
