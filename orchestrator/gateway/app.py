@@ -4,10 +4,10 @@ import asyncio
 import logging
 import os
 import platform
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import Metric
 from starlette.applications import Starlette
@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Lifespan
 
 from actors.messages import HttpRequest, ResponseStart
 from orchestrator.api.errors import error_response, unavailable
@@ -54,6 +55,8 @@ STATUS_TIMEOUT_S = 5.0
 LOAD_TIMEOUT_S = 30.0
 """The controller asks every shard before it answers."""
 SILENT_CONTROLLER = "the controller does not answer"
+
+Loop = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Gateway:
@@ -180,23 +183,12 @@ def build_app(
         gateway.families,
         lambda: pool.controller_silence_s,
     )
-
+    loops: list[Loop] = [gateway.poll, observer.run, last.poll]
+    if batch is not None:
+        loops.append(batch.watch)
+    if config.telemetry.otlp_endpoint is not None:
+        loops.append(lambda: telemetry.export(_otlp(config)))
     traces = _traces(config)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        loops = [gateway.poll(), observer.run(), last.poll()]
-        if batch is not None:
-            loops.append(batch.watch())
-        if config.telemetry.otlp_endpoint is not None:
-            loops.append(telemetry.export(_otlp(config)))
-        tasks = [asyncio.create_task(loop) for loop in loops]
-        yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for provider in traces:
-            await asyncio.to_thread(provider.shutdown)
 
     routes = [
         Route(path, inference, methods=list(methods)) for path, methods in INFERENCE_ROUTES.items()
@@ -218,7 +210,7 @@ def build_app(
         routes += batch.routes()
     app = Starlette(
         routes=routes,
-        lifespan=lifespan,
+        lifespan=_lifespan(loops, traces),
         middleware=[
             Middleware(WithoutPrefix),
             Middleware(RetryAfter, seconds=config.retry_after_s),
@@ -232,6 +224,22 @@ def build_app(
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _lifespan(loops: Sequence[Loop], traces: "Sequence[TracerProvider]") -> Lifespan[Starlette]:
+    """Runs `loops` beside the application; when it ends, the last traces are sent."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(loop()) for loop in loops]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for provider in traces:
+            await asyncio.to_thread(provider.shutdown)
+
+    return lifespan
 
 
 def _otlp(config: GatewayConfig) -> "OtlpPush":
