@@ -1,4 +1,7 @@
-"""Byte counts as people write them: "8MiB", "1.5 GB", 4096."""
+"""Byte counts as people write them: "8MiB", "1.5 GB", 4096.
+
+Not pydantic's `ByteSize`: that one takes bits, True and fractions of bytes.
+"""
 
 import re
 
