@@ -48,6 +48,11 @@ WINDOW = "$__rate_interval"
 """Grafana's own variable: long enough a time for a rate."""
 
 
-def quantile(q: float, metric: str) -> str:
-    """PromQL for a quantile of a histogram over the window."""
-    return f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket[{WINDOW}])))"
+def quantiles(metric: str) -> tuple[Query, ...]:
+    """The median and the slow end of a histogram over the window."""
+    return tuple(
+        Query(
+            f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket[{WINDOW}])))", f"p{q:.0%}"
+        )
+        for q in (0.5, 0.9, 0.99)
+    )

@@ -1,6 +1,6 @@
 """What the dispatchers in engines and routers see of the shards."""
 
-from dashboards.panels import WINDOW, Board, Panel, Query, quantile
+from dashboards.panels import WINDOW, Board, Panel, Query, quantiles
 
 DISPATCH = Board(
     "expertmesh-dispatch",
@@ -17,19 +17,13 @@ DISPATCH = Board(
             "Time until a call's answers are added up",
             "From when the engine asks for them.",
             "s",
-            tuple(
-                Query(quantile(q, "expertmesh_dispatch_wait_seconds"), f"p{q:.0%}")
-                for q in (0.5, 0.9, 0.99)
-            ),
+            quantiles("expertmesh_dispatch_wait_seconds"),
         ),
         Panel(
             "Time to split and post a call",
             "The dispatcher's own work before shards begin.",
             "s",
-            tuple(
-                Query(quantile(q, "expertmesh_dispatch_send_seconds"), f"p{q:.0%}")
-                for q in (0.5, 0.9, 0.99)
-            ),
+            quantiles("expertmesh_dispatch_send_seconds"),
         ),
         Panel(
             "Late, refused, lost",

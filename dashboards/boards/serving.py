@@ -1,6 +1,6 @@
 """What clients get: rates, latencies, queues."""
 
-from dashboards.panels import WINDOW, Board, Look, Panel, Query, quantile
+from dashboards.panels import WINDOW, Board, Look, Panel, Query, quantiles
 
 SERVING = Board(
     "expertmesh-serving",
@@ -59,19 +59,13 @@ SERVING = Board(
             "Time to first byte",
             "From a request's arrival at the gateway.",
             "s",
-            tuple(
-                Query(quantile(q, "expertmesh_gateway_time_to_first_byte_seconds"), f"p{q:.0%}")
-                for q in (0.5, 0.9, 0.99)
-            ),
+            quantiles("expertmesh_gateway_time_to_first_byte_seconds"),
         ),
         Panel(
             "Whole requests",
             "From a request's arrival at the gateway to its last byte.",
             "s",
-            tuple(
-                Query(quantile(q, "expertmesh_gateway_request_duration_seconds"), f"p{q:.0%}")
-                for q in (0.5, 0.9, 0.99)
-            ),
+            quantiles("expertmesh_gateway_request_duration_seconds"),
         ),
         Panel(
             "Requests inside the engines",

@@ -25,12 +25,7 @@ EXPERT_GAIN = 1.2
 def make_deepseek_v3(directory: Path, *, seed: int) -> Path:
     """Write a bf16 DeepSeek-V3 checkpoint: 4 layers, 32 experts in 4 groups, top-4."""
     source = WeightSource(seed)
-    embedding = source.normal(VOCAB_SIZE, HIDDEN)
-    tensors = {
-        "model.embed_tokens.weight": embedding,
-        "model.norm.weight": source.norm(HIDDEN),
-        "lm_head.weight": source.head(embedding, lead=LEAD),
-    }
+    tensors = source.ends(HIDDEN, lead=LEAD)
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}"
         tensors |= _attention(source, prefix)

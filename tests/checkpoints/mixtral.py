@@ -18,12 +18,7 @@ LEAD = 0.8
 def make_mixtral(directory: Path, *, seed: int) -> Path:
     """Write a bf16 Mixtral checkpoint: 3 layers of 16 experts, top-2."""
     source = WeightSource(seed)
-    embedding = source.normal(VOCAB_SIZE, HIDDEN)
-    tensors = {
-        "model.embed_tokens.weight": embedding,
-        "model.norm.weight": source.norm(HIDDEN),
-        "lm_head.weight": source.head(embedding, lead=LEAD),
-    }
+    tensors = source.ends(HIDDEN, lead=LEAD)
     for layer in range(LAYERS):
         tensors |= _layer(source, f"model.layers.{layer}")
     bf16 = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}

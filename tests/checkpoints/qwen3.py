@@ -49,12 +49,7 @@ MID_MOE = Qwen3Shape(
 def make_qwen3(directory: Path, shape: Qwen3Shape, *, seed: int) -> Path:
     """Write a bf16 Qwen3 checkpoint of the given shape."""
     source = WeightSource(seed)
-    embedding = source.normal(VOCAB_SIZE, shape.hidden)
-    tensors = {
-        "model.embed_tokens.weight": embedding,
-        "model.norm.weight": source.norm(shape.hidden),
-        "lm_head.weight": source.head(embedding, lead=shape.lead),
-    }
+    tensors = source.ends(shape.hidden, lead=shape.lead)
     for layer in range(shape.layers):
         tensors |= _layer(source, f"model.layers.{layer}", shape)
     bf16 = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}

@@ -38,6 +38,15 @@ class WeightSource:
     def permutation(self, size: int) -> Tensor:
         return torch.randperm(size, generator=self._generator)
 
+    def ends(self, hidden: int, *, lead: float) -> dict[str, Tensor]:
+        """What a model has before and after its layers; lead: see `head`."""
+        embedding = self.normal(VOCAB_SIZE, hidden)
+        return {
+            "model.embed_tokens.weight": embedding,
+            "model.norm.weight": self.norm(hidden),
+            "lm_head.weight": self.head(embedding, lead=lead),
+        }
+
     def head(self, embedding: Tensor, *, lead: float, sharpness: float = 3.0) -> Tensor:
         """Output head [VOCAB_SIZE, hidden] for `embedding` [VOCAB_SIZE, hidden].
 
