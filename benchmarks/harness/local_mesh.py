@@ -43,6 +43,8 @@ T = TypeVar("T")
 
 TIMEOUT_S = 300.0
 SECRET = b"local mesh"
+NO_LIMIT_BYTES = 1 << 62
+"""Plans count the checkpoint's bytes here; a kernel may keep more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +182,7 @@ class LocalMesh:
 
     def start_empty_shard(self) -> int:
         """Start one more shard, which holds nothing and nobody calls; returns its process id."""
-        empty = self._start_shard("empty", PoolConfig(vendor="cpu", memory=0), tcp=False)
+        empty = self._start_shard("empty", PoolConfig(vendor="cpu"), tcp=False)
         self._processes.remove(empty)
         self._empty.append(empty)
         self._do(empty.start())
@@ -195,7 +197,7 @@ class LocalMesh:
 
         def describe(said: Said) -> Description:
             assert isinstance(said, ShardDescription)
-            return self._describer.shard(said, pool, pool.memory or 0)
+            return self._describer.shard(said, pool, NO_LIMIT_BYTES)
 
         shard = ChildProcess(make_shard, config, SECRET, pool.threads, describe)
         self._processes.append(shard)
