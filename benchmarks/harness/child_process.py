@@ -6,16 +6,19 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.descriptions import Said
 from actors.lean_imports import LEAN_IMPORTS
 from actors.process import thread_environment
-from actors.router.router import RouterConfig
-from actors.shard.shard import ShardConfig
 from orchestrator.control.clients import Command, Gone
 from orchestrator.control.state import Description
 from orchestrator.runtime.shard_calls import call_of
+
+if TYPE_CHECKING:
+    # Both import torch, each in a process of its own.
+    from actors.router.router import RouterConfig
+    from actors.shard.shard import ShardConfig
 
 ANSWER_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 10.0
@@ -23,13 +26,13 @@ END_TIMEOUT_S = 10.0
 Describe = Callable[[Said], Description]
 
 
-def make_shard(config: ShardConfig, secret: bytes) -> Any:
+def make_shard(config: "ShardConfig", secret: bytes) -> Any:
     from actors.shard.shard import ExpertShard
 
     return ExpertShard(config, secret)
 
 
-def make_router(config: RouterConfig, secret: bytes) -> Any:
+def make_router(config: "RouterConfig", secret: bytes) -> Any:
     from actors.router.router import ExpertRouter
 
     return ExpertRouter(config, secret)
