@@ -17,15 +17,24 @@ from native.pointers import pointer_to
 
 NOT_ALL = -1
 """In place of a time: an answer is not there yet."""
+NO_NUMBER = -2
+"""This, less the time: everything was added up, and some sum is infinite or no number."""
+EXPONENT = np.uint32(0x7F800000)
+"""Of fp32: all ones in what is infinite or no number."""
+
+
+def took_us(outcome: int) -> int:
+    """The time in what `add_up` returned for answers that were all there."""
+    return outcome if outcome >= 0 else NO_NUMBER - outcome
 
 
 @compiled()
 def collect(  # type: ignore[no-untyped-def]
     parts, first_row, rows, result, tokens, hidden, first, service, now_s
 ):
-    """`add_up`, and then `learn` and give all slots back."""
+    """`add_up`, and where all is well, `learn` and give all slots back."""
     compute_us = add_up(parts, first_row, rows, result, tokens, hidden)
-    if compute_us != NOT_ALL:
+    if compute_us >= 0:
         learn(parts, first, service, now_s)
         part.free_answered(parts)
     return compute_us
@@ -34,7 +43,8 @@ def collect(  # type: ignore[no-untyped-def]
 @compiled()
 def add_up(parts, first_row, rows, result, tokens, hidden):  # type: ignore[no-untyped-def]
     """Add the answers of all parts in their order. first_row: int32 [P + 1], where each part's rows
-    begin in `rows`, ascending. result: address of bf16 [T, H]. Returns us, or NOT_ALL.
+    begin in `rows`, ascending. result: address of bf16 [T, H]. Returns us, or NOT_ALL, or
+    NO_NUMBER less the us.
 
     Row by row, so that a sum stays in the nearest cache until it is rounded.
     """
@@ -48,6 +58,7 @@ def add_up(parts, first_row, rows, result, tokens, hidden):  # type: ignore[no-u
     total = np.empty(hidden, np.float32)
     bits = total.view(np.uint32)
     at = first_row[:-1].copy()
+    largest = np.uint32(0)
     for token in range(tokens):
         total[:] = 0.0
         for i in range(parts.shape[0]):
@@ -60,7 +71,8 @@ def add_up(parts, first_row, rows, result, tokens, hidden):  # type: ignore[no-u
             at[i] += 1
         for h in range(hidden):
             out[token, h] = round_to_bf16(bits[h])
-    return compute_us
+            largest = max(largest, np.uint32(bits[h] & EXPONENT))
+    return NO_NUMBER - compute_us if largest == EXPONENT else compute_us
 
 
 @compiled()

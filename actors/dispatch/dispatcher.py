@@ -5,9 +5,10 @@ late, another flight over their rows, a **cover**, goes to other replicas, by th
 late ones the first answer wins. A cover stands for parts of one flight only, and counts as a whole
 or not at all: so each row's experts are added once, whoever answers. Answers are added flight after
 flight, in ascending shard order in each: the result does not depend on who answered first, but
-another split adds in another order, so rows that were sent again may differ in the last bit. Where
-no replica is left, the call waits for the shard, then for the next view or link, and fails after
-the mesh's `expert_wait_s`.
+another split adds in another order, so rows that were sent again may differ in the last bit. What
+is no finite number is computed again by others, to see whose fault it is (`doubts`). Where no
+replica is left, the call waits for the shard, then for the next view or link, and fails after the
+mesh's `expert_wait_s`.
 """
 
 import logging
@@ -18,8 +19,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from actors.dispatch.adding import NOT_ALL
+from actors.dispatch.adding import took_us
 from actors.dispatch.backend import ExpertUnavailable
+from actors.dispatch.doubts import Doubts
 from actors.dispatch.flight import Answers, Flight
 from actors.dispatch.report import DispatchReport, report_of
 from actors.dispatch.shard_links import ShardLinks
@@ -58,6 +60,8 @@ class Call:
     give_up_s: float | None = None
     """`time.monotonic()` after which rows that nobody takes end the call; None while all are
     taken."""
+    doubts: Doubts | None = None
+    """Of answers that are no finite numbers; None: there were none so far."""
     compute_us: int = 0
     """Time the slowest shard's kernel took, known after `wait`."""
 
@@ -107,7 +111,7 @@ class Dispatcher:
             if unanswered(flight.parts):
                 self._links.waiting.answered(flight.parts, flight.due_s())
             call.compute_us = flight.collect(call.result)
-            if call.compute_us == NOT_ALL:
+            if call.compute_us < 0:
                 call.compute_us = self._finish(call)
         except BaseException:
             self._tally.failed += 1
@@ -180,11 +184,30 @@ class Dispatcher:
             chosen = chosen_answers(call.flights[0])
             if chosen is not None:
                 assert assignments_of(chosen) == call.flights[0].split.first[-1], "added up once"
-                return Answers.of(chosen).add_up(call.result)
+                outcome = Answers.of(chosen).add_up(call.result)
+                if not self._in_doubt(call, chosen, outcome):
+                    return took_us(outcome)
+                continue
             self._give_up_hung(call)
             look_s = self._send_again(call)
             tables = [flight.parts for flight in call.flights]
             self._links.waiting.news(tables, look_s)
+
+    def _in_doubt(self, call: Call, chosen: Sequence[Piece], outcome: int) -> bool:
+        """Whether others now compute some of what was added up, as it is no finite number."""
+        assert call.result is not None
+        if call.doubts is not None:
+            call.doubts.judge(call.layer, self._links, call.result, chosen_answers)
+        if outcome >= 0:
+            return False
+        doubts = call.doubts = call.doubts or Doubts()
+        for flight, shard in doubts.suspects(chosen, call.rows, call.result):
+            link = flight.links[shard]
+            assert link is not None
+            call.refused[link] = time.monotonic() + REFUSED_S
+            if not self._cover(call, [(flight, shard)], late=False):
+                doubts.add(flight, shard)
+        return bool(doubts.open)
 
     def _look_at_odd(self, call: Call, flight: Flight) -> None:
         """Answers that are no results: refusals, or the end of a link that sends nonsense."""
@@ -192,6 +215,7 @@ class Dispatcher:
             posted = flight.posted(shard)
             try:
                 header, _ = read_answer(posted.link, posted.segment, posted.slot)
+                self._links.distrust(posted.link)
                 self._links.lose(posted.link, LinkClosed(f"answered {header}"))
             except RemoteError as error:
                 log.warning(
@@ -204,6 +228,7 @@ class Dispatcher:
                 if error.fault is Fault.UNFIT:
                     self._links.lose(posted.link, LinkClosed("it cannot compute any more"))
             except LinkClosed as error:
+                self._links.distrust(posted.link)
                 self._links.lose(posted.link, error)
             flight.mark_lost(shard)
 

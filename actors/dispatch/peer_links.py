@@ -40,6 +40,8 @@ class PeerLinks:
         self._links: dict[PeerKey, ClientLink] = {}
         self._leaving: list[ClientLink] = []
         self._late: set[ClientLink] = set()
+        self._wrong: set[int] = set()
+        """Incarnations that gave wrong answers."""
         self._owed: list[tuple[Posted, float]] = []
         """Calls nobody waits for, and when their links are given up."""
 
@@ -116,7 +118,18 @@ class PeerLinks:
         return grown
 
     def is_late(self, link: ClientLink) -> bool:
-        return link in self._late
+        """It gets no rows that others can take: it owes an answer, or gave a wrong one."""
+        return link in self._late or link.incarnation in self._wrong
+
+    def is_wrong(self, incarnation: int) -> bool:
+        """Whether that process gave a wrong answer."""
+        return incarnation in self._wrong
+
+    def distrust(self, link: ClientLink) -> None:
+        """It gave a wrong answer: from now on its process counts as late, and is reported."""
+        if link.incarnation not in self._wrong:
+            self._wrong.add(link.incarnation)
+            self.changes += 1
 
     def mark_late(self, link: ClientLink) -> None:
         """It missed a soft deadline: until it is idle it is not counted on."""

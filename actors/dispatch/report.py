@@ -78,7 +78,8 @@ class ShardReport:
 
     scale: running average of the time its kernel took over the time that its measured cost
     predicts, 1 before the first answer: 2 is twice as slow as planned for. is_late: it owes an
-    answer beyond its soft deadline and gets no rows.
+    answer beyond its soft deadline and gets no rows. is_wrong: its answers were no numbers where
+    another replica's were, or had another shape than asked for; it gets no rows either.
     """
 
     id: str
@@ -88,6 +89,7 @@ class ShardReport:
     late: int = 0
     refused: int = 0
     lost: int = 0
+    is_wrong: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,4 +152,5 @@ def _worse(one: ShardReport, other: ShardReport) -> ShardReport:
         one.late + other.late,
         one.refused + other.refused,
         one.lost + other.lost,
+        one.is_wrong or other.is_wrong,
     )

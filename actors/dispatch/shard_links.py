@@ -126,7 +126,13 @@ class ShardLinks(PeerLinks):
             return []
         scales = table.service[:, SCALE].tolist()
         return [
-            ShardReport(peer.id, peer.incarnation, scale, link is not None and self.is_late(link))
+            ShardReport(
+                peer.id,
+                peer.incarnation,
+                scale,
+                is_late=link is not None and self.is_late(link),
+                is_wrong=self.is_wrong(link.incarnation if link else peer.incarnation),
+            )
             for peer, link, scale in zip(view.shards, table.links, scales, strict=True)
         ]
 

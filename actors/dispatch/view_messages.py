@@ -50,6 +50,7 @@ class ShardPart(Part):
     late: Count
     refused: Count
     lost: Count
+    is_wrong: bool
 
 
 class ReportHead(Head):

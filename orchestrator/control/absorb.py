@@ -15,6 +15,7 @@ from orchestrator.control.events import (
     PlanMade,
     ProbeMissed,
     Published,
+    ShardWrong,
     Tick,
     VerbAsked,
 )
@@ -40,6 +41,8 @@ def absorb(turn: Turn, event: Event) -> None:  # noqa: PLR0912 - one case per ev
             _node_lost(turn, node, why)
         case LinkLost(shard=shard, incarnation=incarnation, dispatcher=dispatcher):
             _link_lost(turn, shard, incarnation, dispatcher)
+        case ShardWrong(shard=shard, incarnation=incarnation, dispatcher=dispatcher):
+            _shard_wrong(turn, shard, incarnation, dispatcher)
         case DispatcherSaid():
             _dispatcher_said(turn, event)
         case DispatcherGone(id=id):
@@ -134,6 +137,21 @@ def _link_lost(turn: Turn, shard: str, incarnation: int, dispatcher: str) -> Non
             generation=component.generation,
         )
     )
+
+
+def _shard_wrong(turn: Turn, shard: str, incarnation: int, dispatcher: str) -> None:
+    """Quarantine: the process is ended and replaced. Told again until it is gone."""
+    component = turn.facts.components.get(shard)
+    if component is None or component.said.incarnation != incarnation:
+        return
+    if component.ending_s is not None or component.life not in (*SERVING, Life.SUSPECT):
+        return
+    why = (
+        f"dispatcher {dispatcher} found its answers wrong: they were no finite numbers where "
+        "another replica's were, or had another shape than asked for"
+    )
+    turn.note(shard, "quarantine", f"shard {shard} is taken out and replaced: {why}")
+    supervision.end(turn, shard, why, kill=True)
 
 
 def _dispatcher_said(turn: Turn, event: DispatcherSaid) -> None:

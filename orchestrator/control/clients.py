@@ -79,6 +79,11 @@ class Followers(Protocol):
         a word. Only what was reported since this was last asked, of shards that answered."""
         ...
 
+    def wrong(self) -> Mapping[str, Mapping[str, int]]:
+        """Dispatcher -> shard -> incarnation of those whose answers it found wrong, for as long as
+        it follows an epoch with them."""
+        ...
+
     def evict(self, dispatcher: str) -> None:
         """Close its connection; it may connect again."""
         ...

@@ -69,6 +69,17 @@ class LinkLost:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardWrong:
+    """A dispatcher found a shard's answers wrong: no numbers where another replica gave some, or
+    another shape than asked for."""
+
+    now_s: float
+    shard: str
+    incarnation: int
+    dispatcher: str
+
+
+@dataclass(frozen=True, slots=True)
 class DispatcherSaid:
     """What a dispatcher follows and how shards served it since it last said so.
 
@@ -145,6 +156,7 @@ Event = (
     | ComponentDied
     | NodeLost
     | LinkLost
+    | ShardWrong
     | DispatcherSaid
     | DispatcherGone
     | Published

@@ -39,6 +39,7 @@ from orchestrator.control.events import (
     PlanMade,
     ProbeMissed,
     Published,
+    ShardWrong,
     Tick,
     VerbAsked,
 )
@@ -315,6 +316,9 @@ class Runner:
             for id, slow in self._followers.slowness().items():
                 adopted = now.get(id)
                 self.tell(lambda now_s, i=id, a=adopted, s=slow: DispatcherSaid(now_s, i, a, s))  # type: ignore[misc]
+            for id, shards in self._followers.wrong().items():
+                for shard, of in shards.items():
+                    self.tell(lambda now_s, i=id, s=shard, o=of: ShardWrong(now_s, s, o, i))  # type: ignore[misc]
             for id in known.keys() - now.keys():
                 self.tell(lambda now_s, i=id: DispatcherGone(now_s, i))  # type: ignore[misc]
             known = now

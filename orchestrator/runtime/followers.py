@@ -80,6 +80,15 @@ class DirectoryFollowers:
         self._heard_s = {id: at_s for id, (_, at_s) in reports.items()}
         return told
 
+    def wrong(self) -> Mapping[str, Mapping[str, int]]:
+        """See `clients.Followers`."""
+        told = {
+            _id(one): {shard.id: shard.incarnation for shard in one.report.shards if shard.is_wrong}
+            for one in self._directory.subscribers
+            if one.report is not None
+        }
+        return {id: shards for id, shards in told.items() if shards}
+
     def _without_emulated(self, report: DispatchReport) -> DispatchReport:
         """How slow an emulated shard is follows from its config and what else runs here."""
         pools = self._mesh.config.pools

@@ -99,6 +99,7 @@ class FakeFollowers:
         self.behind: set[str] = set()
         self.evicted: list[str] = []
         self.slow: dict[str, dict[str, float]] = {}
+        self.found_wrong: dict[str, dict[str, int]] = {}
 
     async def publish(self, state: State) -> None:
         assert state.intent.epoch is not None
@@ -111,6 +112,9 @@ class FakeFollowers:
     def slowness(self) -> Mapping[str, Mapping[str, float]]:
         told, self.slow = self.slow, {}
         return told
+
+    def wrong(self) -> Mapping[str, Mapping[str, int]]:
+        return self.found_wrong
 
     def evict(self, dispatcher: str) -> None:
         self.evicted.append(dispatcher)

@@ -117,6 +117,23 @@ def test_a_hung_component_is_ended_and_replaced(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+def test_a_shard_that_answers_wrongly_is_replaced_once(tmp_path: Path) -> None:
+    async def test(mesh: Mesh) -> None:
+        before = mesh.followers.published[-1]
+        incarnation = mesh.components.newest("cpu-1").said.incarnation
+        mesh.followers.found_wrong = {"engine": {"cpu-1": incarnation}}
+        await mesh.until(lambda: "cpu-1.2" in mesh.components.started)
+        await mesh.until(
+            lambda: mesh.components.newest("cpu-1").said.holdings == before.copies["cpu-1"]
+        )
+        assert mesh.components.processes["cpu-1", 1].dead == "killed"
+        await asyncio.sleep(0.3)  # the dispatcher still names the process that is gone
+        assert "cpu-1.3" not in mesh.components.started
+        assert mesh.reasons().count("shard cpu-1 is taken out and replaced: dispatcher engine") == 1
+
+    run(tmp_path, test)
+
+
 def test_what_does_not_start_is_given_up_visibly(tmp_path: Path) -> None:
     async def test(mesh: Mesh) -> None:
         mesh.components.broken["cpu-2"] = "no such device"

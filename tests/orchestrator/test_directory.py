@@ -363,10 +363,10 @@ def test_what_dispatchers_did_comes_to_the_directory(tmp_path: Path, monkeypatch
         await asyncio.to_thread(client.start, WAIT_S)
         for late in (1, 2):
             follower = client.join()
-            shard = ShardReport("a", 2**63, 1.5 * late, late=late)
+            shard = ShardReport("a", 2**63, 1.5 * late, late=late, is_wrong=late > 1)
             follower.report = partial(DispatchReport, calls=3, shards=(shard,))
         await until(lambda: told(directory).calls == 6)
-        assert told(directory).shards == (ShardReport("a", 2**63, 3.0, late=3),)
+        assert told(directory).shards == (ShardReport("a", 2**63, 3.0, late=3, is_wrong=True),)
         (subscriber,) = directory.subscribers
         assert subscriber.version == FIRST, "it acknowledges as before"
         came_s = subscriber.reported_s

@@ -200,6 +200,7 @@ def test_answer_that_is_no_result_costs_the_shard_its_link(stack, tmp_path, wron
     lying.set()
     call = dispatcher.send(0, rows, weights, ids)
     assert_right(dispatcher, call, rows, weights, ids)
+    assert dispatcher._links.is_wrong(server.incarnation), "reported, whether its link is back"
 
 
 def test_shard_that_was_replaced_meanwhile(stack, tmp_path) -> None:
