@@ -17,6 +17,7 @@ from placement.cost_model import DeviceCost, expected_reads, planner_speed
 from placement.epoch import PlanEpoch
 from placement.memory import share_slots
 from placement.planner import plan_placement
+from placement.validation import number_domains
 
 REFERENCE_TOKENS = 64
 """Tokens of the calls planned for, as in decoding with a few dozen requests: how much of a call is
@@ -29,13 +30,14 @@ class ShardCapacity:
 
     memory_bytes: for expert weights; cost: of calls, measured or a relative speed of the typical
     one; bytes_per_expert: what one takes in this shard's kernel, more than in the checkpoint where
-    the kernel has to widen the format.
+    the kernel has to widen the format. domain: failure domain, "" where none is named.
     """
 
     id: str
     memory_bytes: int
     cost: DeviceCost
     bytes_per_expert: int
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +122,14 @@ def plan_mesh(
     if load is None:
         load = np.full((len(spec.layers), spec.num_experts), per_call / spec.num_experts)
     speed, offset = relative_speeds(spec, capacities, float(load.sum(axis=1).mean()) / per_call)
-    placement = plan_placement(load, speed, slots, offset=offset, min_copies=min_copies)
+    placement = plan_placement(
+        load,
+        speed,
+        slots,
+        offset=offset,
+        min_copies=min_copies,
+        failure_domains=number_domains([one.domain or one.id for one in capacities]),
+    )
     epoch = PlanEpoch(
         number,
         spec.num_experts,

@@ -5,6 +5,8 @@ Every rejection is a `ValueError` whose text names the argument, the place and t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -113,6 +115,15 @@ def check_offset(offset: ArrayLike | None, devices: int) -> FloatArray:
         raise ValueError(f"offset must have shape [{devices}], got {array.shape}")
     _reject(array, ~np.isfinite(array) | (array < 0), "offset", "must be finite and >= 0")
     return array
+
+
+def number_domains(names: Sequence[str]) -> NDArray[np.int64] | None:
+    """int64 [D] failure domains of devices, given by their names; None where nothing is to be kept
+    apart: all devices are in one, or each in its own."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    if len(numbers) in (1, len(names)):
+        return None
+    return np.array([numbers[name] for name in names], np.int64)
 
 
 def check_failure_domains(domains: ArrayLike | None, devices: int) -> NDArray[np.int64]:

@@ -36,7 +36,8 @@ def plan(
         check_fits(trace, spec)
     capacities, notes = capacities_of(config, spec)
     load = trace.total() if trace else None
-    planned = plan_mesh(spec, capacities, config.placement.redundant_slots, 1, load)
+    copies, redundant = config.placement.min_copies, config.placement.redundant_slots
+    planned = plan_mesh(spec, capacities, redundant, 1, load, min_copies=copies)
     report = describe(config, spec, capacities, planned, notes)
     report["survives"] = survival(planned.epoch, capacities)
     report["two_copies"] = price_of_two(spec, capacities, planned, load)
@@ -86,6 +87,7 @@ def capacities_of(config: MeshConfig, spec: ExpertSpec) -> tuple[list[ShardCapac
                 memory,
                 TYPICAL_COST.scaled(pool.speed or 1.0),
                 spec.bytes_per_expert,
+                pool.domain or "",
             )
             for number in range(pool.shards)
         ]
@@ -114,6 +116,7 @@ def describe(
                 "id": capacity.id,
                 "pool": pool,
                 "emulated": config.pools[pool].emulated,
+                "domain": capacity.domain,
                 "speed": config.pools[pool].speed or 1.0,
                 "slots": held,
                 "memory_bytes": held * capacity.bytes_per_expert,

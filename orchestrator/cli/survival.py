@@ -13,6 +13,8 @@ from orchestrator.mesh_plan import MeshPlan, ShardCapacity, plan_mesh
 from placement.epoch import EMPTY_SLOT, PlanEpoch
 
 TWO = 2
+COVERED = ("device", "domain")
+"""Kinds of loss that two copies may help against."""
 
 
 def losses(epoch: PlanEpoch, groups: dict[str, list[int]]) -> dict[str, int]:
@@ -34,8 +36,14 @@ def survival(epoch: PlanEpoch, capacities: Sequence[ShardCapacity]) -> dict[str,
     pools: dict[str, list[int]] = {}
     for number, capacity in enumerate(capacities):
         pools.setdefault(capacity.id.rpartition("-")[0], []).append(number)
+    domains: dict[str, list[int]] = {}
+    for number, capacity in enumerate(capacities):
+        if capacity.domain:
+            domains.setdefault(capacity.domain, []).append(number)
     report = {}
-    for kind, groups in (("device", devices), ("pool", pools)):
+    for kind, groups in (("device", devices), ("pool", pools), ("domain", domains)):
+        if not groups:
+            continue
         lost = losses(epoch, groups)
         report[kind] = {"survives_any": not any(lost.values()), "experts_lost": lost}
     return report
@@ -47,7 +55,11 @@ def price_of_two(
     planned: MeshPlan,
     load: npt.NDArray[np.float64] | None,
 ) -> dict[str, Any]:
-    """What two copies of every expert would take, which survive the loss of any one device."""
+    """What two copies of every expert would take, which survive the loss of any one device.
+
+    survives_any_domain: whether they survive that of any one failure domain too; None where none
+    is named.
+    """
     needed = TWO * len(spec.layers) * spec.num_experts
     room = sum(c.memory_bytes // c.bytes_per_expert for c in capacities)
     more = max(0, needed - room) * max(c.bytes_per_expert for c in capacities)
@@ -55,8 +67,10 @@ def price_of_two(
         two = plan_mesh(spec, capacities, "fill", 1, load, min_copies=TWO)
     except UserError:
         return {"fits": False, "missing_bytes": more, "balancedness": None}
+    domain = survival(two.epoch, capacities).get("domain")
     return {
         "fits": True,
+        "survives_any_domain": domain["survives_any"] if domain else None,
         "missing_bytes": 0,
         "balancedness": two.balancedness,
         "now": planned.balancedness,
@@ -75,12 +89,14 @@ def lines(report: dict[str, Any]) -> list[str]:
             f"not every {kind} may be lost: {name} alone has {lost} experts, which would be "
             "missing until another shard has loaded them"
         )
-    if report["survives"]["device"]["survives_any"]:
+    if all(report["survives"].get(k, {"survives_any": True})["survives_any"] for k in COVERED):
         return said
     price = report["two_copies"]
     if price["fits"]:
+        also = {True: " and of any one domain", False: ", not of any one domain"}
         said.append(
-            "two copies of each fit and survive the loss of any one device, at a balancedness of "
+            "two copies of each fit and survive the loss of any one device"
+            f"{also.get(price['survives_any_domain'], '')}, at a balancedness of "
             f"{price['balancedness']:.4f} instead of {price['now']:.4f}"
         )
     elif price["missing_bytes"]:

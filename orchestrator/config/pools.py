@@ -44,6 +44,10 @@ class PoolConfig(Section):
     """Ray resources each shard asks for besides CPUs, which also choose its node: `GPU: 1`,
     `NPU: 1`, or a custom one."""
 
+    domain: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """Failure domain of these shards, such as a rack or a power line: copies of an expert are put
+    into different ones where there is room. Unset: the node that each shard is on."""
+
     @model_validator(mode="after")
     def _check_hardware(self) -> Self:
         on_cpu = self.device == "cpu"

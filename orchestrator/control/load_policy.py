@@ -271,7 +271,10 @@ def _with_cordoned(turn: Turn, target: Copies) -> dict[str, Keys]:
 def _room(turn: Turn, id: str) -> ShardRoom:
     said = turn.facts.components[id].said
     weight = turn.facts.components[id].weight
-    return ShardRoom(said.capacity_bytes, said.key_bytes, said.rate * weight, said.call_rows)
+    domain = turn.settings.domains.get(turn.intent.places[id].pool) or said.node
+    return ShardRoom(
+        said.capacity_bytes, said.key_bytes, said.rate * weight, said.call_rows, domain
+    )
 
 
 def _as_held(turn: Turn, id: str) -> ShardRoom:

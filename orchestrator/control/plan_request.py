@@ -13,13 +13,14 @@ from orchestrator.control.keys import Copies, Keys
 class ShardRoom:
     """What a plan may count on: bytes for weights, bytes per kind of key, relative speed.
 
-    call_rows: what a call costs on top, in rows.
+    call_rows: what a call costs on top, in rows. domain: shards of one may fail together.
     """
 
     capacity_bytes: int
     key_bytes: Mapping[str, int]
     rate: float
     call_rows: float = 0.0
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,6 +18,7 @@ from placement.memory import share_slots
 from placement.policy.decision import decide
 from placement.policy.policies import Policy, Situation, decided, replanned
 from placement.types import EMPTY, IntArray, Placement
+from placement.validation import number_domains
 
 ROWS_PER_CALL = 256
 """Assignments of a call that is planned for, as in decoding with a few dozen requests: how much the
@@ -112,6 +113,7 @@ def make_plan(request: PlanRequest, policy: Policy = decided) -> Proposal:
         counts=load,
         nudge_copies=NUDGE_COPIES,
         min_copies=request.min_copies,
+        failure_domains=number_domains([request.shards[shard].domain for shard in shards]),
     )
     try:
         step = replanned(seen) if anew else policy(seen)

@@ -68,4 +68,6 @@ class Settings:
     weight_step: float = 0.15
     """Change of a shard's weight, as a part of it, that is worth telling the dispatchers."""
     shard_pools: dict[str, PoolLimits] = field(default_factory=dict)
+    domains: dict[str, str] = field(default_factory=dict)
+    """Failure domain of the shards of a pool; where none is named, it is their node."""
     engines: PoolLimits = PoolLimits()

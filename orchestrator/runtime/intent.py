@@ -36,6 +36,7 @@ def settings_of(config: MeshConfig) -> Settings:
             name: PoolLimits(least=pool.shards, most=pool.max_shards)
             for name, pool in config.pools.items()
         },
+        domains={name: pool.domain for name, pool in config.pools.items() if pool.domain},
         engines=PoolLimits(least=engines.replicas, most=engines.max_replicas),
     )
 

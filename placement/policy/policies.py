@@ -39,6 +39,8 @@ class Situation:
     min_copies: int = 1
     offset: FloatArray | None = None
     """[D] constant cost per layer, in tokens; None for none."""
+    failure_domains: NDArray[np.int64] | None = None
+    """[D] see `plan_placement`; None: every device its own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,4 +112,5 @@ def _plan(seen: Situation, load: FloatArray, copies: int | None = None) -> Place
         max_moves_per_layer=copies,
         offset=seen.offset,
         min_copies=seen.min_copies,
+        failure_domains=seen.failure_domains,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from orchestrator.cli.plan import plan
 from orchestrator.cli.record import record
@@ -66,6 +67,42 @@ def test_plan_says_what_a_loss_would_take_and_what_two_copies_cost(
     assert report["two_copies"] == {"fits": False, "missing_bytes": 36 * size, "balancedness": None}
     assert plan(small, None, as_json=False) == 0
     assert "two copies of each would survive that and need" in capsys.readouterr().out
+
+
+DOMAINS = ("rack-1", "rack-1", "rack-2", "rack-2")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_plan_puts_copies_into_different_failure_domains(
+    named: bool, tmp_path: Path, config: Path, capsys
+) -> None:
+    """Two racks of two shards with room for two copies of each expert and hardly more."""
+    content = yaml.safe_load(config.read_text().replace("./model", str(config.parent / "model")))
+    size = planned(config, capsys)["bytes_per_expert"]
+    report = planned(config, capsys)
+    room = -(-2 * report["layers"] * report["experts"] // len(DOMAINS)) + report["layers"]
+    content["pools"] = {
+        f"p{number}": {"vendor": "cpu", "speed": 1.0, "memory": room * size}
+        | ({"domain": domain} if named else {})
+        for number, domain in enumerate(DOMAINS)
+    }
+    content["placement"] = {"min_copies": 2}
+    written = tmp_path / "racks.yaml"
+    written.write_text(yaml.safe_dump(content))
+    report = planned(written, capsys)
+    racks: dict[str, set] = {}
+    for shard, rack in zip(sorted(s["id"] for s in report["shards"]), DOMAINS, strict=True):
+        held = {(la, e) for la, by in report["placement"].items() for e in by[shard]}
+        racks.setdefault(rack, set()).update(held)
+    whole = report["layers"] * report["experts"]
+    assert [len(held) == whole for held in racks.values()] == [named, named]
+    assert report["survives"]["device"]["survives_any"]
+    assert ("domain" in report["survives"]) == named
+    if named:
+        lost = report["survives"]["domain"]
+        assert lost == {"survives_any": True, "experts_lost": {"rack-1": 0, "rack-2": 0}}
+        assert plan(written, None, as_json=False) == 0
+        assert "any one domain may be lost" in capsys.readouterr().out
 
 
 def test_plan_gives_load_by_speed(config: Path, capsys) -> None:
