@@ -47,6 +47,7 @@ from orchestrator.runtime.engine_load import engine_load
 from orchestrator.runtime.followers import DirectoryFollowers
 from orchestrator.runtime.intent import first_state
 from orchestrator.runtime.load_collector import LoadCollector
+from orchestrator.runtime.load_file import load_file, read_ended, write_ended
 from orchestrator.runtime.mesh import Mesh, is_private, node_listen, tcp_security
 from orchestrator.runtime.process import ask_all, bounded
 from orchestrator.runtime.progress import Step, is_up, readiness, step_of
@@ -154,7 +155,11 @@ class Controller:
         )
         shape = (len(spec.layers), spec.num_experts)
         timeout_s = self._config.controller.call_timeout_s
-        self._collector = LoadCollector(shape, timeout_s, time.monotonic)
+        kept = load_file(state_dir(self._config.cluster), self._config.mesh.name)
+        # Before the first epoch this mesh has not served yet: the file is of one that is over.
+        ended = {} if state.intent.epoch is None else read_ended(kept, shape)
+        keep = partial(write_ended, kept)
+        self._collector = LoadCollector(shape, timeout_s, time.monotonic, ended, keep)
         await self._runner.start()
         self._loads = asyncio.create_task(self._collect_loads())
 
@@ -304,13 +309,13 @@ class Controller:
         return found
 
     async def expert_load(self) -> dict[str, Any]:
-        """`ExpertLoad.to_arrays`: since this controller started."""
+        """`ExpertLoad.to_arrays`: since the mesh began."""
         assert self._collector is not None
         keys = self._state.intent.keys
         layers = tuple(sorted({key.group for key in keys}))
         experts = len(keys) // len(layers)
         return sum_load(
-            self._config.model.name, layers, dict(self._collector.totals), experts
+            self._config.model.name, layers, self._collector.totals, experts
         ).to_arrays()
 
     async def view(self) -> dict[str, Any]:

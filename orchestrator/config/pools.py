@@ -46,7 +46,8 @@ class PoolConfig(Section):
 
     domain: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     """Failure domain of these shards, such as a rack or a power line: copies of an expert are put
-    into different ones where there is room. Unset: the node that each shard is on."""
+    into different ones where there is room. Unset: the node that each shard is on, if another pool
+    names a domain."""
 
     @model_validator(mode="after")
     def _check_hardware(self) -> Self:

@@ -271,7 +271,8 @@ def _with_cordoned(turn: Turn, target: Copies) -> dict[str, Keys]:
 def _room(turn: Turn, id: str) -> ShardRoom:
     said = turn.facts.components[id].said
     weight = turn.facts.components[id].weight
-    domain = turn.settings.domains.get(turn.intent.places[id].pool) or said.node
+    named = turn.settings.domains
+    domain = (named.get(turn.intent.places[id].pool) or said.node) if named else id
     return ShardRoom(
         said.capacity_bytes, said.key_bytes, said.rate * weight, said.call_rows, domain
     )

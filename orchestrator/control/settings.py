@@ -69,5 +69,6 @@ class Settings:
     """Change of a shard's weight, as a part of it, that is worth telling the dispatchers."""
     shard_pools: dict[str, PoolLimits] = field(default_factory=dict)
     domains: dict[str, str] = field(default_factory=dict)
-    """Failure domain of the shards of a pool; where none is named, it is their node."""
+    """Failure domain of the shards of a pool; of a pool that names none, the node of each. Where no
+    pool names one, every shard is on its own."""
     engines: PoolLimits = PoolLimits()

@@ -1,12 +1,14 @@
 """What each expert was asked for: counts of the shards, window by window, for plans and people.
 
 Shards count from the start of their process. Here the differences are added up by incarnation, so
-the totals outlive a shard, and one that dies takes one window along at most.
+the totals outlive a shard, and one that dies takes one window along at most. They outlive the
+controller too: shards that live tell the next one all that they counted, and what ended ones did is
+handed to `keep`.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,12 +48,15 @@ class _Seen:
 
 @dataclass(slots=True)
 class LoadCollector:
-    """totals: by shard id, since this controller started."""
+    """ended: by shard id, what processes counted that are gone; keep: is given it, in a thread,
+    whenever it has changed."""
 
     shape: tuple[int, int]
     timeout_s: float
     clock: Callable[[], float]
-    totals: dict[str, Counts] = field(default_factory=dict)
+    ended: dict[str, Counts] = field(default_factory=dict)
+    keep: Callable[[Mapping[str, Counts]], None] = lambda _: None
+    _unkept: bool = False
     _seen: dict[str, _Seen] = field(default_factory=dict)
 
     async def collect(self, state: State, components: RayComponents) -> Window:
@@ -66,6 +71,8 @@ class LoadCollector:
                 continue
             if handle is not None and isinstance(said, ShardDescription):
                 shards[id] = (handle, said)
+        for gone in self._seen.keys() - state.intent.places.keys():
+            self._end(gone)
         answers = await asyncio.gather(*(self._ask(id, *shards[id]) for id in shards))
         counts = np.zeros(self.shape, np.int64)
         busy = {}
@@ -73,18 +80,36 @@ class LoadCollector:
             if answer is not None:
                 new, busy[id] = self.take(id, *answer)
                 counts += new
+        if self._unkept:
+            self._unkept = False
+            await asyncio.to_thread(self.keep, dict(self.ended))
         return Window(counts, busy)
+
+    @property
+    def totals(self) -> dict[str, Counts]:
+        """By shard id, since the mesh began."""
+        totals = dict(self.ended)
+        for id, seen in self._seen.items():
+            totals[id] = totals[id] + seen.counts if id in totals else seen.counts
+        return totals
+
+    def _end(self, id: str) -> None:
+        """The process that counted last as this shard is gone."""
+        self.ended[id] = self.ended.get(id, 0) + self._seen.pop(id).counts
+        self._unkept = True
 
     def take(
         self, id: str, incarnation: int, counts: Counts, busy_s: float
     ) -> tuple[Counts, float]:
         """What is new in a shard's counts, and the part of the time since that it computed in."""
         now_s, before = self.clock(), self._seen.get(id)
+        if before is not None and before.incarnation != incarnation:
+            self._end(id)
+            before = None
         self._seen[id] = _Seen(incarnation, counts, busy_s, now_s)
-        if before is None or before.incarnation != incarnation:
+        if before is None:
             before = _Seen(incarnation, np.zeros(self.shape, np.int64), 0.0, now_s)
         new = counts - before.counts
-        self.totals[id] = self.totals.get(id, np.zeros(self.shape, np.int64)) + new
         window_s = now_s - before.at_s
         return new, min(1.0, (busy_s - before.busy_s) / window_s) if window_s > 0 else 0.0
 

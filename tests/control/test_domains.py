@@ -46,9 +46,7 @@ def test_copies_are_in_different_domains_where_pools_name_theirs() -> None:
     assert planned_by_group(replace(settings, domains=RACKS), ["box"] * 4) == [KEYS, KEYS]
 
 
-def test_else_a_node_is_a_domain() -> None:
-    nodes = ["left", "left", "right", "right"]
-    assert planned_by_group(Settings(min_copies=2), nodes) == [KEYS, KEYS]
+def test_else_a_node_is_a_domain_where_another_pool_names_one() -> None:
     mixed = Settings(min_copies=2, domains={"a": "rack-1", "c": "rack-2"})
     held = planned_by_group(mixed, ["x", "rack-1", "y", "rack-2"])
     assert held == [KEYS, KEYS], "a domain that a pool names comes before the node"
