@@ -266,6 +266,23 @@ def test_hung_shard_misses_its_deadline(mesh: Mesh) -> None:
     released.set()
 
 
+def test_a_shard_that_never_answers_is_given_up_after_the_hard_deadline(mesh: Mesh) -> None:
+    """Its calls have long been answered by its replica, so nobody waits for it meanwhile."""
+    full, deadline_s = {0: list(range(8)), 1: list(range(8))}, 1.5
+    addresses = [mesh.add(full), mesh.add(full)]
+    released = threading.Event()
+    mesh.kernels[0].before_compute = lambda: released.wait(60)
+    views = StaticViews(view(epoch([full, full]), addresses, deadline_s=deadline_s))
+    dispatcher = Dispatcher(views, SECRET)
+    began_s = time.monotonic()
+    run(dispatcher, 0, *batch())
+    while not report(dispatcher).shards[0].lost:
+        assert time.monotonic() - began_s < 60
+        run(dispatcher, 0, *batch())
+    assert time.monotonic() - began_s >= deadline_s
+    released.set()
+
+
 def test_call_waits_for_the_next_view(mesh: Mesh) -> None:
     addresses = [mesh.add(part) for part in HALVES]
     views = StaticViews(view(epoch(HALVES), addresses))
