@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 
 from actors.dispatch.backend import ExpertUnavailable
 from actors.dispatch.dispatcher import Dispatcher
-from actors.dispatch.router_client import RouterClient
+from actors.dispatch.mesh_view import Peer
+from actors.dispatch.router_client import RouterClient, near_routers
 from actors.router.server import RouterServer
 from actors.wire.address import Address
+from actors.wire.node import node_id
 from tests.actors.dispatch.test_dispatcher import HALVES, SECRET, Mesh, batch, run
 from tests.actors.fakes import StaticViews, epoch, running, view
 from tests.actors.wire.serving import shard_server
@@ -22,6 +25,14 @@ from tests.actors.wire.serving import shard_server
 def stack() -> Iterator[contextlib.ExitStack]:
     with contextlib.ExitStack() as stack:
         yield stack
+
+
+def test_routers_of_this_node_are_used_and_all_of_them_where_it_has_none() -> None:
+    where = (Address("/r"),)
+    here, *elsewhere = (Peer(f"r{i}", 0, n, where) for i, n in enumerate([node_id(), "a", "b"]))
+    mesh = view(epoch(HALVES), [*where, *where])
+    assert list(near_routers(replace(mesh, routers=(elsewhere[0], here)))) == [here]
+    assert list(near_routers(replace(mesh, routers=tuple(elsewhere)))) == elsewhere
 
 
 class Routed:
