@@ -104,7 +104,7 @@ def workspace(name: str) -> Path:
         ),
         "do_not_mutate_patterns": WORDS,
         "timeout_multiplier": 4.0,
-        "timeout_constant": 5.0,
+        "timeout_constant": 30.0,
         "use_git_change_detection": False,
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in config.items()]
