@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from orchestrator.batch.settings import BatchSettings
+from orchestrator.config.batch import BatchConfig
 from orchestrator.gateway import app as app_module
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.auth import digest
@@ -217,10 +219,28 @@ def test_a_controller_that_hangs_is_told_within_a_time(monkeypatch, path):
     assert "the controller does not answer" in answer.json()["error"]["message"]
 
 
-def test_every_route_but_health_and_the_page_needs_a_key():
-    app = build_app(CONFIG, FakeMesh({"a": FakeEngine()}), frozenset({digest("key")}))
-    paths = {route.path: min(route.methods) for route in app.routes}
+class NoLogs:
+    """Of a mesh without nodes."""
+
+    def nodes(self):
+        return []
+
+    async def read(self, node, offsets):
+        raise OSError(node)
+
+
+def test_every_route_but_health_and_the_page_needs_a_key(tmp_path):
+    """Those of batch jobs and logs too, which are there only where the mesh has them."""
+    batch = BatchSettings(
+        config=BatchConfig(), folder=tmp_path, model_name="tiny", max_line_bytes=1 << 20
+    )
+    config = CONFIG.model_copy(update={"batch": batch})
+    mesh = FakeMesh({"a": FakeEngine()})
+    app = build_app(config, mesh, frozenset({digest("key")}), logs=NoLogs())
+    routes = {(route.path, method) for route in app.routes for method in route.methods}
+    paths = {path for path, _ in routes}
+    assert paths > {"/api/v1/logs", "/v1/batches", "/v1/files/{file_id}/content"}
     assert len(paths) > len(INFERENCE_ROUTES)
-    for path, method in paths.items():
+    for path, method in routes:
         expected = 307 if path == "/" else 200 if path in {"/health", *open_paths()} else 401
-        assert asyncio.run(call(app, method, path)).status == expected, path
+        assert asyncio.run(call(app, method, path)).status == expected, (method, path)
