@@ -91,10 +91,10 @@ class Usage:
     memory_bytes: int
 
 
-@contextmanager
-def chaos_mesh() -> Iterator[MeshProcess]:
+def chaos_config() -> dict[str, Any]:
+    """Of a mesh that has each part twice, but for the controller and the router."""
     pool = {"vendor": "cpu", "memory": "11MiB", "speed": 1.0}
-    config = {
+    return {
         "mesh": {"name": "chaos"},
         "model": {"path": str(DEMO / "checkpoint"), "served_name": MODEL},
         "engines": {"replicas": 2, "vllm": {"max_num_seqs": 16, "max_num_batched_tokens": 512}},
@@ -105,7 +105,11 @@ def chaos_mesh() -> Iterator[MeshProcess]:
         "controller": {"restart_budget": 10_000},
         "gateway": {"port": 0, "migration_limit": 100, "engine_wait_s": 120},
     }
-    with MeshProcess(config) as mesh:
+
+
+@contextmanager
+def chaos_mesh() -> Iterator[MeshProcess]:
+    with MeshProcess(chaos_config()) as mesh:
         mesh.wait_for("ready at")
         yield mesh
 

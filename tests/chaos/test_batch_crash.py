@@ -2,10 +2,10 @@
 
 import json
 
-import psutil
 import pytest
 from openai import OpenAI
 
+from tests.chaos.killing import kill_everything, newest
 from tests.checkpoints.make import make_checkpoint
 from tests.e2e.mesh_process import MeshProcess, mesh_config, serving, wait_until
 
@@ -24,30 +24,6 @@ def client_of(mesh: MeshProcess) -> OpenAI:
     return OpenAI(base_url=f"{mesh.url}/v1", api_key="unused", max_retries=5, timeout=60)
 
 
-def command_of(process: psutil.Process) -> str:
-    """Empty for one that is gone, or about to be."""
-    try:
-        return " ".join(process.cmdline()) if process.is_running() else ""
-    except psutil.NoSuchProcess:  # a zombie, too
-        return ""
-
-
-def kill(mesh: MeshProcess, command: str) -> None:
-    """SIGKILL the newest process of that name."""
-    found = [process for process in list(mesh.seen.values()) if command in command_of(process)]
-    max(found, key=lambda process: process.create_time()).kill()
-
-
-def kill_everything(mesh: MeshProcess) -> None:
-    """All but the session guard, which removes what the others leave in shared memory."""
-    for process in [psutil.Process(mesh.pid), *mesh.seen.values()]:
-        command = command_of(process)
-        if command and "session.guard" not in command:
-            process.kill()
-    mesh.wait()
-    wait_until(lambda: not mesh.left_over(), 60, "the session guard's end")
-
-
 def test_every_line_comes_once(tmp_path) -> None:
     model = make_checkpoint("qwen3_moe", tmp_path / "model")
     config = mesh_config(model, "batch", cluster={"state_dir": str(tmp_path / "state")})
@@ -64,9 +40,9 @@ def test_every_line_comes_once(tmp_path) -> None:
             return client.batches.retrieve(job.id).request_counts.completed
 
         wait_until(lambda: answered() > 10, 120, "first answers")
-        kill(mesh, "ray::BatchRunner")
+        newest(mesh, "ray::BatchRunner").kill()
         wait_until(lambda: answered() > 60, 120, "a second runner")
-        kill(mesh, "ray::ServeReplica")
+        newest(mesh, "ray::ServeReplica").kill()
         wait_until(lambda: answered() > 110, 120, "a second gateway")
         kill_everything(mesh)
     with serving(config) as mesh:
