@@ -52,9 +52,9 @@ EVERY_S = 0.7
 """Mean time between two online requests."""
 SHARED, TAIL, SHORT = 1000, 16, 4
 PREFIX_REQUESTS, QUICK_PREFIX_REQUESTS = 128, 32
-ENGINE_FLAGS = {"max_model_len": 1024 + TAIL + SHORT, "max_num_seqs": 64}
-"""As `engine_process` has them, but for the room for long prompts."""
-BATCH_TOKENS = 2048
+MODEL_LENGTH = 1024 + TAIL + SHORT
+ENGINE_FLAGS = {"max_num_seqs": 64, "max_num_batched_tokens": 2048}
+"""As `engine_process` has them."""
 SPEED_GOAL, PREFIX_GOAL, LEFT_GOAL = 0.95, 2.0, 0.8
 TTFT_P50_GOAL, TTFT_P99_GOAL = 1.25, 1.5
 MIB = 1 << 20
@@ -68,11 +68,8 @@ def mesh_config(model: Path, prefix_caching: bool) -> dict[str, Any]:
     pool = {"vendor": "cpu", "memory": "1GiB", "speed": 1.0}
     return {
         "mesh": {"name": "batch"},
-        "model": {"path": str(model), "served_name": MODEL},
-        "engines": {
-            "vllm": ENGINE_FLAGS
-            | {"max_num_batched_tokens": BATCH_TOKENS, "enable_prefix_caching": prefix_caching}
-        },
+        "model": {"path": str(model), "served_name": MODEL, "max_model_len": MODEL_LENGTH},
+        "engines": {"vllm": ENGINE_FLAGS | {"enable_prefix_caching": prefix_caching}},
         "pools": {"a": pool, "b": pool},
         "gateway": {"port": 0},
         "controller": {"rebalance_pause_s": 3600},
