@@ -5,7 +5,8 @@
 For each kind of `tests.checkpoints.transformers_models` (all by default) one tiny random checkpoint
 is served twice in one process: by monolithic vLLM, and by an expert-less engine whose experts are
 in two shards, each with half of them, over real links. Both answer 8 prompts greedily with 16
-tokens, and score monolithic vLLM's answers. FILE gets a line for each kind; what failed says why.
+tokens, and score monolithic vLLM's answers. FILE gets a line for each kind; what failed says why
+and in which `Stage`. `benchmarks.architecture_table` makes the table of docs/models.md of it.
 """
 
 import argparse
@@ -13,12 +14,14 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +47,7 @@ class Row:
 
     kind: str
     architecture: str
+    format: str
     method: str
     kernel: str
     equal: int
@@ -51,6 +55,23 @@ class Row:
     median_delta: float
     worst_gap: float
     seconds: float
+
+
+class Stage(StrEnum):
+    """Of one comparison, in this order."""
+
+    CHECKPOINT = "transformers writes the checkpoint"
+    WHOLE = "monolithic vLLM answers"
+    EXPERTS = "the tensors of experts are found"
+    MESH = "engine and shards answer"
+
+
+ANNOUNCED = "stage: "
+
+
+def announce(stage: Stage) -> None:
+    """Say what begins, for whoever started this process: it may not live to say what failed."""
+    print(f"{ANNOUNCED}{stage}", flush=True)
 
 
 def request_of(model: Path) -> dict[str, Any]:
@@ -185,26 +206,32 @@ def measure(kind: str, folder: Path, kernel: str | None = None) -> Row:
     from actors.vllm_layers.dry_run import dry_run  # imports no numba
 
     began_s = time.monotonic()
+    announce(Stage.CHECKPOINT)
     model = make_checkpoint(kind, folder / kind)
     request = request_of(model)
+    announce(Stage.WHOLE)
     whole = serve_whole(request)
+    announce(Stage.EXPERTS)
     spec = read_expert_spec(
         model, dry_run=lambda path, trust: dry_run(path, trust_remote_code=trust)
     )
     forced = folder / "forced.json"
     both = zip(request["prompts"], whole.tokens, strict=True)
     forced.write_text(json.dumps([prompt + tokens for prompt, tokens in both]))
+    announce(Stage.MESH)
     shards = LateShards(spec, folder, kernel)
     own, architecture = serve_mesh(request | {"forced_file": str(forced)}, spec, shards)
     delta = np.abs(np.concatenate(whole.forced) - np.concatenate(own.forced))
+    if not np.isfinite(delta).all():
+        raise ValueError("some logprobs are no numbers")
     gaps = [
         gap[next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)]
         for one, other, gap in zip(whole.tokens, own.tokens, whole.gaps, strict=True)
         if one != other
     ]
     return Row(
-        kind, architecture, spec.catalog.method if spec.catalog else "", shards.said(),
-        PROMPTS - len(gaps), float(delta.mean()), float(np.median(delta)),
+        kind, architecture, spec.weight_format.name, spec.catalog.method if spec.catalog else "",
+        shards.said(), PROMPTS - len(gaps), float(delta.mean()), float(np.median(delta)),
         max(gaps, default=0.0), time.monotonic() - began_s,
     )  # fmt: skip
 
@@ -219,11 +246,20 @@ def measure_apart(kind: str, kernel: str | None) -> dict[str, Any]:
             text=True,
             check=False,
         )
-        if text := Path(answer.name).read_text():
-            line: dict[str, Any] = json.loads(text)
-            return line
+        text = Path(answer.name).read_text()
+    line: dict[str, Any] = json.loads(text) if text else {"kind": kind, "failed": end_of(done)}
+    if "failed" in line:
+        stages = [said for said in done.stdout.splitlines() if said.startswith(ANNOUNCED)]
+        line["during"] = stages[-1].removeprefix(ANNOUNCED) if stages else "start"
+    return line
+
+
+def end_of(done: subprocess.CompletedProcess[str]) -> str:
+    """How a process ended that answered nothing."""
+    if done.returncode < 0:
+        return f"ended by {signal.Signals(-done.returncode).name}"
     said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-    return {"kind": kind, "failed": f"status {done.returncode}: {said}"}
+    return f"status {done.returncode}: {said}"
 
 
 def measure_here(kind: str, kernel: str | None) -> dict[str, Any]:
@@ -237,7 +273,9 @@ def measure_here(kind: str, kernel: str | None) -> dict[str, Any]:
             return asdict(measure(kind, Path(name), kernel))
         except Exception as error:  # whatever a model's code raises: the others go on
             traceback.print_exc()
-            return {"kind": kind, "failed": f"{type(error).__name__}: {error}"[:500]}
+            # A bare assert says nothing: its line does.
+            said = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+            return {"kind": kind, "failed": f"{type(error).__name__}: {said}"[:500]}
 
 
 def main() -> None:

@@ -7,12 +7,18 @@ vLLM's wheel has one library per instruction set; each process can load one. The
 import functools
 import importlib.util
 import logging
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 logger = logging.getLogger(__name__)
+
+GROUPED_CPU_KERNEL = threading.Lock()
+"""Held by whoever calls vLLM's grouped CPU kernel (`cpu_fused_moe`, also inside vLLM's own layers):
+its scratch memory is one for the process, and two calls at the same time are a segmentation
+fault. A shard calls it from one thread; several shards in one process do not."""
 
 
 @dataclass(frozen=True, slots=True)

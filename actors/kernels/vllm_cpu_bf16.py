@@ -15,7 +15,7 @@ from actors.experts.formats.bf16 import BF16
 from actors.experts.spec import Activation, ExpertSpec, GateActivation
 from actors.kernels import vllm_cpu_fused
 from actors.kernels.base import ExpertOperator
-from actors.kernels.native_ops import CpuFeatures
+from actors.kernels.native_ops import GROUPED_CPU_KERNEL, CpuFeatures
 from actors.kernels.target import IS_FASTER, Target
 from actors.kernels.vllm_cpu_fused import ROW_BLOCK, interleave
 
@@ -79,19 +79,20 @@ class VllmCpuBf16:
         self, held: ExpertTensors, rows: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
         outputs = torch.empty_like(rows)
-        torch.ops._C.cpu_fused_moe(
-            outputs,
-            rows,
-            held.w13,
-            held.w2,
-            held.w13_bias,
-            held.w2_bias,
-            weights.unsqueeze(1),
-            slots.unsqueeze(1),
-            False,  # skip_weighted
-            self._act,
-            self._isa,
-        )
+        with GROUPED_CPU_KERNEL:
+            torch.ops._C.cpu_fused_moe(
+                outputs,
+                rows,
+                held.w13,
+                held.w2,
+                held.w13_bias,
+                held.w2_bias,
+                weights.unsqueeze(1),
+                slots.unsqueeze(1),
+                False,  # skip_weighted
+                self._act,
+                self._isa,
+            )
         return outputs
 
     def describe(self) -> str:

@@ -7,6 +7,7 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.formats.base import NumberFormat
+from actors.kernels.native_ops import GROUPED_CPU_KERNEL
 
 
 class VllmLayerOperator:
@@ -28,14 +29,15 @@ class VllmLayerOperator:
         hidden = rows.shape[1]
         if layer.hidden_size > hidden:
             rows = torch.nn.functional.pad(rows, (0, layer.hidden_size - hidden))
-        outputs: Any = layer.quant_method.apply(
-            layer,
-            rows,
-            topk_weights=weights.unsqueeze(1),
-            topk_ids=slots.unsqueeze(1),
-            shared_experts=None,
-            shared_experts_input=None,
-        )
+        with GROUPED_CPU_KERNEL:
+            outputs: Any = layer.quant_method.apply(
+                layer,
+                rows,
+                topk_weights=weights.unsqueeze(1),
+                topk_ids=slots.unsqueeze(1),
+                shared_experts=None,
+                shared_experts_input=None,
+            )
         sums: torch.Tensor = outputs[:, :hidden].contiguous()
         return sums
 

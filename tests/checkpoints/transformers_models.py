@@ -5,6 +5,7 @@ its users have. Then weights are drawn as in the other checkpoints: every matrix
 variance, norms are near one, and the output head favours one successor of each token.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,43 @@ SHARED_OF_DEEPSEEK = {
     "first_k_dense_replace": 1,
 }
 OWN: dict[str, dict[str, Any]] = {
+    "afmoe": {
+        "intermediate_size": 256,
+        "moe_intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+        "num_shared_experts": 1,
+        "num_dense_layers": 1,
+        "global_attn_every_n_layers": 2,
+        "sliding_window": 64,
+        # Published checkpoints have these; transformers knows no other way.
+        "score_func": "sigmoid",
+        "route_norm": True,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    # For a dense layer vLLM asks for a norm that transformers gives layers with experts only.
+    "axk1": SHARED_OF_DEEPSEEK | MLA | {"first_k_dense_replace": 0},
+    "cohere2_moe": {
+        "intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+        "num_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "prefix_dense_intermediate_size": 256,
+        "sliding_window": 64,
+        "sliding_window_pattern": 2,
+        "logit_scale": 1.0,
+        "tie_word_embeddings": True,
+    },
+    "dbrx": {
+        "d_model": 128,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 2048,
+        "attn_config": {"kv_n_heads": 4, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": INTER, "moe_num_experts": EXPERTS, "moe_top_k": 4},
+    },
     "deepseek_v2": SHARED_OF_DEEPSEEK | MLA,
     "dots1": SHARED_OF_DEEPSEEK,
     "ernie4_5_moe": {
@@ -59,14 +97,59 @@ OWN: dict[str, dict[str, Any]] = {
         "moe_num_shared_experts": 1,
         "moe_layer_start_index": 1,
     },
+    "exaone_moe": {
+        "intermediate_size": 256,
+        "moe_intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+        "num_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "sliding_window": 64,
+        "sliding_window_pattern": 2,
+    },
     "flex_olmo": {
         "intermediate_size": INTER,
         "num_experts": EXPERTS,
         "num_experts_per_tok": 4,
     },
     "glm4_moe": SHARED_OF_DEEPSEEK,
+    "gemma4_text": {
+        "intermediate_size": 256,
+        "moe_intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "top_k_experts": 4,
+        "enable_moe_block": True,
+        "hidden_size_per_layer_input": 0,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 64,
+        "tie_word_embeddings": True,
+    },
+    # Here `head_dim` is another name of `qk_rope_head_dim`.
+    "glm4_moe_lite": SHARED_OF_DEEPSEEK | MLA | {"head_dim": 64},
     "granitemoe": {
         "intermediate_size": INTER,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+    },
+    "granitemoe_swa": {
+        "intermediate_size": INTER,
+        "shared_intermediate_size": 128,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+        "sliding_window": 64,
+    },
+    "granitemoehybrid": {
+        "intermediate_size": INTER,
+        "shared_intermediate_size": 128,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+        "position_embedding_type": "rope",
+        "layer_types": ["full_attention", "full_attention"],
+        "mamba_n_heads": 8,
+    },
+    "granitemoeshared": {
+        "intermediate_size": INTER,
+        "shared_intermediate_size": 128,
         "num_local_experts": EXPERTS,
         "num_experts_per_tok": 4,
     },
@@ -75,6 +158,17 @@ OWN: dict[str, dict[str, Any]] = {
         "num_experts": EXPERTS,
         "moe_topk": 4,
         "moe_intermediate_size": INTER,
+    },
+    "hy_v3": {
+        "intermediate_size": 256,
+        "moe_intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+        "num_shared_experts": 1,
+        # Published checkpoints have these; transformers has other names for them.
+        "first_k_dense_replace": 1,
+        "expert_hidden_dim": INTER,
+        "route_norm": True,
     },
     "jamba": {
         "intermediate_size": INTER,
@@ -85,6 +179,34 @@ OWN: dict[str, dict[str, Any]] = {
         "attn_layer_offset": 1,
         "expert_layer_period": 2,
         "expert_layer_offset": 1,
+    },
+    "jetmoe": {
+        "intermediate_size": INTER,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 2,
+        "kv_channels": 32,
+    },
+    "kimi_linear": SHARED_OF_DEEPSEEK
+    | MLA
+    | {
+        "q_lora_rank": None,
+        "num_experts": EXPERTS,
+        "num_shared_experts": 1,
+        "linear_attn_config": {
+            "head_dim": 32,
+            "num_heads": 4,
+            "short_conv_kernel_size": 4,
+            "kda_layers": [1],
+            "full_attn_layers": [2],
+        },
+    },
+    "laguna": {
+        "intermediate_size": 256,
+        "moe_intermediate_size": INTER,
+        "shared_expert_intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+        "sliding_window": 64,
     },
     "lfm2_moe": {
         "intermediate_size": 256,
@@ -100,6 +222,58 @@ OWN: dict[str, dict[str, Any]] = {
         "num_local_experts": EXPERTS,
         "num_experts_per_tok": 1,
     },
+    "longcat_flash": MLA
+    | {
+        "ffn_hidden_size": 256,
+        "expert_ffn_hidden_size": INTER,
+        "num_layers": 1,
+        "n_routed_experts": EXPERTS,
+        "zero_expert_num": 8,
+        "moe_topk": 4,
+        "head_dim": 64,
+        # Published checkpoints have these; transformers derives them.
+        "mla_scale_q_lora": True,
+        "mla_scale_kv_lora": True,
+        "zero_expert_type": "identity",
+    },
+    "mellum": {
+        "intermediate_size": 256,
+        "moe_intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+    },
+    "mimo_v2_flash": {
+        "intermediate_size": 256,
+        "moe_intermediate_size": INTER,
+        "n_routed_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+        "v_head_dim": 32,
+        # Published checkpoints have these; transformers has other names for them.
+        "hybrid_layer_pattern": [0, 1],
+        "moe_layer_freq": [0, 1],
+        "layernorm_epsilon": 1e-5,
+        "sliding_window_size": 64,
+        "swa_head_dim": 32,
+        "swa_v_head_dim": 32,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 4,
+    },
+    "minimax_m2": {
+        "intermediate_size": INTER,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+        # Published checkpoints have these; transformers has other names for them, or none.
+        "rotary_dim": 16,
+        "scoring_func": "sigmoid",
+    },
+    "nemotron_h": {
+        "intermediate_size": 256,
+        "moe_intermediate_size": INTER,
+        "moe_shared_expert_intermediate_size": INTER,
+        "n_routed_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+        "hybrid_override_pattern": "*E*E",
+    },
     "olmoe": {
         "intermediate_size": INTER,
         "num_experts": EXPERTS,
@@ -109,6 +283,9 @@ OWN: dict[str, dict[str, Any]] = {
         "intermediate_size": INTER,
         "num_local_experts": EXPERTS,
         "num_experts_per_tok": 2,
+        # vLLM's class has these biases whatever the configuration says.
+        "attention_bias": True,
+        "lm_head_bias": True,
     },
     "qwen2_moe": {
         "intermediate_size": 256,
@@ -116,6 +293,17 @@ OWN: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": INTER,
         "num_experts": EXPERTS,
         "num_experts_per_tok": 4,
+    },
+    "qwen3_5_moe_text": {
+        "moe_intermediate_size": INTER,
+        "shared_expert_intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 4,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "num_hidden_layers": 4,
     },
     "qwen3_next": {
         "intermediate_size": 256,
@@ -125,12 +313,23 @@ OWN: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 4,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
-        "linear_key_head_dim": 32,
-        "linear_value_head_dim": 32,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
         "num_hidden_layers": 4,
+    },
+    "solar_open": SHARED_OF_DEEPSEEK,
+    "zaya": {
+        "moe_intermediate_size": INTER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 1,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
     },
 }
 """What each kind's configuration has beside or instead of `COMMON`; kinds are `model_type`s."""
+
+PUBLISHED_AS = {"phimoe": "PhiMoEForCausalLM"}
+"""Class in config.json of published checkpoints, where transformers names its own differently."""
 
 
 def make_with_transformers(directory: Path, *, kind: str, seed: int) -> Path:
@@ -143,6 +342,9 @@ def make_with_transformers(directory: Path, *, kind: str, seed: int) -> Path:
     model = AutoModelForCausalLM.from_config(config)
     draw_weights(model, WeightSource(seed))
     model.to(torch.bfloat16).save_pretrained(directory, max_shard_size="1GB")
+    if kind in PUBLISHED_AS:
+        written = json.loads((directory / "config.json").read_text())
+        write_json(directory / "config.json", written | {"architectures": [PUBLISHED_AS[kind]]})
     byte_tokenizer().save(str(directory / "tokenizer.json"))
     write_json(directory / "tokenizer_config.json", tokenizer_config())
     return directory

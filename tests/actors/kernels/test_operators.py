@@ -5,6 +5,7 @@ How far it may be off follows from the formats it computes in: see `bounds`.
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -244,3 +245,24 @@ def test_a_row_does_not_depend_on_its_batch(weight_format):
             weights[mine],
         )
         assert torch.equal(alone[0], together[row])
+
+
+@needs_vllm_ops
+def test_shards_of_one_process_may_use_the_grouped_kernel_at_the_same_time():
+    """Its scratch memory is one for the process: without a lock this is a segmentation fault."""
+    spec = make_spec(BF16, SILU, hidden=128, inter=64)
+    experts = make_experts(spec)
+    shards = [make_kernel(spec, grouped_bf16(spec), experts) for _ in range(2)]
+    batches = [
+        make_batch(rows, 128, [(row, row % spec.num_experts) for row in range(rows)])
+        for rows in (64, 300)
+    ]
+    for shard in shards:
+        shard.load(0, sorted(experts))
+    alone = [shard.compute(0, *batch) for shard, batch in zip(shards, batches, strict=True)]
+
+    def repeated(shard, batch, expected):
+        return all(torch.equal(shard.compute(0, *batch), expected) for _ in range(100))
+
+    with ThreadPoolExecutor(len(shards)) as threads:
+        assert all(threads.map(repeated, shards, batches, alone))
