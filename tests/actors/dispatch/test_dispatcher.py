@@ -328,11 +328,13 @@ def test_calls_merged_with_one_for_retired_experts_are_served(mesh: Mesh) -> Non
     held = [{0: list(range(8))}, {0: list(range(1, 8))}]
     addresses = [mesh.add({0: list(range(8))}), mesh.add(held[1])]
     kernel, computing, go_on = mesh.kernels[0], threading.Event(), threading.Event()
-    kernel.before_compute = lambda: (computing.set(), go_on.wait(60))
     now = view(epoch(held), addresses)
     first, late, other = (Dispatcher(StaticViews(now), SECRET) for _ in range(3))
     rows, weights, ids = batch()
     alone = torch.zeros_like(ids[:, :1])  # expert 0, which no other shard has
+    for one in (first, late, other):  # a shard that computes greets nobody
+        run(one, 0, rows, weights[:, :1], alone)
+    kernel.before_compute = lambda: (computing.set(), go_on.wait(60))
     busy = first.send(0, rows, weights[:, :1], alone)
     assert computing.wait(60)
     late_ids = 1 + ids % 7
