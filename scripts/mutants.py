@@ -61,7 +61,11 @@ PARTS = {
         ("orchestrator/directory*.py",),
         ("tests/orchestrator/test_directory.py", "tests/orchestrator/test_directory_security.py"),
     ),
-    "wire": Part(("actors/wire/*.py",), ("tests/actors/wire",), ("transport_of_a_test",)),
+    "wire": Part(
+        ("actors/wire/*.py",),
+        ("tests/actors/wire", "tests/actors/dispatch/test_flights.py"),
+        ("transport_of_a_test", "steady_state"),
+    ),
     "dispatch": Part(
         ("actors/dispatch/*.py",),
         ("tests/actors/dispatch",),

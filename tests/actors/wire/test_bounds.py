@@ -1,21 +1,36 @@
 """The first length, size and index beyond what fits is refused, and the last that fits is not."""
 
+import fcntl
 import logging
+import os
 import time
 
+import numpy as np
 import pytest
 
 from actors.wire.body import call_body
 from actors.wire.frame import (
     HEADER_BYTES,
+    MAX_BODY_BYTES,
     Fault,
+    FrameError,
     FrameKind,
     Header,
     body_bytes,
     unpack_header,
 )
 from actors.wire.link import RemoteError
-from actors.wire.segment import ANSWERED, FIRST_STATE, POSTED, SegmentShape
+from actors.wire.segment import (
+    ANSWERED,
+    FIRST_STATE,
+    LAYOUT_VERSION,
+    MAX_SLOTS,
+    PAGE_BYTES,
+    POSTED,
+    SEALS,
+    SegmentShape,
+    open_segment,
+)
 from tests.actors.fakes import HIDDEN, running
 from tests.actors.wire.serving import Client, RawSegment, is_closed_by_peer, shard_server
 
@@ -123,3 +138,36 @@ def test_the_body_of_a_call_is_seen_as_its_header_says() -> None:
     assert body.rows.shape == (3, HIDDEN)
     with pytest.raises(ValueError, match="buffer"):
         call_body(header, memoryview(bytearray(header.body_bytes - 1)))
+
+
+MOST_PAGES = MAX_BODY_BYTES // PAGE_BYTES + 1
+"""Of one body: with its header it may end on one page more."""
+
+
+@pytest.mark.parametrize(
+    ("slots", "request_pages", "answer_pages", "taken"),
+    [
+        (1, 1, 1, True), (MAX_SLOTS, 1, 1, True),
+        (1, MOST_PAGES, 1, True), (1, 1, MOST_PAGES, True),
+        (0, 1, 1, False), (MAX_SLOTS + 1, 1, 1, False), (1, 0, 1, False), (1, 1, 0, False),
+        (1, MOST_PAGES + 1, 1, False), (1, 1, MOST_PAGES + 1, False),
+    ],
+)  # fmt: skip
+def test_a_segment_may_have_as_many_slots_and_pages_as_a_body_needs(
+    slots: int, request_pages: int, answer_pages: int, taken: bool
+) -> None:
+    """Memory that nobody touches takes no room, so the largest ones can be tried."""
+    shape = SegmentShape(slots, request_pages, answer_pages)
+    fd = os.memfd_create("a test's", os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, shape.total_bytes)
+        words = np.array([LAYOUT_VERSION, slots, request_pages, answer_pages], np.uint32)
+        os.pwrite(fd, words.tobytes(), 0)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        if taken:
+            assert open_segment(fd).shape == shape
+        else:
+            with pytest.raises(FrameError, match="declares"):
+                open_segment(fd)
+    finally:
+        os.close(fd)
