@@ -67,6 +67,16 @@ def test_a_burst_is_seen_in_its_layer_and_followed_at_once():
     assert np.abs(share[1] - burst[1]).sum() < np.abs(share[1] - p[1]).sum()
 
 
+def test_what_is_usual_are_averages_of_the_changes_seen():
+    model = LoadModel()
+    for window in draws(zipf(), 30, tokens=500):
+        model = model.observe(window)
+    (seen,) = model.kinds.values()
+    assert (seen.change > 0).all()
+    assert (seen.spread > 0).all()
+    assert (seen.spread < seen.change / 2).all(), "noise of one size changes by one size"
+
+
 def test_layers_without_tokens_keep_their_shape():
     p = zipf(layers=2)
     model = LoadModel().observe(draws(p, 1)[0])
