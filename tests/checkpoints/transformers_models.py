@@ -168,6 +168,7 @@ OWN: dict[str, dict[str, Any]] = {
         # Published checkpoints have these; transformers has other names for them.
         "first_k_dense_replace": 1,
         "expert_hidden_dim": INTER,
+        "qk_norm": True,
         "route_norm": True,
     },
     "jamba": {
