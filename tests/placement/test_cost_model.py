@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placement.cost_model import DeviceCost, expected_reads, fit_cost, planner_speed
+from placement.cost_model import DeviceCost, cost_table, expected_reads, fit_cost, planner_speed
 from placement.planner import plan_placement
 
 CALLS = np.array([(1, 1), (1, 32), (4, 4), (8, 8), (8, 64), (4, 512), (8, 4096)], np.float64)
@@ -80,3 +80,9 @@ def test_slow_calls_get_fewer_tokens():
         for cost, tokens in zip(costs, plan.shares[0].sum(axis=1), strict=True)
     ]
     assert seconds[0] == pytest.approx(seconds[1], rel=1e-3)
+
+
+def test_costs_go_by_the_weight_and_without_one_are_infinite():
+    costs = [DeviceCost(1.0, 2.0, 3.0), DeviceCost(1.0, 2.0, 3.0), DeviceCost(0.0, 0.0, 3.0)]
+    table = cost_table(costs, [1.0, 0.5, 0.0])
+    np.testing.assert_array_equal(table, [[1, 2, 3], [2, 4, 6], [np.inf, np.inf, np.inf]])

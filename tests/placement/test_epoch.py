@@ -95,3 +95,10 @@ def test_arrays_that_do_not_fit_are_refused(changes: dict[str, object], message:
     assert one_layer().num_shards == 1
     with pytest.raises(ValueError, match=message):
         one_layer(**changes)
+
+
+def test_slots_of_a_shard_are_its_experts_layer_by_layer() -> None:
+    experts = np.array([[[0, 1], [1, EMPTY_SLOT]], [[1, 0], [EMPTY_SLOT, 0]]], np.int32)
+    plan = PlanEpoch(1, 2, (2, 5), experts, np.ones(experts.shape))
+    assert plan.slots_of(0) == [(2, 0), (2, 1), (5, 1), (5, 0)]
+    assert plan.slots_of(1) == [(2, 1), (5, 0)]
