@@ -93,7 +93,10 @@ def serve_whole(request: dict[str, Any]) -> Run:
 
 class LateShards:
     """`ExpertBackend` of two shards that start with the first call: while an engine is built vLLM
-    looks into every loaded module for kernels to replace, and stumbles over those of numba."""
+    looks into every loaded module for kernels to replace, and stumbles over those of numba.
+
+    A call is waited for at once: vLLM's CPU kernels of one process share scratch memory, so the
+    engine may not compute shared experts while shards of its process compute theirs."""
 
     def __init__(self, spec: ExpertSpec, folder: Path, kernel: str | None) -> None:
         self._spec, self._folder, self._kernel = spec, folder, kernel
@@ -107,10 +110,10 @@ class LateShards:
 
             self._shards, view = start_shards(self._spec, self._folder, self._kernel)
             self._inner = Dispatcher(FixedView(view), SECRET)
-        return self._inner.send(*arguments)
+        return self._inner.wait(self._inner.send(*arguments))
 
-    def wait(self, call: Any) -> Any:
-        return self._inner.wait(call)
+    def wait(self, sums: Any) -> Any:
+        return sums
 
     def said(self) -> str:
         """What the shards compute with."""
@@ -230,10 +233,16 @@ def measure(kind: str, folder: Path, kernel: str | None = None) -> Row:
         if one != other
     ]
     return Row(
-        kind, architecture, spec.weight_format.name, spec.catalog.method if spec.catalog else "",
+        kind, architecture, format_of(model), spec.catalog.method if spec.catalog else "",
         shards.said(), PROMPTS - len(gaps), float(delta.mean()), float(np.median(delta)),
         max(gaps, default=0.0), time.monotonic() - began_s,
     )  # fmt: skip
+
+
+def format_of(model: Path) -> str:
+    """The checkpoint's quantisation, by its own name, or bf16."""
+    config = json.loads((model / "config.json").read_text())
+    return str(config.get("quantization_config", {}).get("quant_method", "bf16"))
 
 
 def measure_apart(kind: str, kernel: str | None) -> dict[str, Any]:
