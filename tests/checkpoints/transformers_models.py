@@ -266,6 +266,7 @@ OWN: dict[str, dict[str, Any]] = {
         # Published checkpoints have these; transformers has other names for them, or none.
         "rotary_dim": 16,
         "scoring_func": "sigmoid",
+        "use_routing_bias": True,
     },
     "nemotron_h": {
         "intermediate_size": 256,
