@@ -2,7 +2,7 @@
 
 transformers makes the model from a configuration, so names, shapes and config.json are those that
 its users have. Then weights are drawn as in the other checkpoints: every matrix keeps unit
-variance, norms are near one, and the output head favours one successor of each token.
+variance, norms scale by about one, and the output head favours one successor of each token.
 """
 
 import json
@@ -366,7 +366,9 @@ def draw_weights(model: nn.Module, source: WeightSource) -> None:
 def _drawn(name: str, parameter: Tensor, source: WeightSource) -> Tensor | None:
     """None: transformers' own initial values stay, as for the decays of state-space models."""
     if "norm" in name and parameter.ndim == 1:
-        return source.norm(len(parameter))
+        scale = source.norm(len(parameter))
+        # Some families store what their norm adds to one.
+        return scale if parameter.any() else scale - 1
     if parameter.ndim in (2, 3) and "conv" not in name and "A_log" not in name:
         gain = 2.0 if "gate.weight" in name or "router" in name else 1.0
         # Experts of some families are stored [E, in, out].
