@@ -12,7 +12,7 @@ EXTRA ?=
 CONFIG ?=
 ARGS ?=
 ROUNDS ?= 5
-BENCH ?= $(basename $(notdir $(shell grep -l __main__ benchmarks/*.py)))
+BENCH ?= $(basename $(notdir $(shell grep -l run_benchmark benchmarks/*.py)))
 LONG := long or nodes or chaos
 SLOWEST := --durations 20 --durations-min 5
 BIN := .venv/bin
@@ -55,8 +55,8 @@ types: setup ## Check types
 	@$(BIN)/mypy
 
 bench-quick: setup ## Run the benchmarks with --quick (BENCH=, ARGS=)
-	@for name in $(BENCH); do echo "== $$name"; \
-		$(BIN)/python -m benchmarks.$$name --quick $(ARGS) || exit 1; done
+	@failed=0; for name in $(BENCH); do echo "== $$name"; \
+		$(BIN)/python -m benchmarks.$$name --quick $(ARGS) || failed=1; done; exit $$failed
 
 clean: ## Remove .venv, caches and what builds left
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build

@@ -36,6 +36,8 @@ from benchmarks.throughput import make_model
 MB = 1e6
 PLAIN_GOAL = 1.2
 CONSTANT_GOAL_MB = 230.0
+CONSTANT_REACHED_MB = 250.0
+"""Pages of libraries count by how many processes share them, other meshes on the machine too."""
 WEIGHTS_GOAL = 1.03
 SERVING_GOAL_MB = 50.0
 """In the shard with three quarters of the rows: scratch of kernels, 34 MB for 3,072 assignments at
@@ -98,7 +100,10 @@ class Sizes:
 def targets_of(sizes: Sizes) -> list[Target]:
     """What each part of the memory should come to."""
     return [
-        Target("a shard without experts", sizes.empty, CONSTANT_GOAL_MB, "max", "MB"),
+        Target(
+            "a shard without experts", sizes.empty, CONSTANT_GOAL_MB, "max", "MB",
+            reached=CONSTANT_REACHED_MB,
+        ),
         Target(
             "what further experts take in a shard / their size",
             (sizes.loaded_large - sizes.loaded_small) / (sizes.experts / 2),

@@ -269,8 +269,9 @@ def test_a_killed_engine_leaves_no_process(url, engine):
     import ray
 
     pid = ray.get(engine.describe.remote()).pid
-    family = psutil.Process(pid).children(recursive=True)
-    assert any("EngineCore" in process.name() for process in family)
+    process = psutil.Process(pid)
+    wait_until(lambda: any("EngineCore" in one.name() for one in process.children(recursive=True)))
+    family = process.children(recursive=True)
 
     os.kill(pid, signal.SIGKILL)
 
