@@ -75,6 +75,9 @@ class TimedEngine:
         variables |= more or {}
         if address:
             variables |= {ADDRESS_VARIABLE: address, SECRET_VARIABLE: SECRET.decode()}
+        # vLLM leaves files there when its process is ended.
+        self._scratch = tempfile.TemporaryDirectory()
+        variables |= {"TMPDIR": self._scratch.name}
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the engine
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.harness.engine_process", str(model)]
@@ -123,6 +126,7 @@ class TimedEngine:
         self._process.kill()
         self._process.wait()
         self._said.close()
+        self._scratch.cleanup()
 
 
 def proportional_bytes(pids: list[int]) -> int:

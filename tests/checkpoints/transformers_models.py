@@ -49,6 +49,17 @@ SHARED_OF_DEEPSEEK = {
     "topk_group": 1,
     "first_k_dense_replace": 1,
 }
+LINEAR_OF_QWEN = {
+    "moe_intermediate_size": INTER,
+    "shared_expert_intermediate_size": INTER,
+    "num_experts": EXPERTS,
+    "num_experts_per_tok": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "num_hidden_layers": 4,
+}
 OWN: dict[str, dict[str, Any]] = {
     "afmoe": {
         "intermediate_size": 256,
@@ -296,29 +307,8 @@ OWN: dict[str, dict[str, Any]] = {
         "num_experts": EXPERTS,
         "num_experts_per_tok": 4,
     },
-    "qwen3_5_moe_text": {
-        "moe_intermediate_size": INTER,
-        "shared_expert_intermediate_size": INTER,
-        "num_experts": EXPERTS,
-        "num_experts_per_tok": 4,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "linear_key_head_dim": 128,
-        "linear_value_head_dim": 128,
-        "num_hidden_layers": 4,
-    },
-    "qwen3_next": {
-        "intermediate_size": 256,
-        "moe_intermediate_size": INTER,
-        "shared_expert_intermediate_size": INTER,
-        "num_experts": EXPERTS,
-        "num_experts_per_tok": 4,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "linear_key_head_dim": 128,
-        "linear_value_head_dim": 128,
-        "num_hidden_layers": 4,
-    },
+    "qwen3_5_moe_text": LINEAR_OF_QWEN,
+    "qwen3_next": {"intermediate_size": 256} | LINEAR_OF_QWEN,
     "solar_open": SHARED_OF_DEEPSEEK,
     "zaya": {
         "moe_intermediate_size": INTER,
