@@ -115,10 +115,20 @@ def plan_command(
         Path | None,
         typer.Option(help="A cluster on paper instead, such as examples/clusters/mixed.yaml."),
     ] = None,
+    workload: Annotated[
+        Path | None,
+        typer.Option(
+            help="How many engines to how many shards, such as examples/workloads/chat.yaml."
+        ),
+    ] = None,
     as_json: Json = False,
     _verbose: Verbose = False,
 ) -> None:
     """Show where a config's experts would be placed, and why, without starting anything."""
+    if workload is not None:
+        from orchestrator.cli.workload import plan_workload
+
+        raise typer.Exit(plan_workload(workload, as_json))
     if cluster is not None:
         from orchestrator.cli.scale import plan_cluster
 
