@@ -21,12 +21,18 @@ class ExpertBackend(Protocol):
     """
 
     def send(
-        self, layer: int, rows: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        sample: int = 0,
     ) -> Any:
         """Start one MoE layer of a batch.
 
         layer: model layer index; rows: [T, H] bf16 on the CPU; topk_weights: [T, K] fp32;
         topk_ids: [T, K] int32 logical experts (below 0: nothing to compute).
+        sample: id of the sampled step that this is part of (`actors.tracing.ids`); 0: none.
         Returns the call to give to `wait`. `rows` must not change before `wait` returns.
         """
         ...

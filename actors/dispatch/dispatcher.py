@@ -64,6 +64,8 @@ class Call:
     """Of answers that are no finite numbers; None: there were none so far."""
     compute_us: int = 0
     """Time the slowest shard's kernel took, known after `wait`."""
+    sample: int = 0
+    """See `Header`."""
 
 
 class Dispatcher:
@@ -81,10 +83,15 @@ class Dispatcher:
     # -- ExpertBackend
 
     def send(
-        self, layer: int, rows: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        sample: int = 0,
     ) -> Call:
         began_s = time.monotonic()
-        call = Call(layer, rows.contiguous(), [])
+        call = Call(layer, rows.contiguous(), [], sample=sample)
         if topk_weights.dtype is not torch.float32:
             topk_weights = topk_weights.float()
         ids, weights = topk_ids.contiguous().numpy(), topk_weights.contiguous().numpy()
@@ -158,7 +165,7 @@ class Dispatcher:
     def _post(self, call: Call, flight: Flight) -> None:
         first_call_id = self._call_id + 1
         self._call_id += len(self._links.view.shards)
-        flight.post(self._links, call.rows, call.layer, first_call_id)
+        flight.post(self._links, call.rows, call.layer, first_call_id, call.sample)
         call.flights.append(flight)
 
     def _check_time(self, call: Call, problem: str) -> None:

@@ -46,10 +46,13 @@ class Flight:
         self.cover: dict[int, Flight] = {}
         """By shard, the flight that others compute its rows in."""
 
-    def post(self, links: ShardLinks, rows: torch.Tensor, layer: int, first_call_id: int) -> None:
+    def post(
+        self, links: ShardLinks, rows: torch.Tensor, layer: int, first_call_id: int, sample: int = 0
+    ) -> None:
         """Post what `split` gives to each shard; what cannot be posted is LOST.
 
         rows: [T, H] bf16, contiguous. first_call_id: shard d's call has this id + d.
+        sample: see `Header`.
         """
         split, table = self.split, links.table
         shards = len(table.links)
@@ -66,7 +69,7 @@ class Flight:
                     table.slots, table.service, self.parts, self.soft_s, at, split.first,
                     split.first_row, split.rows, split.row_index, split.experts, split.weights,
                     rows.data_ptr(), rows.shape[0], rows.shape[1], layer, view.epoch.number,
-                    first_call_id, view.soft_deadline_s,
+                    first_call_id, view.soft_deadline_s, sample,
                 ),
                 OUTCOMES,
             )  # fmt: skip

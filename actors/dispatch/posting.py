@@ -51,7 +51,7 @@ OUTCOMES = 4
 @compiled()
 def post_calls(  # type: ignore[no-untyped-def]
     slots, service, parts, soft_s, begin, first, first_row, rows, row_index, experts, weights,
-    source, tokens, hidden, layer, epoch, call_id, longest_s,
+    source, tokens, hidden, layer, epoch, call_id, longest_s, sample,
 ):  # fmt: skip
     """Post from shard `begin` on. source: address of bf16 [T, H].
 
@@ -84,6 +84,7 @@ def post_calls(  # type: ignore[no-untyped-def]
             carray(pointer_to(at), (WORDS,), np.uint32),
             carray(pointer_to(at), (LONG_WORDS,), np.uint64),
             CALL, epoch, call_id + shard, layer, count, hidden, assignments, fp8, length,
+            sample,
         )  # fmt: skip
         body = carray(pointer_to(at + HEADER_BYTES), (length,), np.uint8)
         fill_call(shard, first, first_row, rows, row_index, experts, weights, batch, body, fp8)

@@ -39,6 +39,7 @@ class RoutedCall:
     rows: npt.NDArray[np.uint16]
     topk_ids: Ints
     topk_weights: Floats
+    sample: int
     posted: Posted | None = None
     posted_s: float = 0.0
     give_up_s: float | None = None
@@ -56,13 +57,19 @@ class RouterClient:
         self._heard_s = 0.0
 
     def send(
-        self, layer: int, rows: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        sample: int = 0,
     ) -> RoutedCall:
         call = RoutedCall(
             layer,
             bf16_bits(rows),
             topk_ids.to(torch.int32).contiguous().numpy(),
             topk_weights.to(torch.float32).contiguous().numpy(),
+            sample,
         )
         self._follow()
         self._post(call)
@@ -125,7 +132,7 @@ class RouterClient:
         length = body_bytes(FrameKind.ROUTE, tokens, hidden, count)
         header = Header(
             FrameKind.ROUTE, self._call_id, length, layer=call.layer, rows=tokens, hidden=hidden,
-            assignments=count,
+            assignments=count, sample=call.sample,
         )  # fmt: skip
         link = self._links.with_room(link, length, body_bytes(FrameKind.ROUTED, tokens, hidden))
         if link is None:

@@ -245,6 +245,7 @@ class Engine:
         if args.worker_extension_cls == _EXTENSION:
             self._parameter_bytes = sum(await llm.collective_rpc("expertmesh_parameter_bytes"))
             await llm.collective_rpc("expertmesh_resume_requests")
+            await llm.collective_rpc("expertmesh_trace_steps")
             self._resumes = True
             if ADDRESS_VARIABLE in os.environ:
                 await llm.collective_rpc("expertmesh_warm_shards")

@@ -7,6 +7,7 @@ class EngineWorker:
     """Mixed into vLLM's worker class."""
 
     model_runner: Any
+    rank: int
 
     def expertmesh_parameter_bytes(self) -> int:
         """Bytes of parameters and buffers that this worker holds."""
@@ -24,6 +25,12 @@ class EngineWorker:
             vocabulary = runner.model_config.get_vocab_size()
             sampler = runner.sampler.topk_topp_sampler
             runner.requests = RequestStates(sampler, vocabulary, runner.device)
+
+    def expertmesh_trace_steps(self) -> None:
+        """From now on sampled steps become spans."""
+        from actors.vllm_plugin.traced_step import trace_steps
+
+        trace_steps(self.model_runner, self.rank)
 
     def expertmesh_warm_shards(self) -> None:
         """Send rows through every expert of the mesh."""

@@ -9,12 +9,13 @@ import threading
 from dataclasses import dataclass
 
 from actors.descriptions import RouterDescription
-from actors.dispatch.dispatcher import Dispatcher
+from actors.dispatch.choose import dispatcher_for
 from actors.dispatch.subscription import Subscription
 from actors.listening import ready_to_listen, remove_sockets
 from actors.logs import start_logging
 from actors.process import limit_threads
 from actors.router.server import RouterServer
+from actors.tracing.settings import SpanSettings
 from actors.watched import Watched
 from actors.wire.address import parse_address
 from actors.wire.node import node_id
@@ -29,7 +30,7 @@ FIRST_VIEW_TIMEOUT_S = 30.0
 class RouterConfig:
     """directory: where the mesh's views come from; listen: addresses to serve engines on.
 
-    security: of its TCP connections.
+    security: of its TCP connections. spans: where those of sampled steps go.
     """
 
     id: str
@@ -37,6 +38,7 @@ class RouterConfig:
     listen: tuple[str, ...]
     log_level: str = "INFO"
     security: TcpSecurity = HANDSHAKE_ONLY
+    spans: SpanSettings | None = None
 
 
 class ExpertRouter:
@@ -70,7 +72,7 @@ class ExpertRouter:
             self._views = Subscription(directory, self._secret, "router")
             self._views.start(FIRST_VIEW_TIMEOUT_S)
         self._server = RouterServer(
-            Dispatcher(self._views, self._secret),
+            dispatcher_for(self._views, self._secret, self._config.spans),
             ready_to_listen(self._config.listen),
             self._secret,
             self._config.security,

@@ -74,6 +74,7 @@ class RouterServer:
             bf16_tensor(body.rows),
             torch.from_numpy(body.topk_weights),
             torch.from_numpy(body.topk_ids),
+            header.sample,
         )
 
     def _answer(self, request: Request, result: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,9 @@ from actors.wire.frame import MAX_ASSIGNMENTS, Fault, FrameKind, Header
 from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from actors.wire.server import FrameServer, Request
 
+if TYPE_CHECKING:
+    from actors.tracing.step_spans import StepSpans
+
 log = logging.getLogger(__name__)
 
 
@@ -43,6 +47,7 @@ class ShardServer:
     most_assignments: rows and assignments of one kernel call (`actors.kernels.scratch`); may change
     while it serves. emulated_speed: 1.0 computes as fast as the hardware; below that every kernel
     call is stretched by waiting, so one machine can stand in for a mesh of unlike devices.
+    spans: of calls in sampled steps.
     """
 
     def __init__(
@@ -54,8 +59,9 @@ class ShardServer:
         emulated_speed: float = 1.0,
         most_assignments: int = MAX_ASSIGNMENTS,
         security: TcpSecurity = HANDSHAKE_ONLY,
+        spans: "StepSpans | None" = None,
     ) -> None:
-        self._spec = spec
+        self._spec, self._spans = spec, spans
         self._kernel = kernel
         self._stretch = 1.0 / emulated_speed - 1.0
         self.most_assignments = most_assignments
@@ -142,10 +148,21 @@ class ShardServer:
     def _answer(self, layer: int, group: list[Request], answers: list[Header]) -> None:
         for request, answer in zip(group, answers, strict=True):
             self._frames.answer(request, answer)
+            if request.header.sample:
+                self._trace(request.header, answer.compute_us, len(group))
         # Counted while the answers are on their way.
         self.calls += 1
         self.busy_s += answers[0].compute_us * 1e-6
         count_experts(self.tokens[self._row_of_layer[layer]], self._batch.experts)
+
+    def _trace(self, call: Header, compute_us: int, merged: int) -> None:
+        if self._spans is not None:
+            counts = {
+                "expertmesh.rows": call.rows,
+                "expertmesh.assignments": call.assignments,
+                "expertmesh.merged_calls": merged,
+            }
+            self._spans.compute(call.sample, call.layer, time.time_ns(), compute_us, counts)
 
     # -- computing
 

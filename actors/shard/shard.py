@@ -33,6 +33,7 @@ from actors.logs import start_logging
 from actors.process import limit_threads, return_free_memory
 from actors.shard.holdings import Holdings
 from actors.shard.server import ShardServer
+from actors.tracing.settings import SpanSettings
 from actors.watched import Watched
 from actors.wire.node import node_id
 from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
@@ -41,6 +42,7 @@ from placement.cost_model import DeviceCost
 if TYPE_CHECKING:
     # Reads YAML with pydantic, which shards on CPUs do without.
     from actors.devices.assign import Assignment
+    from actors.tracing.step_spans import StepSpans
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class ShardConfig:
     listen: addresses as text, see `actors.wire.address`; TCP port 0 picks a free one.
     emulated: speed and vendor stand for hardware that is not here; emulated_speed slows the shard.
     security: of its TCP connections. kernel: the one to take, by its key; None: the best.
+    spans: where those of sampled steps go.
     """
 
     id: str
@@ -68,6 +71,7 @@ class ShardConfig:
     log_level: str = "INFO"
     security: TcpSecurity = HANDSHAKE_ONLY
     kernel: str | None = None
+    spans: SpanSettings | None = None
 
 
 class ExpertShard:
@@ -125,11 +129,19 @@ class ExpertShard:
             self._config.emulated_speed,
             most_assignments(self._spec, scratch_bytes(self._device)),
             self._config.security,
+            self._spans(),
         )
         self._thread = threading.Thread(target=self._serve, name="expert-calls", daemon=True)
         self._thread.start()
         self._free_bytes = free_memory_bytes(self._device)
         self._detail = self._kernel.describe()
+
+    def _spans(self) -> "StepSpans | None":
+        if self._config.spans is None:
+            return None
+        from actors.tracing.step_spans import StepSpans  # the SDK takes memory
+
+        return StepSpans.to_collector(self._config.spans)
 
     def _open_device(self) -> None:
         """Before anything else is asked of the device's driver."""

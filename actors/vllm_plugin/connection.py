@@ -11,6 +11,7 @@ from actors.dispatch.backend import ExpertBackend
 from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.subscription import SECRET_VARIABLE, Subscription
 from actors.experts.fingerprint import fingerprint
+from actors.tracing.settings import settings_of_process
 
 log = logging.getLogger("vllm.expertmesh")
 
@@ -63,14 +64,16 @@ def backend() -> ExpertBackend:
     if _backend is None:
         # Late, because these import numba: vLLM's kernel overrides, applied while a worker starts,
         # look into every loaded module and stumble over llvmlite's wrappers.
-        from actors.dispatch.dispatcher import Dispatcher
+        from actors.dispatch.choose import dispatcher_for
         from actors.dispatch.router_client import RouterClient
 
         view = connect_mesh()
         assert _views is not None
         secret = os.environ.get(SECRET_VARIABLE, "").encode()
-        kind = RouterClient if view.router_mode == "actor" else Dispatcher
-        _backend = kind(_views, secret)
+        if view.router_mode == "actor":
+            _backend = RouterClient(_views, secret)
+        else:
+            _backend = dispatcher_for(_views, secret, settings_of_process())
     return _backend
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from actors.dispatch.backend import ExpertUnavailable
-from actors.vllm_plugin import failed_step
+from actors.vllm_plugin import failed_step, traced_step
 from actors.vllm_plugin.connection import backend
 
 
@@ -56,7 +56,9 @@ def send_rows(
         own = slice(first, last)
         cpu_rows = rows[own].to(device="cpu", dtype=torch.bfloat16)
         try:
-            call = backend().send(layer, cpu_rows, topk_weights[own].cpu(), topk_ids[own].cpu())
+            call = backend().send(
+                layer, cpu_rows, topk_weights[own].cpu(), topk_ids[own].cpu(), traced_step.sample
+            )
         except ExpertUnavailable as error:
             failed_step.declare(error, rank)
     _away[_last] = _Away(call, first, rank)

@@ -19,6 +19,7 @@ from vllm.v1.request import Request, RequestStatus
 from actors.messages import EXPERTS_UNAVAILABLE
 from actors.vllm_plugin.resumed import ResumedRequests
 from actors.vllm_plugin.step_marks import open_marks
+from actors.vllm_plugin.traced_step import StepSampler
 
 Outputs = dict[int, EngineCoreOutputs]
 
@@ -70,10 +71,17 @@ class MeshScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         self._failed_steps = FailedSteps()
         self._resumed = ResumedRequests()
+        self._sampler = StepSampler.of_process()
 
     def add_request(self, request: Request) -> None:
         self._resumed.resume(request)
         super().add_request(request)
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        step = super().schedule(*args, **kwargs)
+        if self._sampler is not None:
+            self._sampler.mark(step, lambda id: self.requests[id].trace_headers)
+        return step
 
     def get_grammar_bitmask(self, scheduler_output: SchedulerOutput) -> GrammarOutput | None:
         self._resumed.forget(scheduler_output.finished_req_ids)

@@ -94,6 +94,8 @@ class Header(NamedTuple):
     `Fault`.
     compute_us: in answers, time the expert kernel took.
     coding: of the rows; other than BF16 only in CALL and RESULT.
+    sample: in requests, id of the sampled step that they are part of (`actors.tracing.ids`); 0:
+        none.
     body_bytes: length of the body; must equal what kind, coding and counts imply.
     """
 
@@ -107,6 +109,7 @@ class Header(NamedTuple):
     assignments: int = 0
     compute_us: int = 0
     coding: RowCoding = RowCoding.BF16
+    sample: int = 0
 
     def pack_into(self, buffer: bytearray | memoryview) -> None:
         HEADER.pack_into(
@@ -124,6 +127,7 @@ class Header(NamedTuple):
             self.compute_us,
             self.coding,
             self.body_bytes,
+            self.sample,
         )
 
 
@@ -159,7 +163,7 @@ def unpack_header(buffer: bytes | bytearray | memoryview) -> Header:
             does not follow from the counts.
     """
     (magic, version, kind_number, epoch, call_id, layer, rows, hidden, assignments, compute_us,
-     coding_number, length) = HEADER.unpack_from(buffer, 0)  # fmt: skip
+     coding_number, length, sample) = HEADER.unpack_from(buffer, 0)  # fmt: skip
     if magic != MAGIC:
         raise FrameError(f"not an ExpertMesh frame (starts with {magic!r})")
     if version != VERSION:
@@ -182,5 +186,6 @@ def unpack_header(buffer: bytes | bytearray | memoryview) -> Header:
         if length != implied or length > MAX_BODY_BYTES:
             raise FrameError(f"body of {length} bytes where the counts imply {implied}")
     return Header(
-        kind, call_id, length, epoch, layer, rows, hidden, assignments, compute_us, coding
+        kind, call_id, length, epoch, layer, rows, hidden, assignments, compute_us, coding,
+        sample,
     )  # fmt: skip

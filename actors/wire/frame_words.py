@@ -29,15 +29,16 @@ LAYER, ROWS, HIDDEN, ASSIGNMENTS, COMPUTE_US, CODING = (
     for name in ("layer", "rows", "hidden", "assignments", "compute_us", "coding")
 )
 # ... and of 64-bit words.
-EPOCH, CALL_ID, BODY_BYTES, SPARE = (
-    offset_of(name) // 8 for name in ("epoch", "call_id", "body_bytes", "spare")
+EPOCH, CALL_ID, BODY_BYTES, SAMPLE = (
+    offset_of(name) // 8 for name in ("epoch", "call_id", "body_bytes", "sample")
 )
 
 
 @compiled()
 def write_header(  # type: ignore[no-untyped-def]
-    words, long_words, kind, epoch, call_id, layer, rows, hidden, assignments, coding, length
-):
+    words, long_words, kind, epoch, call_id, layer, rows, hidden, assignments, coding, length,
+    sample,
+):  # fmt: skip
     """A request's header. words: uint32 [16], long_words: uint64 [8], of the same bytes."""
     words[0] = MAGIC_WORD
     words[VERSION_AND_KIND] = VERSION | kind << 16
@@ -50,7 +51,7 @@ def write_header(  # type: ignore[no-untyped-def]
     long_words[EPOCH] = epoch
     long_words[CALL_ID] = call_id
     long_words[BODY_BYTES] = length
-    long_words[SPARE] = 0
+    long_words[SAMPLE] = sample
 
 
 @compiled()

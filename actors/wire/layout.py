@@ -13,7 +13,7 @@ HEADER_BYTES = 64
 _FIELDS = {
     "magic": "4s", "version": "H", "kind": "H", "epoch": "Q", "call_id": "Q", "layer": "I",
     "rows": "I", "hidden": "I", "assignments": "I", "compute_us": "I", "coding": "I",
-    "body_bytes": "Q", "spare": "8x",
+    "body_bytes": "Q", "sample": "q",
 }  # fmt: skip
 HEADER = struct.Struct("<" + "".join(_FIELDS.values()))
 assert HEADER.size == HEADER_BYTES

@@ -27,14 +27,23 @@ class InProcessExperts:
         self._num_experts, self._others = spec.num_experts, others
 
     def send(
-        self, layer: int, rows: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        sample: int = 0,
     ) -> tuple[Any, torch.Tensor]:
         ids = topk_ids.to(torch.int32)
         call = None
         if self._others is not None:
             elsewhere = half_of(ids, self._num_experts)
             call = self._others.send(
-                layer, rows, topk_weights, torch.where(elsewhere, ids, torch.tensor(-1).int())
+                layer,
+                rows,
+                topk_weights,
+                torch.where(elsewhere, ids, torch.tensor(-1).int()),
+                sample,
             )
             ids = torch.where(elsewhere, -1, ids)
         here = (ids.flatten() >= 0).nonzero().flatten()

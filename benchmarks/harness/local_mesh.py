@@ -25,6 +25,7 @@ from benchmarks.harness.child_process import ChildProcess, make_router, make_sha
 from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import MeshConfig, MeshSection
 from orchestrator.config.serving import ModelConfig, RouterConfig, RouterMode, RowsBetweenNodes
+from orchestrator.config.telemetry import TelemetryConfig
 from orchestrator.control.actions import Prepare
 from orchestrator.control.keys import Copies, Keys
 from orchestrator.control.lifecycle import Kind
@@ -37,6 +38,7 @@ from orchestrator.runtime.describing import Describer, cost_of, describe_other
 from orchestrator.runtime.epoch_view import peer_of, view_of
 from orchestrator.runtime.intent import keys_of, places_of
 from orchestrator.runtime.mesh import Mesh
+from orchestrator.telemetry.step_tracing import span_settings
 from placement.cost_model import DeviceCost
 
 T = TypeVar("T")
@@ -59,12 +61,20 @@ class ShardShape:
 class LocalMesh:
     """Use as a context manager; `address` is what EXPERTMESH_ADDRESS is set to."""
 
-    def __init__(self, model_path: Path, folder: Path, weights: Path | None = None) -> None:
+    def __init__(
+        self,
+        model_path: Path,
+        folder: Path,
+        weights: Path | None = None,
+        telemetry: TelemetryConfig | None = None,
+    ) -> None:
         """folder: short path for the sockets (they may have 107 bytes).
 
         weights: another checkpoint for shards to load, which the mesh takes for `model_path`.
+        telemetry: where shards send spans of sampled steps.
         """
         self._weights = weights or model_path
+        self._telemetry = telemetry or TelemetryConfig()
         self._spec = read_expert_spec(model_path)
         self._describer = Describer(self._spec)
         self._model_path, self._folder = model_path, folder
@@ -193,6 +203,7 @@ class LocalMesh:
         config = ShardConfig(
             id, "local", str(self._weights), "cpu", pool.threads,
             ("tcp:127.0.0.1:0" if tcp else self._socket(id),), log_level="WARNING",
+            spans=span_settings(self._telemetry, "local", "shard", id),
         )  # fmt: skip
 
         def describe(said: Said) -> Description:

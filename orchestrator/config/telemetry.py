@@ -35,3 +35,6 @@ class TelemetryConfig(Section):
     trace_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Part of the requests that is traced where the caller's `traceparent` does not decide; 0:
     those alone whose caller wants it. Needs `otlp_endpoint`."""
+    step_trace_ratio: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Part of the engines' steps that is traced, with the calls of experts in them and what shards
+    computed for these; 0: none. Needs `otlp_endpoint`."""

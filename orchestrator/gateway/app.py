@@ -255,9 +255,12 @@ def _traces(config: GatewayConfig) -> "list[TracerProvider]":
     settings = config.telemetry
     if settings.otlp_endpoint is None:
         return []
-    from orchestrator.gateway.tracing import span_exporter, tracer_provider
+    from actors.tracing.exporter import span_exporter
+    from orchestrator.gateway.tracing import tracer_provider
+    from orchestrator.telemetry.otlp import signal_endpoint
 
-    exporter = span_exporter(settings.otlp_endpoint, settings.otlp_protocol)
+    where = signal_endpoint(settings.otlp_endpoint, settings.otlp_protocol, "traces")
+    exporter = span_exporter(where, settings.otlp_protocol.value)
     return [tracer_provider(exporter, config.mesh, settings.trace_ratio)]
 
 

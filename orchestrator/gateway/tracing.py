@@ -14,24 +14,10 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.config.telemetry import OtlpProtocol
 from orchestrator.gateway.routes import INFERENCE_ROUTES
-from orchestrator.telemetry.otlp import EXPORT_TIMEOUT_S, signal_endpoint
 
 _CONTEXT = TraceContextTextMapPropagator()
 _FIELDS = frozenset(field.encode() for field in _CONTEXT.fields)
-
-
-def span_exporter(endpoint: str, protocol: OtlpProtocol) -> SpanExporter:
-    """The SDK's exporter for a collector; it connects when it first sends."""
-    where = signal_endpoint(endpoint, protocol, "traces")
-    if protocol is OtlpProtocol.GRPC:
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Grpc
-
-        return Grpc(where, insecure=where.startswith("http:"), timeout=EXPORT_TIMEOUT_S)
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as Http
-
-    return Http(where, timeout=EXPORT_TIMEOUT_S)
 
 
 def tracer_provider(exporter: SpanExporter, mesh: str, ratio: float) -> TracerProvider:

@@ -14,6 +14,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from actors.descriptions import EngineDescription, RouterDescription, Said, ShardDescription
+from actors.tracing.settings import SpanSettings
 from actors.watched import Watcher
 from actors.wire.node import node_id
 from orchestrator import cluster
@@ -31,6 +32,7 @@ from orchestrator.runtime.describing import Describer, describe_other, memory_of
 from orchestrator.runtime.mesh import Mesh, tcp_security
 from orchestrator.runtime.process import Process
 from orchestrator.runtime.room import no_room_for, unless
+from orchestrator.telemetry.step_tracing import span_settings
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +198,7 @@ class RayComponents:
             log_level=mesh.config.logging.level,
             security=tcp_security(mesh.config),
             kernel=pool.kernel,
+            spans=self._spans("shard", name.id),
         )
         return cluster.start_shard(name, config, pool, mesh.secret, mesh.shares.spin_us)
 
@@ -209,6 +212,7 @@ class RayComponents:
             listen=self._listen(name),
             log_level=mesh.config.logging.level,
             security=tcp_security(mesh.config),
+            spans=self._spans("router", name.id),
         )
         return cluster.start_router(name, config, mesh.secret, mesh.shares.spin_us)
 
@@ -216,6 +220,10 @@ class RayComponents:
         mesh = self._mesh
         config = engine_config(mesh.config, name.id, mesh.directory, mesh.secret, mesh.run_dir)
         return cluster.start_engine(name, config, mesh.config.engines.resources, mesh.shares)
+
+    def _spans(self, kind: str, id: str) -> SpanSettings | None:
+        config = self._mesh.config
+        return span_settings(config.telemetry, config.mesh.name, kind, id)
 
     def _listen(self, name: ActorName) -> tuple[str, str]:
         return (self._mesh.run_dir.socket(name.socket), self._mesh.tcp_listen)

@@ -30,13 +30,13 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from prometheus_client.core import Metric as Family
 
+from actors.tracing.exporter import EXPORT_TIMEOUT_S
 from orchestrator.config.telemetry import OtlpProtocol
 from orchestrator.telemetry.table import BY_NAME
 
 log = logging.getLogger(__name__)
 
 SCOPE = InstrumentationScope("expertmesh")
-EXPORT_TIMEOUT_S = 5
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
 _Labels = tuple[tuple[str, str], ...]
 

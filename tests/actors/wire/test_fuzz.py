@@ -43,7 +43,7 @@ from tests.actors.wire.serving import (
 FUZZ = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-LAYOUT = struct.Struct("<4sHHQQIIIIIIQ8x")
+LAYOUT = struct.Struct("<4sHHQQIIIIIIQq")
 CALL_LENGTH = body_bytes(FrameKind.CALL, 2, HIDDEN, 2)
 
 
@@ -68,12 +68,13 @@ def assert_alive(address) -> None:
 def good_call(**changes: int) -> bytes:
     """A CALL's header with some fields replaced."""
     names = (
-        "magic version kind epoch call_id layer rows hidden assignments compute_us coding length"
+        "magic version kind epoch call_id layer rows hidden assignments compute_us coding length "
+        "sample"
     )
     fields = dict(
         zip(
             names.split(),
-            (MAGIC, VERSION, int(FrameKind.CALL), 1, 1, 0, 2, HIDDEN, 2, 0, 0, CALL_LENGTH),
+            (MAGIC, VERSION, int(FrameKind.CALL), 1, 1, 0, 2, HIDDEN, 2, 0, 0, CALL_LENGTH, 0),
             strict=True,
         )
     )
