@@ -11,6 +11,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from actors.request_logs import request_fields
+
 PACKAGES = ("orchestrator", "actors", "placement")
 """Loggers that follow the configured level; libraries speak from WARNING up."""
 
@@ -26,7 +28,8 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """time (UTC, ISO 8601), level, logger, component, message, exception, and every `extra`."""
+    """time (UTC, ISO 8601), level, logger, component, message, exception, the `request` and `trace`
+    that the line is about, and every `extra`."""
 
     def __init__(self, component: str | None = None) -> None:
         """component: default: as the environment says."""
@@ -41,10 +44,20 @@ class JsonFormatter(logging.Formatter):
             "component": self._component,
             "message": record.getMessage(),
         }
+        line |= request_fields()
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=False)
+
+
+class LineFormatter(logging.Formatter):
+    """For people; a line about a request ends with its id and trace."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        line = super().formatMessage(record)
+        about = " ".join(f"{name}={value}" for name, value in request_fields().items())
+        return f"{line} [{about}]" if about else line
 
 
 class StderrHandler(logging.Handler):
@@ -72,7 +85,7 @@ def start_logging(
         handler.setFormatter(JsonFormatter(component))
     else:
         text = f"%(asctime)s %(levelname)-7s {component.replace('%', '%%')} %(name)s: %(message)s"
-        handler.setFormatter(logging.Formatter(text))
+        handler.setFormatter(LineFormatter(text))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -13,11 +13,15 @@ receives `http.disconnect`, has `DISCONNECT_GRACE_S` to end by itself, and is ca
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from actors.engine.output_record import OutputRecord, recording
 from actors.messages import Headers, HttpRequest, Progress, ResponseStart
+from actors.request_logs import about_request
+
+logger = logging.getLogger(__name__)
 
 Message = MutableMapping[str, Any]
 AsgiApp = Callable[
@@ -135,6 +139,13 @@ class _Exchange:
         return self._status is not None
 
     @property
+    def summary(self) -> str:
+        """For the log."""
+        if self._status is None:
+            return "no answer"
+        return f"status {self._status}{'' if self._whole else ', not to its end'}"
+
+    @property
     def whole(self) -> bool:
         """Whether the application has sent the end of its response."""
         return self._whole
@@ -183,11 +194,16 @@ async def call(
 
 
 async def _run(app: AsgiApp, request: HttpRequest, exchange: _Exchange) -> None:
-    try:
-        with recording(exchange.record):
-            await app(_scope(request), exchange.receive, exchange.send)
-    finally:
-        await exchange.end()
+    with about_request(request.headers):
+        try:
+            with recording(exchange.record):
+                await app(_scope(request), exchange.receive, exchange.send)
+        except Exception as error:
+            logger.warning("%s %s failed: %r", request.method, request.path, error)
+            raise
+        finally:
+            await exchange.end()
+            logger.debug("%s %s: %s", request.method, request.path, exchange.summary)
 
 
 async def _finish(task: asyncio.Task[None]) -> None:

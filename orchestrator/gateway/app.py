@@ -34,6 +34,7 @@ from orchestrator.gateway.logs import Logs, LogSource
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.observation import Observation
 from orchestrator.gateway.page import page_routes
+from orchestrator.gateway.request_ids import RequestIds
 from orchestrator.gateway.retry_after import RetryAfter
 from orchestrator.gateway.route_prefix import WithoutPrefix
 from orchestrator.gateway.routes import INFERENCE_ROUTES
@@ -215,6 +216,7 @@ def build_app(
             Middleware(WithoutPrefix),
             Middleware(RetryAfter, seconds=config.retry_after_s),
             *(Middleware(Tracing, provider=provider) for provider in traces),
+            Middleware(RequestIds),
             Middleware(Observation, metrics=metrics),
             Middleware(
                 KeyCheck, digests=key_digests | admin_digests if key_digests else key_digests

@@ -6,7 +6,6 @@ are, they keep nobody out; each of them is given up after a while (`request_body
 there a request needs a place, and keeps it until it is answered, also while it waits for an engine.
 """
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -23,7 +22,7 @@ from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.forward import ForwardedResponse
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.priority import without_priority
-from orchestrator.gateway.routes import CONTINUED_ROUTES, FORWARDED_HEADERS, REQUEST_ID
+from orchestrator.gateway.routes import CONTINUED_ROUTES, FORWARDED_HEADERS
 
 
 class Inference:
@@ -66,9 +65,6 @@ class Inference:
 
     def _forwarded(self, request: Request, body: bytes) -> ForwardedResponse:
         headers = tuple((k, v) for k, v in request.headers.raw if k in FORWARDED_HEADERS)
-        if REQUEST_ID not in dict(headers):
-            # vLLM makes an answer's id of it: the same one whichever engine answers.
-            headers = (*headers, (REQUEST_ID, uuid.uuid4().hex.encode()))
         query, path = request.scope["query_string"], request.url.path
         record = path in CONTINUED_ROUTES and self._config.migration_limit > 0
         body = without_priority(body)

@@ -1,12 +1,16 @@
-"""ASGI middleware that counts and times the answers of the inference routes."""
+"""ASGI middleware that counts, times and logs the answers of the inference routes."""
 
+import logging
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.routes import INFERENCE_ROUTES
+
+logger = logging.getLogger(__name__)
 
 
 def trace_id(scope: Scope) -> str | None:
@@ -60,10 +64,15 @@ class Observation:
         try:
             await self._app(scope, receive, observe)
         finally:
-            self._metrics.count_answer(
-                scope["path"],
-                code if complete else CLIENT_LEFT,
-                self._clock() - began_s,
-                first_byte_s,
-                trace_id(scope),
-            )
+            code, took_s = code if complete else CLIENT_LEFT, self._clock() - began_s
+            self._metrics.count_answer(scope["path"], code, took_s, first_byte_s, trace_id(scope))
+            log_answer(scope, code, took_s)
+
+
+def log_answer(scope: Scope, code: int, took_s: float) -> None:
+    """Errors of the server always, other answers where the level asks for that."""
+    level = logging.WARNING if code >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.DEBUG
+    logger.log(
+        level, "%s %s: status %d after %.3f s", scope["method"], scope["path"], code, took_s,
+        extra={"status": code},
+    )  # fmt: skip

@@ -4,6 +4,8 @@ vLLM's application has many more (LoRA loading, profiling, scaling, sleeping, ..
 adds some: so this is a list of what is let through, and everything else is 404.
 """
 
+from actors.request_logs import REQUEST_ID
+
 INFERENCE_ROUTES: dict[str, frozenset[str]] = {
     "/v1/models": frozenset({"GET"}),
     "/v1/chat/completions": frozenset({"POST"}),
@@ -18,7 +20,6 @@ INFERENCE_ROUTES: dict[str, frozenset[str]] = {
 CONTINUED_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Paths whose answers vLLM makes of one line of outputs, which another engine can continue."""
 
-REQUEST_ID = b"x-request-id"
 
 FORWARDED_HEADERS = frozenset(
     {b"content-type", b"accept", REQUEST_ID, b"traceparent", b"tracestate"}
