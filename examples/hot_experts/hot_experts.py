@@ -2,10 +2,12 @@
 
     .venv/bin/expertmesh serve examples/hot_experts/mesh.yaml   # in one terminal
     .venv/bin/python examples/hot_experts/hot_experts.py        # in another; look at the page
+    .venv/bin/python examples/hot_experts/hot_experts.py --alerts   # with Prometheus and our rules
 
 Prompts are beginnings of texts that the demo model has not seen (`examples/demo/prompts.jsonl`).
 After each change of traffic the script prints how even the shards' work is, asks for a rebalance,
-and prints how even it is then. It ends with how far apart the loads of the kinds of text are.
+and prints how even it is then. It ends with how far apart the loads of the kinds of text are. With
+`--alerts` the rebalance is asked for when the imbalance alert fires (`alerts`).
 """
 
 import argparse
@@ -14,18 +16,23 @@ import json
 import random
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import httpx
 import numpy as np
+from alerts import FASTER, IMBALANCE, Alerts, watching
 
 PROMPTS = Path(__file__).parents[1] / "demo" / "prompts.jsonl"
 NAMES = {"en": "English", "py": "code", "zh": "Chinese poems"}
 TOKENS = 160
 WARM_UP_S = 4.0
 """The streams of the traffic before have ended by then."""
+ALERT_S = 90.0
+"""How long the alert is waited for, to fire and to be over."""
 
 
 class Traffic:
@@ -130,6 +137,42 @@ def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.asarray(np.abs(shares[0] - shares[1]).sum(axis=1))
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One kind of text: load before the rebalance, balancedness before and after it."""
+
+    load: np.ndarray
+    tokens_per_s: float
+    before: float
+    after: float
+    gain: float
+    said: str
+    alert: str
+
+
+def turn(mesh: Mesh, traffic: Traffic, seconds: float, watch: Alerts | None) -> Turn:
+    """Measure, rebalance (when the alert has fired, if it is watched), measure again."""
+    with traffic:
+        time.sleep(WARM_UP_S)
+        began, tokens = mesh.load(), mesh.tokens()
+        time.sleep(seconds)
+        load = grown(began, mesh.load())
+        rate = (mesh.tokens() - tokens) / seconds
+        before = balancedness(load, mesh.speeds())
+        fired = watch.wait(True, ALERT_S) if watch else ""
+        gain, said = mesh.rebalance()
+        began = mesh.load()
+        time.sleep(seconds)
+        after = balancedness(grown(began, mesh.load()), mesh.speeds())
+        over = watch.wait(False, ALERT_S) if watch and fired else ""
+    if traffic.errors:
+        sys.exit(f"{len(traffic.errors)} requests failed: {traffic.errors[0]}")
+    alert = f"{IMBALANCE} fired {fired}, {f'over {over}' if over else 'goes on'}"
+    return Turn(
+        sum(load.values()), rate, before, after, gain, said, alert if fired else f"no {IMBALANCE}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
@@ -137,31 +180,38 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="measured, twice")
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--only", choices=sorted(NAMES), help="one kind of text, for ever")
+    parser.add_argument("--alerts", action="store_true", help="with Prometheus and our rules")
     arguments = parser.parse_args()
     mesh = Mesh(arguments.url)
     loads: dict[str, np.ndarray] = {}
-    print(f"{'traffic':<15}{'tokens/s':>9}{'balancedness':>14}{'after':>7}  experts' time")
-    for domain, prompts in prompts_of(PROMPTS).items():
-        if arguments.only not in (None, domain):
-            continue
-        with Traffic(arguments.url, arguments.model, prompts, arguments.streams) as traffic:
-            time.sleep(WARM_UP_S)
-            began, tokens = mesh.load(), mesh.tokens()
-            time.sleep(arguments.seconds)
-            load = grown(began, mesh.load())
-            rate = (mesh.tokens() - tokens) / arguments.seconds
-            before, loads[domain] = balancedness(load, mesh.speeds()), sum(load.values())
-            gain, said = mesh.rebalance()
-            began = mesh.load()
-            time.sleep(arguments.seconds)
-            after = balancedness(grown(began, mesh.load()), mesh.speeds())
-        if traffic.errors:
-            sys.exit(f"{len(traffic.errors)} requests failed: {traffic.errors[0]}")
-        gained = f"{-gain:+.0%} predicted, {before / after - 1:+.0%} seen" if gain else "kept"
-        print(f"{NAMES[domain]:<15}{rate:>9.0f}{before:>14.2f}{after:>7.2f}  {gained}", flush=True)
-        print(f"    {said}", flush=True)
-    if len(loads) < 2:
-        return
+    with watching(arguments.url) if arguments.alerts else nullcontext() as watch:
+        if watch:
+            print(f"dashboards/prometheus/rules.yml, all its times divided by {FASTER}")
+        print(f"{'traffic':<15}{'tokens/s':>9}{'balancedness':>14}{'after':>7}  experts' time")
+        for domain, prompts in prompts_of(PROMPTS).items():
+            if arguments.only not in (None, domain):
+                continue
+            traffic = Traffic(arguments.url, arguments.model, prompts, arguments.streams)
+            seen = turn(mesh, traffic, arguments.seconds, watch)
+            loads[domain] = seen.load
+            show(NAMES[domain], seen, with_alert=bool(watch))
+    if len(loads) > 1:
+        show_distances(loads)
+
+
+def show(name: str, seen: Turn, with_alert: bool) -> None:
+    saved = seen.before / seen.after - 1
+    gained = f"{-seen.gain:+.0%} predicted, {saved:+.0%} seen" if seen.gain else "kept"
+    print(
+        f"{name:<15}{seen.tokens_per_s:>9.0f}{seen.before:>14.2f}{seen.after:>7.2f}  {gained}",
+        flush=True,
+    )
+    if with_alert:
+        print(f"    {seen.alert}")
+    print(f"    {seen.said}", flush=True)
+
+
+def show_distances(loads: dict[str, np.ndarray]) -> None:
     print("\nL1 distance of the experts' shares of load, by layer (0: the same, 2: none in common)")
     for one, other in itertools.combinations(loads, 2):
         apart = distance(loads[one], loads[other])
