@@ -36,7 +36,7 @@ class ShardDescription:
     free_bytes: memory for weights that the device had before any was loaded. cost: of its calls,
     None before it was measured. held: what it holds and loads, and the newest command it obeyed.
     detail: its kernel, for people. memory_bytes: of the weights held. busy_s: time its kernel
-    computed since the start.
+    computed since the start. variant: fingerprint of the checkpoint that stands in for that one.
     """
 
     incarnation: int
@@ -54,6 +54,7 @@ class ShardDescription:
     calls: int
     failed_calls: int
     busy_s: float
+    variant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

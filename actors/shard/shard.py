@@ -48,6 +48,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class StandsIn:
+    """base_path: the mesh's checkpoint, for which the shard's stands in. tolerance: by which
+    results may differ, see `actors.kernels.stand_in`."""
+
+    base_path: str
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
 class ShardConfig:
     """id: name of this shard in the mesh; pool: its device pool.
 
@@ -57,6 +66,7 @@ class ShardConfig:
     emulated: speed and vendor stand for hardware that is not here; emulated_speed slows the shard.
     security: of its TCP connections. kernel: the one to take, by its key; None: the best.
     spans: where those of sampled steps go.
+    stands_in: where `model_path` is not the mesh's checkpoint.
     """
 
     id: str
@@ -72,6 +82,7 @@ class ShardConfig:
     security: TcpSecurity = HANDSHAKE_ONLY
     kernel: str | None = None
     spans: SpanSettings | None = None
+    stands_in: StandsIn | None = None
 
 
 class ExpertShard:
@@ -91,6 +102,8 @@ class ExpertShard:
         self._thread: threading.Thread | None = None
         self._holdings: Holdings | None = None
         self._fingerprint = ""
+        self._variant = ""
+        self._apart = ""
         self._free_bytes = 0
         self._cost: DeviceCost | None = None
         self._starting = threading.Lock()
@@ -102,7 +115,8 @@ class ExpertShard:
         Idempotent: a second controller may ask for a start that the first one asked for.
 
         Raises:
-            ModelRefused: the checkpoint has no routed experts this shard can compute.
+            ModelRefused: the checkpoint has no routed experts this shard can compute, or they
+                differ from those of the checkpoint it stands in for.
             DeviceRefused: this machine has another vendor's devices, or none that is free.
         """
         with self._starting:
@@ -120,6 +134,8 @@ class ExpertShard:
             self._spec, torch.device(self._device), kernel=self._config.kernel
         )
         self._fingerprint = fingerprint(Path(self._config.model_path))
+        if self._config.stands_in is not None:
+            self._check_stand_in(self._config.stands_in)
         self._holdings = Holdings(self._kernel, self._holdings_changed)
         self._server = ShardServer(
             self._spec,
@@ -134,7 +150,21 @@ class ExpertShard:
         self._thread = threading.Thread(target=self._serve, name="expert-calls", daemon=True)
         self._thread.start()
         self._free_bytes = free_memory_bytes(self._device)
-        self._detail = self._kernel.describe()
+        self._detail = self._kernel.describe() + self._apart
+
+    def _check_stand_in(self, stands_in: StandsIn) -> None:
+        """From here on this shard is one of the base checkpoint to whoever asks."""
+        from actors.experts.variant import check_shapes
+        from actors.kernels.stand_in import check_results
+
+        assert self._spec is not None
+        assert self._kernel is not None
+        base = read_expert_spec(Path(stands_in.base_path))
+        check_shapes(self._spec, base)
+        apart = check_results(self._kernel, self._spec, base, stands_in.tolerance, self._config.id)
+        self._variant, self._fingerprint = self._fingerprint, fingerprint(base.model_path)
+        self._apart = f", stands in within {apart:.2g}"
+        return_free_memory()
 
     def _spans(self) -> "StepSpans | None":
         if self._config.spans is None:
@@ -209,6 +239,7 @@ class ExpertShard:
             calls=server.calls,
             failed_calls=server.failed_calls,
             busy_s=server.busy_s,
+            variant=self._variant,
         )
 
     def _holdings_changed(self) -> None:
@@ -218,7 +249,7 @@ class ExpertShard:
         if self._server is not None:
             room_bytes = scratch_bytes(self._device)
             self._server.most_assignments = most_assignments(self._spec, room_bytes)
-        self._detail = self._kernel.describe()
+        self._detail = self._kernel.describe() + self._apart
 
     def measure(self) -> DeviceCost:
         """What calls cost this device, at the model's real shapes and the emulated speed. Measured

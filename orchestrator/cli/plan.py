@@ -18,6 +18,7 @@ from orchestrator.config.schema import MeshConfig
 from orchestrator.errors import UserError
 from orchestrator.load_trace import LoadTrace, read_trace
 from orchestrator.mesh_plan import MeshPlan, ShardCapacity, plan_mesh
+from orchestrator.pool_specs import specs_of_pools
 from placement.cost_model import TYPICAL_COST
 from placement.epoch import EMPTY_SLOT
 
@@ -65,10 +66,12 @@ def capacities_of(config: MeshConfig, spec: ExpertSpec) -> tuple[list[ShardCapac
     """What the config says of each shard, and what had to be assumed because it does not say.
 
     Raises:
-        UserError: a pool of accelerators without `memory`: only a running shard could measure it.
+        UserError: a pool of accelerators without `memory`: only a running shard could measure it;
+            or a pool's checkpoint is of another model.
     """
     notes = []
     unnamed = sum(pool.shards for pool in config.pools.values() if pool.memory is None)
+    specs = specs_of_pools(config.pools, spec)
     capacities = []
     for name, pool in config.pools.items():
         memory = pool.memory
@@ -86,7 +89,7 @@ def capacities_of(config: MeshConfig, spec: ExpertSpec) -> tuple[list[ShardCapac
                 f"{name}-{number}",
                 memory,
                 TYPICAL_COST.scaled(pool.speed or 1.0),
-                spec.bytes_per_expert,
+                specs[name].bytes_per_expert,
                 pool.domain or "",
             )
             for number in range(pool.shards)

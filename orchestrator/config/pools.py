@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from actors.devices.catalogue import check_vendor, find_family
-from orchestrator.config.fields import ByteSize, Count, PositiveFloat, Section
+from orchestrator.config.fields import ByteSize, ConfigPath, Count, PositiveFloat, Section
 
 CPU_VENDOR = "cpu"
 
@@ -31,6 +31,13 @@ class PoolConfig(Section):
     kernel: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")] | None = None
     """Kernel of these shards, by the name of its module in `actors/kernels/`, such as `vllm_layers`
     (vLLM's own layer) or `torch_portable`; unset: the best that computes the model exactly."""
+    checkpoint: ConfigPath | None = None
+    """Checkpoint these shards load in place of `model.path`, the same model in a format that suits
+    their devices, such as INT8; its folder and that of `model.path` have to be on their nodes."""
+    checkpoint_tolerance: PositiveFloat | None = None
+    """How far results of its experts may differ from those of `model.path`'s, as a part of them;
+    each shard compares probe rows when it starts and refuses to where they differ by more. FP8
+    differs from bf16 by some 0.03."""
     memory: ByteSize | None = None
     """Memory of each shard for expert weights, in bytes or such as `8MiB`; unset: what the device
     has free."""
@@ -64,6 +71,17 @@ class PoolConfig(Section):
             self._check_torch_device()
         if self.emulated and self.speed is not None and self.speed > 1.0:
             raise ValueError(f"an emulated speed is at most 1.0 (full speed), got {self.speed:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_stand_in(self) -> Self:
+        if self.checkpoint is not None and self.checkpoint_tolerance is None:
+            raise ValueError(
+                "checkpoint stands in for model.path in another format: set checkpoint_tolerance, "
+                "how far its results may differ"
+            )
+        if self.checkpoint is None and self.checkpoint_tolerance is not None:
+            raise ValueError("checkpoint_tolerance is of a checkpoint: set checkpoint too")
         return self
 
     def _check_torch_device(self) -> None:

@@ -42,6 +42,7 @@ def _check_model(config: MeshConfig) -> Iterator[Finding]:
         return
     from actors.experts.check import check_checkpoint
     from actors.experts.families import read_expert_spec
+    from orchestrator.pool_specs import specs_of_pools
 
     try:
         trust = bool(config.engines.vllm.get("trust_remote_code", False))
@@ -54,8 +55,14 @@ def _check_model(config: MeshConfig) -> Iterator[Finding]:
     except ValueError as error:
         yield Finding("experts", Level.FAILURE, str(error), "fetch the checkpoint again")
         return
+    try:
+        specs = specs_of_pools(config.pools, spec)
+    except UserError as error:
+        yield Finding("experts", Level.FAILURE, error.message, "fetch the right one")
+        return
     free_bytes = psutil.virtual_memory().available
-    yield model.check_expert_memory(config.pools, spec, free_bytes)
+    each = {name: of_pool.bytes_per_expert for name, of_pool in specs.items()}
+    yield model.check_expert_memory(config.pools, spec, free_bytes, each)
     yield model.check_host_memory(config, spec, free_bytes)
 
 

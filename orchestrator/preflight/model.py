@@ -2,8 +2,9 @@
 
 import ast
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from actors.experts.spec import ExpertSpec
 from orchestrator.config.bytesize import format_bytes
@@ -14,6 +15,7 @@ from orchestrator.preflight.finding import Finding, Level
 
 ENGINE_OVERHEAD_BYTES = 3 * 2**29
 """Rough room for Python, torch and vLLM in one engine, besides its KV cache."""
+EXPERT_MEMORY = "expert memory"
 PROCESS_OVERHEAD_BYTES = 3 * 2**27
 """Rough room for a shard without its weights, for the gateway, and for the controller."""
 
@@ -32,27 +34,41 @@ def check_model_files(model: ModelConfig) -> Finding:
     return Finding(name, Level.OK, f"{model.name}: {size} in {path}")
 
 
-def check_expert_memory(pools: dict[str, PoolConfig], spec: ExpertSpec, free_bytes: int) -> Finding:
+def check_expert_memory(
+    pools: dict[str, PoolConfig],
+    spec: ExpertSpec,
+    free_bytes: int,
+    each_of: Mapping[str, int] = MappingProxyType({}),
+) -> Finding:
     """Every (layer, expert) needs a slot in some shard; shards give each layer the same number.
 
-    free_bytes: what the host has; shards on CPUs that name no `memory` share it.
+    free_bytes: what the host has; shards on CPUs that name no `memory` share it. each_of: bytes of
+    an expert in pools whose checkpoint has another format than `spec`.
     """
-    name, layers, each = "expert memory", len(spec.layers), spec.bytes_per_expert
+    layers, each = len(spec.layers), spec.bytes_per_expert
     total = format_bytes(layers * spec.num_experts * each)
     needed = f"{spec.num_experts} experts of {format_bytes(each)} in each of {layers} layers"
     if any(pool.memory is None and pool.device != "cpu" for pool in pools.values()):
         return Finding(
-            name, Level.OK, f"{needed} ({total}); shards will measure what their devices have"
+            EXPERT_MEMORY,
+            Level.OK,
+            f"{needed} ({total}); shards will measure what their devices have",
         )
     sharing = sum(pool.shards for pool in pools.values() if pool.memory is None)
     held = sum(
-        pool.shards * min(_bytes_of(pool, free_bytes, sharing) // each // layers, spec.num_experts)
-        for pool in pools.values()
+        pool.shards
+        * min(
+            _bytes_of(pool, free_bytes, sharing) // each_of.get(name, each) // layers,
+            spec.num_experts,
+        )
+        for name, pool in pools.items()
     )
     if held >= spec.num_experts:
-        return Finding(name, Level.OK, f"{needed} ({total}); the pools hold {held} a layer")
+        return Finding(
+            EXPERT_MEMORY, Level.OK, f"{needed} ({total}); the pools hold {held} a layer"
+        )
     return Finding(
-        name,
+        EXPERT_MEMORY,
         Level.FAILURE,
         f"the model has {needed} ({total}), but the pools' shards hold {held} a layer",
         "raise pools.*.memory, or add shards",

@@ -154,10 +154,20 @@ class RayComponents:
             await process.describe()
 
     def _check_checkpoint(self, name: ActorName, said: ShardDescription) -> None:
-        """Raises UserError where the shard's node has another checkpoint than this one."""
+        """Raises UserError where the shard's node has another checkpoint than this one, or than
+        other shards of its pool."""
         own = (f"the controller on {_host(node_id())}", self._mesh.fingerprint)
         other = (f"{name.id} on {_host(said.node)}", said.fingerprint)
         check_same(str(self._mesh.config.model.path), [own, other])
+        pool = self._pools[name]
+        of_pool = [
+            (f"{one.name.id} on {_host(one.said.node)}", one.said.variant)
+            for one in self
+            if isinstance(one.said, ShardDescription)
+            and self._pools.get(one.name) == pool
+            and not one.died.done()
+        ]
+        check_same(str(self._mesh.pool(pool).checkpoint), of_pool)
 
     def _refuse(self, process: Process, error: UserError) -> Gone:
         """It must not go on half started; the next try is a new process."""
@@ -182,13 +192,15 @@ class RayComponents:
                 return self._create_engine(name)
 
     def _create_shard(self, name: ActorName) -> ActorHandle:
-        from actors.shard.shard import ShardConfig
+        from actors.shard.shard import ShardConfig, StandsIn
 
         mesh, pool = self._mesh, self._pool_of(name)
+        base = str(mesh.config.model.path)
+        tolerance = pool.checkpoint_tolerance
         config = ShardConfig(
             id=name.id,
             pool=self._pools[name],
-            model_path=str(mesh.config.model.path),
+            model_path=str(pool.checkpoint or base),
             device=pool.device,
             vendor=pool.vendor,
             threads=pool.threads,
@@ -199,6 +211,7 @@ class RayComponents:
             security=tcp_security(mesh.config),
             kernel=pool.kernel,
             spans=self._spans("shard", name.id),
+            stands_in=StandsIn(base, tolerance) if tolerance is not None else None,
         )
         return cluster.start_shard(name, config, pool, mesh.secret, mesh.shares.spin_us)
 

@@ -139,6 +139,15 @@ def test_endpoint_from_the_command_line_wins(tmp_path: Path) -> None:
             ":3: pools.a: vendor nvidia on device cpu is an emulation: set emulated: true",
         ),
         (
+            "model: {path: m}\npools:\n  a: {vendor: cpu, checkpoint: n}\n",
+            ":3: pools.a: checkpoint stands in for model.path in another format: "
+            "set checkpoint_tolerance",
+        ),
+        (
+            "model: {path: m}\npools:\n  a: {vendor: cpu, checkpoint_tolerance: 0.1}\n",
+            ":3: pools.a: checkpoint_tolerance is of a checkpoint: set checkpoint too",
+        ),
+        (
             "model: {path: m}\npools:\n  a: {vendor: cpu, device: 'npu:0'}\n",
             ":3: pools.a: device npu:0 is not a CPU: set vendor to its maker",
         ),
