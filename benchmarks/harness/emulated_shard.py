@@ -26,13 +26,15 @@ SECRET = b"emulated shards"
 
 @dataclass(frozen=True, slots=True)
 class EmulatedShard:
-    """listen: where; cost: of its calls; num_experts, hidden: of the model of one layer."""
+    """listen: where; cost: of its calls; num_experts, hidden: of the model, which has `layers`."""
 
     listen: str
     cost: DeviceCost
     num_experts: int
     top_k: int
     hidden: int
+    layers: tuple[int, ...] = (0,)
+    secret: str = SECRET.decode()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -40,8 +42,8 @@ class EmulatedShard:
     @property
     def spec(self) -> ExpertSpec:
         return ExpertSpec(
-            "Emulated", Path("/nowhere"), (0,), self.num_experts, self.top_k, self.hidden, 128,
-            BF16, Activation(),
+            "Emulated", Path("/nowhere"), self.layers, self.num_experts, self.top_k, self.hidden,
+            128, BF16, Activation(),
         )  # fmt: skip
 
 
@@ -80,11 +82,12 @@ def main(text: str) -> None:
     from actors.shard.server import ShardServer
 
     given: dict[str, Any] = json.loads(text)
-    shard = EmulatedShard(**{**given, "cost": DeviceCost(**given["cost"])})
+    cost, layers = DeviceCost(**given["cost"]), tuple(given["layers"])
+    shard = EmulatedShard(**{**given, "cost": cost, "layers": layers})
     start_logging("WARNING")
     torch.set_num_threads(1)
     kernel: Any = SleepingKernel(shard.cost)
-    server = ShardServer(shard.spec, kernel, [parse_address(shard.listen)], SECRET)
+    server = ShardServer(shard.spec, kernel, [parse_address(shard.listen)], shard.secret.encode())
     print(server.addresses[0], flush=True)
     server.run()
 

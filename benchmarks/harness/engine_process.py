@@ -2,15 +2,15 @@
 
   python -m benchmarks.harness.engine_process MODEL [compiled] [all-here | half-here]
 
-Orders come as lines of JSON, {"prompts", "new_tokens"}; the answer to each is a line that begins
-with "answer ", before it "ready". Nothing here may import numba before vLLM is up (see
+Orders come as lines of JSON, {"prompts", "new_tokens", "at_once"}; the answer to each is a line
+that begins with "answer ", before it "ready". Nothing here may import numba before vLLM is up (see
 `actors.vllm_plugin.connection`).
 """
 
 import json
 import os
 import sys
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -35,15 +35,27 @@ def load_engine(model: str, compiled: bool) -> Any:
     )
 
 
-def generate(llm: Any, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
-    """Fields of `timed_engine.Timing`; every step's clock is that of the whole machine."""
+def generate(
+    llm: Any, prompts: list[list[int]], new_tokens: int | list[int], at_once: int | None = None
+) -> dict[str, Any]:
+    """Fields of `timed_engine.Timing`; every step's clock is that of the whole machine.
+
+    new_tokens: of every request, or of each. at_once: requests under way, the others follow as
+    these end; None: all.
+    """
     from vllm import SamplingParams
 
-    greedy = SamplingParams(max_tokens=new_tokens, temperature=0.0, ignore_eos=True)
+    outputs_of = new_tokens if isinstance(new_tokens, list) else [new_tokens] * len(prompts)
     engine = llm.llm_engine
+    waiting = iter(enumerate(zip(prompts, outputs_of, strict=True)))
+
+    def add(count: int) -> None:
+        for number, (ids, tokens) in islice(waiting, count):
+            greedy = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+            engine.add_request(str(number), {"prompt_token_ids": ids}, greedy)
+
     start_s = perf_counter()
-    for number, ids in enumerate(prompts):
-        engine.add_request(str(number), {"prompt_token_ids": ids}, greedy)
+    add(at_once or len(prompts))
     came: list[list[float]] = [[] for _ in prompts]
     tokens: list[list[int]] = [[] for _ in prompts]
     while engine.has_unfinished_requests():
@@ -53,12 +65,14 @@ def generate(llm: Any, prompts: list[list[int]], new_tokens: int) -> dict[str, A
             number = int(output.request_id.split("-")[0])
             tokens[number] = list(output.outputs[0].token_ids)
             came[number].append(now_s)
+        add(sum(output.finished for output in outputs))
     return {
         "start_s": start_s,
         "end_s": perf_counter(),
         "first_s": [times[0] - start_s for times in came],
         "gaps_s": [after - before for times in came for before, after in pairwise(times)],
         "tokens": tokens,
+        "came_s": sorted(when for times in came for when in times),
     }
 
 
@@ -102,7 +116,7 @@ def main(model: str, compiled: bool, here: set[str]) -> None:
     print(READY, flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        timing = generate(llm, order["prompts"], order["new_tokens"])
+        timing = generate(llm, **order)
         print(ANSWER + json.dumps(timing), flush=True)
     os._exit(0)  # vLLM's exit hooks take seconds and have nothing to save
 

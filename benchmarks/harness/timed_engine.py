@@ -7,9 +7,9 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -36,16 +36,37 @@ class Workload:
         ids = random.integers(5, VOCABULARY, (self.batch, self.prompt_tokens))
         return [[int(token) for token in prompt] for prompt in ids]
 
+    def order(self, seed: int) -> dict[str, Any]:
+        """What `engine_process.generate` takes."""
+        return {"prompts": self.prompts(seed), "new_tokens": self.new_tokens}
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Requests of given lengths, `at_once` of them under way until none is left."""
+
+    prompt_tokens: tuple[int, ...]
+    new_tokens: tuple[int, ...]
+    at_once: int
+
+    def order(self, seed: int) -> dict[str, Any]:
+        """What `engine_process.generate` takes."""
+        random = np.random.default_rng(seed)
+        ids = [random.integers(5, VOCABULARY, length).tolist() for length in self.prompt_tokens]
+        return {"prompts": ids, "new_tokens": list(self.new_tokens), "at_once": self.at_once}
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds: start and end (system-wide clock), first token and gaps of every request."""
+    """Seconds: start and end (system-wide clock), first token and gaps of every request; came_s:
+    when each token came."""
 
     start_s: float
     end_s: float
     first_s: list[float]
     gaps_s: list[float]
     tokens: list[list[int]]
+    came_s: list[float] = field(default_factory=list)
 
     @property
     def tokens_per_s(self) -> float:
@@ -95,17 +116,16 @@ class TimedEngine:
         self._line(READY)
         return self
 
-    def start(self, workload: Workload, seed: int = 0) -> None:
+    def start(self, workload: Workload | Stream, seed: int = 0) -> None:
         """Begin to generate; `finish` returns what came of it."""
         assert self._process.stdin is not None
-        order = {"prompts": workload.prompts(seed), "new_tokens": workload.new_tokens}
-        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.write(json.dumps(workload.order(seed)) + "\n")
         self._process.stdin.flush()
 
     def finish(self) -> Timing:
         return Timing(**json.loads(self._line(ANSWER)))
 
-    def run(self, workload: Workload, seed: int = 0) -> Timing:
+    def run(self, workload: Workload | Stream, seed: int = 0) -> Timing:
         self.start(workload, seed)
         return self.finish()
 
