@@ -21,20 +21,20 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 
 from actors.engine.compiling import starts_eagerly
 from actors.process import SHORT_SPIN
 from benchmarks.harness.batch_job import BatchJob
 from benchmarks.harness.local_mesh import SECRET
+from benchmarks.harness.peak_memory import MIB, Peak
 from benchmarks.harness.report import Report, Target, run_benchmark
 from benchmarks.harness.timed_engine import TimedEngine, Workload
 from benchmarks.throughput import default_threads, make_model
@@ -57,7 +57,6 @@ ENGINE_FLAGS = {"max_num_seqs": 64, "max_num_batched_tokens": 2048}
 """As `engine_process` has them."""
 SPEED_GOAL, PREFIX_GOAL, LEFT_GOAL = 0.95, 2.0, 0.8
 TTFT_P50_GOAL, TTFT_P99_GOAL = 1.25, 1.5
-MIB = 1 << 20
 UPLOAD_BYTES, QUICK_UPLOAD_BYTES = 1000 * MIB, 200 * MIB
 UPLOAD_GOAL_MIB = 64.0
 RECEIVERS = {"proxy": "ray::ProxyActor", "gateway": "ray::ServeReplica"}
@@ -244,36 +243,6 @@ def measure_prefix(
 
 
 # -- upload
-
-
-class Peak:
-    """Most memory of processes, by name, while the `with` block runs."""
-
-    def __init__(self, processes: Mapping[str, psutil.Process]) -> None:
-        self._processes = processes
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self.before = self._now()
-        self.most = dict(self.before)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def grown_mib(self, name: str) -> float:
-        return (self.most[name] - self.before[name]) / MIB
-
-    def _now(self) -> dict[str, int]:
-        return {name: one.memory_info().rss for name, one in self._processes.items()}
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.02):
-            now = self._now()
-            self.most = {name: max(now[name], most) for name, most in self.most.items()}
 
 
 def measure_upload(mesh: MeshProcess, size: int) -> tuple[list[dict[str, Any]], list[Target]]:

@@ -26,6 +26,7 @@ from orchestrator.clients.mesh import EngineError, MeshClient, MeshLostError
 from orchestrator.gateway.admin import AdminCheck
 from orchestrator.gateway.api_routes import Api
 from orchestrator.gateway.auth import KeyCheck
+from orchestrator.gateway.body_window import Consumption
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.hung_controller import HungController
 from orchestrator.gateway.inference import Inference
@@ -213,6 +214,7 @@ def build_app(
         routes=routes,
         lifespan=_lifespan(loops, traces),
         middleware=[
+            Middleware(Consumption),
             Middleware(WithoutPrefix),
             Middleware(RetryAfter, seconds=config.retry_after_s),
             *(Middleware(Tracing, provider=provider) for provider in traces),

@@ -5,6 +5,7 @@ from typing import Any
 from actors.devices.snapshot import POD_LABELS_FILE, POD_RESOURCES_VARIABLE
 from orchestrator.config.kubernetes import PodsConfig
 from orchestrator.config.schema import MeshConfig
+from orchestrator.gateway.body_window import BODY_ENVIRONMENT
 from orchestrator.kubernetes.groups import Group
 from orchestrator.kubernetes.mesh_config import CONFIG_FOLDER, STATE_FOLDER
 from orchestrator.kubernetes.naming import (
@@ -41,6 +42,7 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    **BODY_ENVIRONMENT,
 }
 """What `expertmesh serve` sets before it starts a Ray session of its own: here KubeRay starts Ray,
 so the pods have to have it."""

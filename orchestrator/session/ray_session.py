@@ -14,6 +14,7 @@ from ray.exceptions import AuthenticationError
 from orchestrator.config.schema import MeshConfig
 from orchestrator.core_shares import core_shares
 from orchestrator.errors import UserError
+from orchestrator.gateway.body_window import BODY_ENVIRONMENT
 from orchestrator.preflight import ray_access
 from orchestrator.run_dir import RunDir
 from orchestrator.session import process_tree
@@ -38,6 +39,7 @@ RAY_ENVIRONMENT = {
     # Serve gives a proxy up that is not ready after three times so long. On a busy machine the
     # default of 5 s is too little for what it imports, and the endpoint would not open.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    **BODY_ENVIRONMENT,
 }
 
 

@@ -15,6 +15,7 @@ from actors.engine_lifecycle import EngineState
 from actors.messages import EngineReply, HttpRequest, ResponseStart
 from benchmarks.harness.child_process import environment
 from orchestrator.clients.mesh import EngineInfo
+from orchestrator.session.ray_session import RAY_ENVIRONMENT
 from orchestrator.status import ComponentState
 from tests.orchestrator.gateway.fakes import PLACEMENT, VIEW
 
@@ -30,9 +31,8 @@ def private_ray() -> Iterator[None]:
     os.environ.pop("RAY_ADDRESS", None)
     # Short: the paths of Ray's Unix sockets may have 107 characters at most.
     directory = tempfile.mkdtemp(prefix="e")
-    # Its workers inherit these: Ray's default niceness of 15 starves them beside any other load,
-    # and vLLM leaves sockets in the temporary folder.
-    with environment({"RAY_worker_niceness": "0", "TMPDIR": directory}):
+    # Its workers inherit these; vLLM leaves sockets in the temporary folder.
+    with environment(RAY_ENVIRONMENT | {"TMPDIR": directory}):
         ray.init(
             address="local",
             num_cpus=2,

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 
@@ -12,8 +13,11 @@ import httpx
 import psutil
 import pytest
 
+from benchmarks.harness.peak_memory import Peak
 from orchestrator.api.models import ClusterView
+from orchestrator.batch.settings import BatchSettings
 from orchestrator.clients.ray_mesh import RayMeshClient
+from orchestrator.config.batch import BatchConfig
 from orchestrator.errors import UserError
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
@@ -46,9 +50,15 @@ def steady():
 
 
 @pytest.fixture(scope="module")
-def client(steady):
+def client(steady, tmp_path_factory):
     assert running_on(steady) == 0
-    config = GatewayConfig(mesh="test", model_name="tiny", port=free_port())
+    batch = BatchSettings(
+        config=BatchConfig(min_free_disk=0),
+        folder=tmp_path_factory.mktemp("batch"),
+        model_name="tiny",
+        max_line_bytes=1 << 20,
+    )
+    config = GatewayConfig(mesh="test", model_name="tiny", port=free_port(), batch=batch)
     url = deploy_gateway(config, MESH, frozenset({digest("key")}))
     with httpx.Client(base_url=url, headers=KEY, timeout=30) as client:
         assert client.get("/health").status_code == 200
@@ -97,6 +107,34 @@ def test_views_verbs_and_events_pass_through_ray_and_serves_proxy(client):
         data = [next(line for line in lines if line.startswith("data: ")) for _ in range(2)]
     reasons = [json.loads(line.removeprefix("data: "))["reason"] for line in data]
     assert reasons == ["scale a 3 False", "cordon a-0 0 False"]
+
+
+def test_the_memory_of_an_upload_is_bounded_in_serves_proxy_and_in_the_gateway(client):
+    """Also while the gateway is too slow, as when it is stopped: then the client has to wait."""
+    size_mib, most_mib, stopped_s = 160, 64, 1.5
+    (proxy,), (gateway,) = titled("ray::ProxyActor"), replicas("test")
+    answers = []
+
+    def upload(file):
+        form = {"data": {"purpose": "batch"}, "files": {"file": ("large.jsonl", file)}}
+        answers.append(client.post("/v1/files", **form))
+
+    with tempfile.TemporaryFile() as file:
+        for _ in range(size_mib):
+            file.write(b"{" + b"x" * ((1 << 20) - 2) + b"\n")
+        file.seek(0)
+        with Peak({"proxy": proxy, "gateway": gateway}) as peak:
+            uploading = threading.Thread(target=upload, args=(file,))
+            uploading.start()
+            wait_until(lambda: file.tell() > most_mib // 4 << 20)
+            gateway.suspend()
+            time.sleep(stopped_s)
+            gateway.resume()
+            uploading.join()
+    assert answers[0].json()["bytes"] == size_mib << 20
+    assert client.delete(f"/v1/files/{answers[0].json()['id']}").json()["deleted"]
+    assert peak.grown_mib("proxy") < most_mib
+    assert peak.grown_mib("gateway") < most_mib
 
 
 def test_events_arrive_while_they_are_made(client):
@@ -203,10 +241,14 @@ def test_a_killed_replica_of_the_gateway_costs_no_request_that_comes_after(clien
 
 def replicas(mesh):
     """Processes of a gateway's replicas."""
+    return titled(f"ServeReplica:expertmesh-{mesh}:")
+
+
+def titled(title):
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if f"ServeReplica:expertmesh-{mesh}:" in " ".join(process.cmdline()):
+            if title in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
