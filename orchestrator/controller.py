@@ -62,6 +62,10 @@ LOOK_S = 0.05
 LOCK_TIMEOUT_S = 10.0
 """How long a predecessor's journal may stay locked while its process ends."""
 LOAD_WINDOW_S = 1.0
+START: Step = ("Start the controller", "")
+SET_UP_TIMEOUT_S = 120.0
+RETRY_S = 5.0
+"""Pause between two attempts to go on with a mesh."""
 
 
 class Controller:
@@ -73,6 +77,7 @@ class Controller:
         self._run_dir = run_dir
         self._secret = secret
         self._beginning: asyncio.Task[None] | None = None
+        self._recovering: asyncio.Task[None] | None = None
         self._loads: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._directory: Directory | None = None
@@ -80,10 +85,11 @@ class Controller:
         self._followers: DirectoryFollowers | None = None
         self._runner: Runner | None = None
         self._collector: LoadCollector | None = None
-        context = ray.get_runtime_context()
-        if context.was_current_actor_reconstructed:
+        self._problem = ""
+        if ray.get_runtime_context().was_current_actor_reconstructed:
             log.warning("started again after the death of its process")
-            context.current_actor.recover.remote()
+            # Not by a call to itself: Ray loses one in twenty to an actor it is starting again.
+            self._recovering = asyncio.create_task(self._recover())
 
     # -- life
 
@@ -106,9 +112,21 @@ class Controller:
         said = (process.said for process in self._components)
         return "; ".join(sorted({s.kernel for s in said if isinstance(s, ShardDescription)}))
 
-    async def recover(self) -> None:
-        """Go on with a mesh that another process of this actor began."""
-        await self._begin()
+    async def _recover(self) -> None:
+        """Go on with a mesh that another process of this actor began.
+
+        Where that fails this process ends after a pause, and the one that Ray starts then tries
+        again: the reason may have gone, such as a full disk.
+        """
+        try:
+            async with asyncio.timeout(SET_UP_TIMEOUT_S):
+                await self._begin()
+        except Exception as error:
+            self._problem = f"cannot go on with the mesh: {str(error) or type(error).__name__}"
+            log.exception("cannot go on with the mesh; the next attempt is in %g s", RETRY_S)
+            await asyncio.sleep(RETRY_S)
+            if self._stopping is None:
+                os._exit(1)
 
     async def stop(self) -> None:
         """Let requests under way finish, then end every component. Idempotent."""
@@ -220,16 +238,17 @@ class Controller:
                 await self._beginning
         if self._loads is not None:
             self._loads.cancel()
-        if self._runner is None or self._components is None or self._directory is None:
-            return
-        await self._runner.halt()
-        await self._end_components(self._components)
-        try:
-            await self._runner.close("asked for: every process is ended")
-        except JournalError as error:
-            log.warning("while stopping: %s", error)
-        await self._directory.close()
-        remove_sockets([self._run_dir.socket("directory")])
+        if self._runner is not None and self._components is not None:
+            await self._runner.halt()
+            await self._end_components(self._components)
+            try:
+                await self._runner.close("asked for: every process is ended")
+            except JournalError as error:
+                log.warning("while stopping: %s", error)
+        await asyncio.to_thread(_end_the_rest)
+        if self._directory is not None:
+            await self._directory.close()
+            remove_sockets([self._run_dir.socket("directory")])
 
     async def _end_components(self, components: RayComponents) -> None:
         components.close()
@@ -276,7 +295,7 @@ class Controller:
         """(step of the start-up, how far it is), for people."""
         if self._stopping is not None:
             return "Stop", "waiting for requests under way"
-        return step_of(self._state) if self._runner else ("Start the controller", "")
+        return step_of(self._state) if self._runner else START
 
     async def status(self) -> dict[str, Any]:
         """`MeshStatus` as JSON values."""
@@ -299,7 +318,14 @@ class Controller:
         ).model_dump(mode="json")
 
     async def engines(self) -> list[EngineInfo]:
-        """Every engine, for gateway and batch runner."""
+        """Every engine, for gateway and batch runner.
+
+        Raises:
+            RuntimeError: this process does not know them yet; those that its predecessor told of
+                serve on.
+        """
+        if self._recovering is not None and not self._state.facts.components:
+            raise RuntimeError("the controller has just been started again")
         found = []
         for id, component in self._state.facts.components.items():
             place = self._state.intent.places.get(id)
@@ -364,17 +390,20 @@ class Controller:
     def _readiness(self) -> tuple[bool, str]:
         if self._stopping is not None:
             return False, "the mesh is stopping"
+        if self._problem:
+            return False, f"the controller {self._problem}"
         return readiness(self._state)
 
     def _own_status(self) -> ComponentStatus:
-        step, detail = step_of(self._state) if self._runner else ("Start the controller", "")
-        stopping = self._stopping is not None
+        step, detail = step_of(self._state) if self._runner else START
+        detail = self._problem or detail
+        state = ComponentState.READY if self._runner else ComponentState.STARTING
         return ComponentStatus(
             id="controller",
             kind=ComponentKind.CONTROLLER,
             node=node_id().partition("/")[0],
             pid=os.getpid(),
-            state=ComponentState.DRAINING if stopping else ComponentState.READY,
+            state=ComponentState.DRAINING if self._stopping is not None else state,
             detail=f"{step}: {detail}" if detail else step,
         )
 
@@ -382,6 +411,14 @@ class Controller:
 def with_directory(state: State, addresses: Iterable[Address]) -> State:
     """The state with where dispatchers follow the mesh, for whoever comes after this controller."""
     return replace(state, intent=replace(state.intent, directory=tuple(map(str, addresses))))
+
+
+def _end_the_rest() -> None:
+    """Processes of the mesh that this controller did not come to adopt."""
+    for name in cluster.living_actors():
+        handle = cluster.find_actor(name)
+        if handle is not None:
+            cluster.kill(handle)
 
 
 async def _all(calls: Iterable[Awaitable[Any]]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from getpass import getuser
 from tempfile import gettempdir
 
@@ -75,3 +75,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     session.config.hook.pytest_runtest_logreport(report=report)
     if session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where a test of a running mesh fails, what its processes said last is part of the report."""
+    report = yield
+    if report.failed:
+        for name, value in getattr(item, "funcargs", {}).items():
+            if last_words := getattr(value, "last_words", None):
+                report.sections.append((f"last words of {name}", last_words()))
+    return report

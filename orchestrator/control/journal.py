@@ -91,6 +91,9 @@ class Journal:
         try:
             rows = self._connection.execute("SELECT part, body FROM intent").fetchall()
             parts = {part: part_from_json(part, body) for part, body in rows}
+            missing = [part for part in PARTS if parts and part not in parts]
+            if missing:
+                raise ValueError(f"there is no {missing[0]!r} in it")
             intent = Intent(**parts) if parts else None
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
             raise _unusable(self.path, error) from error
@@ -187,6 +190,15 @@ def _lock(path: Path) -> IO[str]:
 def _open(path: Path) -> sqlite3.Connection:
     # Autocommit: every transaction here is begun by hand.
     connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
+    try:
+        _set_up(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -203,7 +215,6 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.executescript(
             f"BEGIN IMMEDIATE; {_MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;"
         )
-    return connection
 
 
 def set_aside(folder: Path, mesh: str) -> Path:

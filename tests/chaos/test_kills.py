@@ -4,6 +4,7 @@ Every expert has two copies. The tests are one story and run in this order; afte
 all of its parts again and answers as before.
 """
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -130,6 +131,25 @@ def test_a_damaged_journal_costs_no_process(mesh: MeshProcess, undisturbed: list
     assert {**after, "controller": 0} == {**before, "controller": 0}, "all were adopted"
     assert list(mesh.state_dir.glob("*.journal.damaged-0"))
     assert [stream.text for stream in run_streams(mesh)] == undisturbed
+
+
+def test_a_controller_that_cannot_begin_says_why_and_tries_again(mesh: MeshProcess) -> None:
+    """Here somebody else holds the journal's lock for longer than a controller waits for it."""
+    before = {id: c["pid"] for id, c in parts(mesh).items()}
+    (path,) = mesh.state_dir.glob("*.lock")
+    with path.open("a+") as held:
+        os.kill(before["controller"], signal.SIGKILL)
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def reason() -> str:
+            return str(parts(mesh).get("controller", {}).get("detail", ""))
+
+        wait_until(lambda: "cannot go on" in reason(), 60.0, "the reason is told")
+        assert "is held by another controller" in reason()
+        assert mesh.complete(model=MODEL), "requests are served meanwhile"
+    wait_whole(mesh, {"controller": before["controller"]})
+    after = {id: c["pid"] for id, c in parts(mesh).items()}
+    assert {**after, "controller": 0} == {**before, "controller": 0}, "all were adopted"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

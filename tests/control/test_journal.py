@@ -180,6 +180,16 @@ def test_a_part_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_a_journal_without_one_of_its_parts_is_refused(tmp_path: Path) -> None:
+    """Else what is missing would be as in a mesh that never began, and its processes be ended."""
+    journal = Journal(tmp_path, "mesh")
+    journal.write(INTENT, [], 0.0)
+    journal._connection.execute("DELETE FROM intent WHERE part = 'places'")
+    with pytest.raises(DamagedJournalError, match="there is no 'places' in it"):
+        journal.read()
+    journal.close()
+
+
 def test_a_full_disk_refuses_the_step_and_keeps_what_was_there(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "mesh")
     journal.write(INTENT, [], 0.0)

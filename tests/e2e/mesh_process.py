@@ -27,6 +27,7 @@ CLI = (sys.executable, "-m", "orchestrator.cli")
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 240.0
 SHARED_MEMORY = re.compile(r" (/dev/shm/\S+)$", re.MULTILINE)
+LAST_LINES = 12
 TRACK_S = 0.05
 
 
@@ -222,6 +223,11 @@ class MeshProcess:
     def worker_logs(self) -> list[str]:
         """What the actors wrote to stderr."""
         return [log.read_text() for log in self._run.glob("*/ray/session_*/logs/worker-*.err")]
+
+    def last_words(self) -> str:
+        """The end of the command's output and of every actor's log, for reports of failures."""
+        texts = ["".join([*self.out, *self.err]), *self.worker_logs()]
+        return "\n---\n".join("\n".join(t.splitlines()[-LAST_LINES:]) for t in texts)
 
     # -- its end
 
