@@ -6,6 +6,17 @@ const MOST_SHARDS = 12; // curves of their own; of more shards the extremes and 
 
 let loading = null;
 const drawn = new Set();
+const AT_ONCE = 2; // charts drawn for one look; the others have their turn at the next
+const wanted = new Map(); // by chart, the newest that there is to draw
+const waiting = new Set(); // charts that do not show it yet, longest first
+const inSight = new Set();
+const sight = new IntersectionObserver((changes) => {
+  for (const { target, isIntersecting } of changes) {
+    if (isIntersecting) inSight.add(target.id);
+    else inSight.delete(target.id);
+    if (isIntersecting && waiting.has(target.id)) draw(target.id);
+  }
+}, { rootMargin: "200px" });
 
 export function loadCharts() {
   loading ??= new Promise((done, failed) => {
@@ -31,7 +42,21 @@ function layout(more) {
   };
 }
 
-async function put(id, traces, more = {}) {
+function put(id, traces, more = {}) {
+  if (!wanted.has(id)) sight.observe(document.getElementById(id));
+  wanted.set(id, [traces, more]);
+  waiting.add(id);
+}
+
+/** Draw what is in sight, or never was drawn: a chart takes 10 ms and more. all: not only those whose turn it is. */
+export function drawWaiting(all = false) {
+  const next = [...waiting].filter((id) => inSight.has(id) || !drawn.has(id));
+  for (const id of all ? next : next.slice(0, AT_ONCE)) setTimeout(draw, 0, id);
+}
+
+async function draw(id) {
+  waiting.delete(id);
+  const [traces, more] = wanted.get(id);
   let Plotly;
   try {
     Plotly = await loadCharts();
@@ -76,6 +101,7 @@ export function drawPolicies(policies, at) {
     yaxis: { range: [Math.max(0, least - 0.1), 1.03], rangemode: "normal" }, xaxis: { tickformat: "", title: { text: "window" } }, margin: { l: 46, r: 12, t: 8, b: 42 },
     shapes: [{ type: "line", x0: at + 1, x1: at + 1, y0: 0, y1: 1, yref: "paper", line: { color: COLOURS[7], width: 1 } }],
   });
+  drawWaiting(true);
 }
 
 /** Tokens per second between neighbouring points; an engine that started anew makes no dip below zero. */
@@ -88,10 +114,20 @@ export function rates(points) {
   });
 }
 
+const known = new WeakMap(); // by point, {most, mean, least} of its shards' loads
+
+function extremesOf(point) {
+  if (!known.has(point)) {
+    const loads = Object.values(point.shards);
+    const mean = loads.reduce((a, b) => a + b, 0) / loads.length;
+    known.set(point, loads.length ? { most: Math.max(...loads), mean, least: Math.min(...loads) } : { most: null, mean: null, least: null });
+  }
+  return known.get(point);
+}
+
 function extremes(x, points) {
-  const of = (reduce) => points.map((p) => (Object.keys(p.shards).length ? reduce(Object.values(p.shards)) : null));
-  const mean = (loads) => loads.reduce((a, b) => a + b, 0) / loads.length;
-  return [line("busiest shard", x, of((l) => Math.max(...l)), 1), line("mean", x, of(mean), 0), line("least busy shard", x, of((l) => Math.min(...l)), 2)];
+  const of = (what) => points.map((p) => extremesOf(p)[what]);
+  return [line("busiest shard", x, of("most"), 1), line("mean", x, of("mean"), 0), line("least busy shard", x, of("least"), 2)];
 }
 
 const CLOSE_PARTS = 12; // labels of epochs need so large a part of the axis each

@@ -13,6 +13,7 @@ export class Control {
     this.placement = null; // of /api/v1/placement
     this.events = []; // of /api/v1/events, oldest first
     this.homes = new Map(); // "layer/expert" -> shards
+    this.copyCounts = [0, 0, 0, 0]; // experts with 0, 1, 2, and 3 or more copies
     this.busy = false;
   }
 
@@ -36,6 +37,8 @@ export class Control {
     if (!told) return;
     this.placement = told;
     this.homes = new Map();
+    this.copyCounts = [0, 0, 0, 0];
+    for (const copies of Object.values(told.copies).flat()) this.copyCounts[Math.min(copies, 3)]++;
     for (const [shard, layers] of Object.entries(told.shards)) {
       for (const [layer, experts] of Object.entries(layers)) {
         for (const expert of experts) {

@@ -11,12 +11,14 @@ export function ramp(dark) {
   return `linear-gradient(90deg, ${stops.map((c) => `rgb(${c})`).join(", ")})`;
 }
 
+/** 256 colours as words of a picture: alpha, blue, green, red. */
 function colours(dark) {
   const stops = dark ? DARK : LIGHT;
-  return Array.from({ length: 256 }, (_, i) => {
+  return Uint32Array.from({ length: 256 }, (_, i) => {
     const at = (i / 255) * (stops.length - 1);
     const low = Math.min(Math.floor(at), stops.length - 2);
-    return stops[low].map((c, k) => Math.round(c + (stops[low + 1][k] - c) * (at - low)));
+    const [r, g, b] = stops[low].map((c, k) => Math.round(c + (stops[low + 1][k] - c) * (at - low)));
+    return (255 << 24) | (b << 16) | (g << 8) | r;
   });
 }
 
@@ -67,7 +69,7 @@ export class Heat {
     const width = this.canvas.clientWidth;
     const height = rows * Math.max(6, Math.min(34, Math.round(420 / rows)));
     const scale = window.devicePixelRatio || 1;
-    this.canvas.style.height = `${height}px`;
+    if (this.canvas.style.height !== `${height}px`) this.canvas.style.height = `${height}px`;
     this.canvas.width = Math.round(width * scale);
     this.canvas.height = Math.round(height * scale);
     const context = this.canvas.getContext("2d");
@@ -86,9 +88,9 @@ export class Heat {
     const context = this.image.getContext("2d");
     const { held } = this.data;
     const pixels = context.createImageData(columns, rows);
-    for (let i = 0; i < this.ratios.length; i++) {
-      const [r, g, b] = table[Math.min(255, Math.round(255 * Math.log2(1 + this.ratios[i]) / Math.log2(1 + TOP)))];
-      pixels.data.set([r, g, b, held && !held[i] ? 0 : 255], 4 * i);
+    const words = new Uint32Array(pixels.data.buffer);
+    for (let i = 0; i < words.length; i++) {
+      if (!held || held[i]) words[i] = table[Math.min(255, Math.round(255 * Math.log2(1 + this.ratios[i]) / Math.log2(1 + TOP)))];
     }
     context.putImageData(pixels, 0, 0);
     return this.image;
@@ -96,6 +98,9 @@ export class Heat {
 
   /** Of every so many layers that there is room for. */
   #labels(heightPx) {
+    const drawn = `${this.layers} ${heightPx}`;
+    if (this.labels.dataset.drawn === drawn) return;
+    this.labels.dataset.drawn = drawn;
     const step = Math.max(1, Math.ceil(15 / heightPx));
     const shown = this.layers.map((layer, row) => [layer, row]).filter(([, row]) => row % step === 0);
     this.labels.replaceChildren(...shown.map(([layer, row]) => {

@@ -1,26 +1,10 @@
 // Shards, engines, hot experts and happenings as lists. Text is put in as text, never as HTML.
 
+import { element } from "./element.js";
+import { fill } from "./rows.js";
 import { bytes, number, seconds } from "./words.js";
 
 const BAD_STEPS = ["dead", "problem", "rolled back"];
-
-export function element(tag, more = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(more)) {
-    if (name === "width") made.style.width = value;
-    else made.setAttribute(name, value);
-  }
-  made.append(...children.filter((child) => child !== null));
-  return made;
-}
-
-function fill(id, items, empty) {
-  const list = document.getElementById(id);
-  list.replaceChildren(...(items.length ? items : [element("p", { class: "empty" }, empty)]));
-  // A list that scrolls has to be reachable by keyboard.
-  if (list.scrollHeight > list.clientHeight + 1) list.tabIndex = 0;
-  else list.removeAttribute("tabindex");
-}
 
 const bar = (part) => element("span", { class: "bar", "aria-hidden": "true" }, element("i", { width: `${Math.round(100 * part)}%` }));
 
@@ -35,8 +19,7 @@ export function showShards(shards, rates, seen = {}) {
     if (sight?.scale >= 1.5) facts.push(`takes ${sight.scale.toFixed(1)} × the predicted time`);
     for (const word of ["late", "refused", "lost"]) if (sight?.[word]) facts.push(`${word} ${number(sight[word])} ×`);
     if (s.state !== "ready" && s.detail) facts.push(s.detail);
-    const name = element("b", {}, element("span", { class: `dot ${s.state}`, "aria-hidden": "true" }), s.id, s.emulated ? element("span", { class: "tag" }, "emulated") : null);
-    return element("div", { class: "item" }, name, bar(rate / most), element("span", { class: "num" }, `${number(rate)}/s`), element("span", { class: "quiet" }, facts.join(" · ")));
+    return { dot: s.state, name: s.id, tag: s.emulated ? "emulated" : "", part: rate / most, num: `${number(rate)}/s`, facts: facts.join(" · ") };
   }), "No shard has joined yet");
 }
 
@@ -46,10 +29,8 @@ export function showEngines(components, engines) {
     const facts = [c.state, c.kind, c.node, c.pid ? `pid ${c.pid}` : null];
     if (said) facts.push(`${said.running} running`, `${said.waiting} waiting`, `${number(said.generated)} tokens`);
     if (c.state !== "ready" && c.detail) facts.push(c.detail);
-    const name = element("b", {}, element("span", { class: `dot ${c.state}`, "aria-hidden": "true" }), c.id);
     const used = said ? said.kv_used : null;
-    return element("div", { class: "item" }, name, used === null ? element("span") : bar(used), element("span", { class: "num" }, used === null ? "" : `KV ${Math.round(100 * used)} %`),
-      element("span", { class: "quiet" }, facts.filter(Boolean).join(" · ")));
+    return { dot: c.state, name: c.id, part: used, num: used === null ? "" : `KV ${Math.round(100 * used)} %`, facts: facts.filter(Boolean).join(" · ") };
   }), "No engine has joined yet");
 }
 
@@ -65,16 +46,14 @@ export function showBatch(batch) {
     const facts = [job.state.replace("_", " "), `${number(done)} of ${number(job.total)}`, job.failed ? `${number(job.failed)} failed` : null,
       job.priority ? `priority ${job.priority}` : null, job.paused ? "paused" : null, job.waiting_for ? `waits: ${job.waiting_for}` : null,
       job.left_s > 0 ? `${seconds(job.left_s)} left of its window` : "its window is over"].filter(Boolean);
-    return element("div", { class: "item" }, element("b", { class: "id" }, job.id), bar(job.total ? done / job.total : 0),
-      element("span", { class: "num" }, job.total ? `${Math.floor((100 * done) / job.total)} %` : ""), element("span", { class: "quiet" }, facts.join(" · ")));
+    return { kind: "id", name: job.id, part: job.total ? done / job.total : 0, num: job.total ? `${Math.floor((100 * done) / job.total)} %` : "", facts: facts.join(" · ") };
   }), "No unfinished job");
 }
 
 /** homes(layer, expert): text on where it lives. */
 export function showHot(hot, homes) {
   const most = Math.max(1e-9, ...hot.map((h) => h.share));
-  fill("hot", hot.map((h) => element("div", { class: "item" }, element("b", {}, `layer ${h.layer}, expert ${h.expert}`), bar(h.share / most),
-    element("span", { class: "num" }, `${(100 * h.share).toFixed(1)} %`), element("span", { class: "quiet" }, homes(h.layer, h.expert)))), "No traffic yet");
+  fill("hot", hot.map((h) => ({ name: `layer ${h.layer}, expert ${h.expert}`, part: h.share / most, num: `${(100 * h.share).toFixed(1)} %`, facts: homes(h.layer, h.expert) })), "No traffic yet");
 }
 
 /** Copies, the change under way, and what stands in its way. control: of control.js. */
@@ -82,8 +61,7 @@ export function showPlacement(control, epoch) {
   const { placement, view } = control;
   const lines = [];
   if (placement) {
-    const copies = Object.values(placement.copies).flat();
-    const parts = [0, 1, 2, 3].map((n) => [n, copies.filter((c) => (n === 3 ? c >= 3 : c === n)).length]);
+    const parts = [...control.copyCounts.entries()];
     const most = Math.max(1, ...parts.map(([, n]) => n));
     for (const [n, many] of parts) {
       if (many === 0) continue;
@@ -103,6 +81,9 @@ export function showPlacement(control, epoch) {
 /** happenings: what the gateway saw; events: the control plane's own history, which knows the reasons. */
 export function showHappenings(happenings, events = []) {
   const list = document.getElementById("events");
+  const newest = `${happenings.length} ${happenings.at(-1)?.time_s} ${events.length} ${events.at(-1)?.number}`;
+  if (list.dataset.newest === newest) return;
+  list.dataset.newest = newest;
   const told = events.map((e) => ({ time_s: e.wall_s, subject: e.transaction && !e.subject.startsWith("transaction") ? `${e.subject} · transaction ${e.transaction}` : e.subject,
     level: BAD_STEPS.includes(e.step) ? "bad" : "info", text: e.reason.startsWith(e.step) ? e.reason : `${e.step}: ${e.reason}` }));
   const all = [...happenings, ...told].sort((a, b) => a.time_s - b.time_s).slice(-200);

@@ -1,7 +1,7 @@
 // Changes of the mesh, each first as a dry run, and what other pool sizes would come to. An admin key is
 // kept in this form only, never stored.
 
-import { element } from "./lists.js";
+import { element } from "./element.js";
 import { post } from "./live.js";
 import { bytes, number } from "./words.js";
 

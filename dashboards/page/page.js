@@ -1,6 +1,6 @@
 // Puts every look on the page, and keeps the expert matrix up to date by differences.
 
-import { drawCurves, drawLayers, rates } from "./charts.js";
+import { drawCurves, drawLayers, drawWaiting, rates } from "./charts.js";
 import { Control } from "./control.js";
 import { Heat, ramp } from "./heat.js";
 import { showBatch, showEngines, showHappenings, showHot, showPlacement, showShards } from "./lists.js";
@@ -29,7 +29,7 @@ function setTheme(theme) {
   heat.dark = theme === "dark";
   $("ramp").style.background = ramp(heat.dark);
   heat.draw();
-  if (look) curves();
+  if (look) curves(true);
 }
 const dark = matchMedia("(prefers-color-scheme: dark)");
 setTheme(localStorage.getItem("expertmesh-theme") ?? (dark.matches ? "dark" : "light"));
@@ -117,10 +117,12 @@ function showLists(report) {
   }
 }
 
-function curves() {
+/** all: every chart at once. */
+function curves(all = false) {
   const ids = (look.status?.components ?? []).filter((c) => c.kind === "shard").map((c) => c.id);
   drawCurves(points, ids);
   if (look.layer_balancedness) drawLayers(look.layers, look.layer_balancedness);
+  drawWaiting(all);
 }
 
 function freshness() {

@@ -3,7 +3,7 @@
 
 import { drawPolicies } from "./charts.js";
 import { Heat, ramp } from "./heat.js";
-import { element } from "./lists.js";
+import { element } from "./element.js";
 import { bytes, number } from "./words.js";
 
 const STEP_MS = 400;

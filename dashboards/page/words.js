@@ -1,10 +1,12 @@
 // Figures as people read them.
 
+const WHOLE = new Intl.NumberFormat("en");
+
 export function number(value) {
   if (value >= 1e9) return `${(value / 1e9).toFixed(1)} G`;
   if (value >= 1e6) return `${(value / 1e6).toFixed(1)} M`;
   if (value >= 1e4) return `${(value / 1e3).toFixed(1)} k`;
-  return Math.round(value).toLocaleString("en");
+  return WHOLE.format(Math.round(value));
 }
 
 export function bytes(value) {

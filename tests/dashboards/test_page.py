@@ -210,17 +210,41 @@ def test_it_can_be_read_by_everybody(open_page, options):
 
 
 def test_the_largest_model_on_256_shards_stays_quick(open_page):
+    """Scripts, layout, painting and collecting garbage of the page's main thread, by its CPU time:
+    other work on the machine takes none of it, and makes it half as long again at most."""
     mesh = moving_mesh(num_layers=61, num_experts=384, num_shards=256)
     with served(mesh, interval_s=1.5) as url:
         page = open_page(url)
         wait_for_load(page)
-        until(page, "performance.getEntriesByName('update').length >= 5")
-        times = page.evaluate("performance.getEntriesByName('update').map(e => e.duration)")
+        browser = page.context.new_cdp_session(page)
+        browser.send("Performance.enable", {"timeDomain": "threadTicks"})
+        for place in ("#heat", "#c-tokens"):  # the charts are out of sight, and in sight
+            page.evaluate(f"document.querySelector('{place}').scrollIntoView({{block: 'center'}})")
+            page.wait_for_timeout(2000)
+            update_ms = main_thread_ms(page, browser, updates=6)
+            print(f"an update with {place} in the middle takes {update_ms:.0f} ms")
+            assert update_ms < 75  # goal: 50
         paint_ms = page.evaluate(
             "performance.getEntriesByName('first-contentful-paint')[0].startTime"
         )
-        print(f"first paint {paint_ms:.0f} ms, updates {[round(t) for t in times]} ms")
-        assert np.median(times[1:]) < 200  # 50 on an idle machine
+        print(f"first paint {paint_ms:.0f} ms")
+
+
+def main_thread_ms(page, browser, updates):
+    """CPU time of the main thread by update, over so many of them."""
+
+    def now():
+        told = browser.send("Performance.getMetrics")["metrics"]
+        seen = page.evaluate("performance.getEntriesByName('update').length")
+        return {m["name"]: m["value"] for m in told}["TaskDuration"], seen
+
+    begun_s, begun = now()
+    for _ in range(90):
+        page.wait_for_timeout(1000)
+        ended_s, ended = now()
+        if ended - begun >= updates:
+            return 1000 * (ended_s - begun_s) / (ended - begun)
+    raise AssertionError("the page gets no looks")
 
 
 def test_the_decoder_reads_what_python_wrote(open_page):
