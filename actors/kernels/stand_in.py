@@ -8,6 +8,7 @@ more of them; an expert that none picks is not looked at.
 
 from hashlib import sha256
 
+import numpy as np
 import torch
 
 from actors.experts.refusal import ModelRefused
@@ -64,8 +65,8 @@ def relative_error(
     kernel: SlotKernel, reference: SlotKernel, layer: int, expert: int, hidden: int
 ) -> float:
     """Of one expert's outputs: norm of the difference over norm of the reference."""
-    drawn = torch.Generator().manual_seed(SEED)
-    rows = torch.randn(ROWS, hidden, generator=drawn).bfloat16()
+    drawn = np.random.default_rng(SEED).standard_normal((ROWS, hidden), np.float32)
+    rows = torch.from_numpy(drawn).bfloat16()
     every = torch.arange(ROWS, dtype=torch.int32)
     chosen = torch.full((ROWS,), expert, dtype=torch.int32)
     found = []

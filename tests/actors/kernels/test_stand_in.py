@@ -1,6 +1,9 @@
 """A checkpoint in another format that stands in for the demo's: FP8 in place of MXFP4."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +23,7 @@ from actors.experts.variant import check_shapes
 from actors.kernels.base import ExpertsMissing
 from actors.kernels.choose import choose_kernel
 from actors.kernels.stand_in import MOST_LAYERS, check_results, probed_expert, probed_layers
+from actors.lean_imports import LEAN_IMPORTS
 from actors.shard.shard import ExpertShard, ShardConfig, StandsIn
 from tests.checkpoints.formats import quantize_fp8_blocks
 
@@ -159,6 +163,28 @@ def test_a_shard_is_one_of_the_base_to_whoever_asks(tmp_path: Path, variant: Pat
         assert ", stands in within 0.0" in said.detail
     finally:
         shard.stop()
+
+
+STARTED = """
+import sys
+from actors.shard.shard import ExpertShard, ShardConfig, StandsIn
+variant, base, listen = sys.argv[1:]
+shard = ExpertShard(
+    ShardConfig("a-0", "a", variant, "cpu", 1, (listen,), stands_in=StandsIn(base, 0.02)), b"s"
+)
+print(shard.start().detail)
+shard.stop()
+"""
+
+
+def test_a_process_that_imports_little_of_torch_compares_too(tmp_path: Path, variant: Path) -> None:
+    """As the actors of a mesh do."""
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED, str(variant), str(DEMO), f"unix:{tmp_path}/sockets/a"],
+        env={**os.environ, **LEAN_IMPORTS}, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert "stands in within 0.0" in done.stdout, done.stderr
 
 
 def test_a_shard_that_does_not_stand_in_does_not_start(tmp_path: Path, variant: Path) -> None:
