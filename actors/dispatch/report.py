@@ -80,6 +80,7 @@ class ShardReport:
     predicts, 1 before the first answer: 2 is twice as slow as planned for. is_late: it owes an
     answer beyond its soft deadline and gets no rows. is_wrong: its answers were no numbers where
     another replica's were, or had another shape than asked for; it gets no rows either.
+    round_trip_s, bytes_per_s: of the way to it, see `link_speed`; 0 where it was not measured.
     """
 
     id: str
@@ -90,6 +91,8 @@ class ShardReport:
     refused: int = 0
     lost: int = 0
     is_wrong: bool = False
+    round_trip_s: float = 0.0
+    bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ def report_of(tally: Tally, shards: Sequence[ShardReport]) -> DispatchReport:
 
 
 def joined(reports: Sequence[DispatchReport]) -> DispatchReport:
-    """Sums; of a shard the largest scale."""
+    """Sums; of a shard the largest scale and the slowest way."""
     if len(reports) == 1:
         return reports[0]
     shards: dict[str, ShardReport] = {}
@@ -153,4 +156,6 @@ def _worse(one: ShardReport, other: ShardReport) -> ShardReport:
         one.refused + other.refused,
         one.lost + other.lost,
         one.is_wrong or other.is_wrong,
+        max(one.round_trip_s, other.round_trip_s),
+        min(one.bytes_per_s, other.bytes_per_s) or max(one.bytes_per_s, other.bytes_per_s),
     )

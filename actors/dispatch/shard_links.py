@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.dispatch.connector import same_links
+from actors.dispatch.link_speed import UNMEASURED, LinkMeter
 from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.peer_links import PeerLinks
 from actors.dispatch.report import ShardReport
@@ -52,6 +53,7 @@ class ShardLinks(PeerLinks):
     def __init__(self, views: ViewSource, secret: bytes) -> None:
         super().__init__(views, lambda view: view.shards, secret)
         self._views = views
+        self._meter = LinkMeter(views, secret)
         self._view: MeshView | None = None
         self._tabulated = -1
         self._table = LinkTable(np.zeros((0, SLOT_COLUMNS), np.int64), np.zeros((0, 5)), [], [])
@@ -125,6 +127,7 @@ class ShardLinks(PeerLinks):
         if view is None or len(table.links) != len(view.shards):
             return []
         scales = table.service[:, SCALE].tolist()
+        speeds = self._meter.speeds
         return [
             ShardReport(
                 peer.id,
@@ -132,9 +135,16 @@ class ShardLinks(PeerLinks):
                 scale,
                 is_late=link is not None and self.is_late(link),
                 is_wrong=self.is_wrong(link.incarnation if link else peer.incarnation),
+                round_trip_s=speed.round_trip_s,
+                bytes_per_s=speed.bytes_per_s,
             )
             for peer, link, scale in zip(view.shards, table.links, scales, strict=True)
+            for speed in [speeds.get((peer.id, peer.incarnation), UNMEASURED)]
         ]
+
+    def close(self) -> None:
+        self._meter.close()
+        super().close()
 
     def _tabulate(self) -> None:
         view, before = self.view, self._table

@@ -51,6 +51,8 @@ class ShardPart(Part):
     refused: Count
     lost: Count
     is_wrong: bool
+    round_trip_s: Seconds = 0.0
+    bytes_per_s: Annotated[float, Field(ge=0)] = 0.0
 
 
 class ReportHead(Head):

@@ -15,7 +15,11 @@ from actors.wire.link import ClientLink, LinkClosed, RemoteError, larger
 from actors.wire.segment import ANSWERED, FREE, POSTED, SERVER_ASLEEP, Segment, slot_of
 from actors.wire.slots import STATE, Parts, describe_part, new_parts
 
-ANSWERS = {FrameKind.CALL: FrameKind.RESULT, FrameKind.ROUTE: FrameKind.ROUTED}
+ANSWERS = {
+    FrameKind.CALL: FrameKind.RESULT,
+    FrameKind.ROUTE: FrameKind.ROUTED,
+    FrameKind.PROBE: FrameKind.PROBED,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

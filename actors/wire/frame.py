@@ -13,6 +13,8 @@ Bodies, all contiguous and little-endian; rows come last, so every array is alig
   ERROR   UTF-8 text; the header's `rows` says what kind of fault it is (`Fault`)
   ATTACH  nothing; a shared-memory segment's descriptor comes with it
   WELCOME nothing; `call_id` is the server's incarnation
+  PROBE   rows bf16 [R, H], whatever they are
+  PROBED  the same, sent back by the server without computing
 
 Rows of a CALL may be coded in FP8 instead, and its answer is then rounded to bf16: half the bytes.
   CALL    row_index | expert | weight | scale f32 [R] | rows e4m3 [R, H]       (value * scale)
@@ -57,6 +59,8 @@ class FrameKind(IntEnum):
     ERROR = 5
     ATTACH = 6
     WELCOME = 7
+    PROBE = 8
+    PROBED = 9
 
 
 class Fault(IntEnum):
@@ -147,7 +151,7 @@ def body_bytes(
             return result_bytes(rows, hidden, fp8)
         case FrameKind.ROUTE:
             return route_bytes(rows, hidden, assignments)
-        case FrameKind.ROUTED:
+        case FrameKind.ROUTED | FrameKind.PROBE | FrameKind.PROBED:
             return routed_bytes(rows, hidden)
         case FrameKind.ATTACH | FrameKind.WELCOME:
             return 0

@@ -106,11 +106,24 @@ class FrameServer:
             self._look_at_sockets(ready, 0.0)
         else:
             ready = self._await_work()
+        if any(request.header.kind is FrameKind.PROBE for request in ready):
+            ready = self._answer_probes(ready)
         if ready:
             start_s = time.monotonic()
             self._handler(ready)
             self._handling_s += time.monotonic() - start_s
         self._turn_away_the_late()
+
+    def _answer_probes(self, ready: Sequence[Request]) -> list[Request]:
+        """Send what only measures the way back as it came; returns the others."""
+        others = []
+        for request in ready:
+            if request.header.kind is not FrameKind.PROBE:
+                others.append(request)
+            elif (room := self.room(request, request.header.body_bytes)) is not None:
+                room[:] = request.body
+                self.answer(request, request.header._replace(kind=FrameKind.PROBED))
+        return others
 
     def _look_at_segments(self) -> list[Request]:
         ready: list[Request] = []

@@ -49,6 +49,10 @@ class PlaceView(View):
     """Copies being loaded."""
     held_bytes: int
     capacity_bytes: int
+    round_trip_us: float | None = None
+    """Of the way to a shard from the dispatcher farthest away, as those measured it."""
+    bytes_per_s: float | None = None
+    """Of the slowest of these ways, there and back."""
 
 
 class PoolView(View):
@@ -69,6 +73,10 @@ class NodeView(View):
     name: str
     components: list[str]
     cordoned: bool
+    round_trip_us: float | None = None
+    """The longest of its shards."""
+    bytes_per_s: float | None = None
+    """The lowest of its shards."""
 
 
 class TransactionView(View):

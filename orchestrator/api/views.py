@@ -50,6 +50,8 @@ def cluster_view(
     by dispatcher, each with its age in seconds."""
     intent, facts = state.intent, state.facts
     pids = pids or {}
+    reports = reports or {}
+    ways = ways_of(report for report, _ in reports.values())
     epoch = intent.epoch
     followed = epoch is not None and all(
         d.adopted is not None and d.adopted >= epoch.id for d in facts.dispatchers.values()
@@ -64,11 +66,11 @@ def cluster_view(
         recovering=Turn(state, now_s).recovering,
         refuses=refuses,
         places=[
-            _place(state, place, facts.components.get(id), pids.get(id))
+            _place(state, place, facts.components.get(id), pids.get(id), ways.get(id, UNKNOWN))
             for id, place in sorted(intent.places.items())
         ],
         pools=_pools(state),
-        nodes=_nodes(state),
+        nodes=_nodes(state, ways),
         transaction=_transaction(state, now_s),
         transactions=intent.transactions,
         planning=_planning(state, now_s),
@@ -87,11 +89,33 @@ def cluster_view(
                 id=id,
                 adopted=_epoch(one.adopted) if one.adopted else None,
                 heard_ago_s=max(0.0, now_s - one.heard_s),
-                did=_dispatch(*reports[id]) if reports and id in reports else None,
+                did=_dispatch(*reports[id]) if id in reports else None,
             )
             for id, one in sorted(facts.dispatchers.items())
         ],
     )
+
+
+Way = tuple[float | None, float | None]
+"""Round trip in us, and bytes a second."""
+UNKNOWN: Way = (None, None)
+
+
+def ways_of(reports: Iterable[DispatchReport]) -> dict[str, Way]:
+    """By shard, of those that some dispatcher has measured the way to."""
+    found: dict[str, Way] = {}
+    for shard in (shard for report in reports for shard in report.shards):
+        if shard.round_trip_s:
+            way = (round(shard.round_trip_s * 1e6, 1), round(shard.bytes_per_s))
+            found[shard.id] = slowest_way([found.get(shard.id, UNKNOWN), way])
+    return found
+
+
+def slowest_way(ways: Iterable[Way]) -> Way:
+    known = [(trip, rate) for trip, rate in ways if trip is not None and rate is not None]
+    if not known:
+        return UNKNOWN
+    return max(trip for trip, _ in known), min(rate for _, rate in known)
 
 
 MUCH_SLOWER = 1.5
@@ -168,7 +192,9 @@ def _epoch(id: EpochId) -> EpochView:
     return EpochView(term=id.term, number=id.number)
 
 
-def _place(state: State, place: Place, component: Component | None, pid: int | None) -> PlaceView:
+def _place(
+    state: State, place: Place, component: Component | None, pid: int | None, way: Way
+) -> PlaceView:
     said = component.said if component else None
     held = said.holdings if said else NO_KEYS
     weights = state.intent.epoch.weights if state.intent.epoch else {}
@@ -191,6 +217,8 @@ def _place(state: State, place: Place, component: Component | None, pid: int | N
         loading=len(said.loading) if said else 0,
         held_bytes=said.bytes_of(held) if said and held else 0,
         capacity_bytes=said.capacity_bytes if said else 0,
+        round_trip_us=way[0],
+        bytes_per_s=way[1],
     )
 
 
@@ -227,7 +255,7 @@ def _is_ready(state: State, id: str) -> bool:
     return component is not None and component.life is Life.READY
 
 
-def _nodes(state: State) -> list[NodeView]:
+def _nodes(state: State, ways: Mapping[str, Way]) -> list[NodeView]:
     nodes: dict[str, list[str]] = {}
     for id in sorted(state.intent.places):
         component = state.facts.components.get(id)
@@ -236,10 +264,19 @@ def _nodes(state: State) -> list[NodeView]:
     cordoned = state.intent.cordoned_nodes
     for name in cordoned:
         nodes.setdefault(name, [])
-    return [
-        NodeView(name=name, components=ids, cordoned=name in cordoned)
-        for name, ids in sorted(nodes.items())
-    ]
+    views = []
+    for name, ids in sorted(nodes.items()):
+        trip_us, rate = slowest_way(ways.get(id, UNKNOWN) for id in ids)
+        views.append(
+            NodeView(
+                name=name,
+                components=ids,
+                cordoned=name in cordoned,
+                round_trip_us=trip_us,
+                bytes_per_s=rate,
+            )
+        )
+    return views
 
 
 def _rolling(rolling: Rolling | None) -> RollingView | None:

@@ -30,8 +30,12 @@ def nodes(url: str, as_json: bool, console: Console | None = None) -> int:
     for node in view.nodes:
         not_ready = [f"{id} {lives[id]}" for id in node.components if lives.get(id) != "ready"]
         state = "cordoned" if node.cordoned else "ready"
-        rows.append([node.name, state, ", ".join(node.components), ", ".join(not_ready) or "-"])
-    console.print(table(("ID", "STATE", "COMPONENTS", "NOT READY"), rows))
+        way = _way(node.round_trip_us, node.bytes_per_s)
+        rows.append(
+            [node.name, state, *way, ", ".join(node.components), ", ".join(not_ready) or "-"]
+        )
+    columns = ("ID", "STATE", *WAY, "COMPONENTS", "NOT READY")
+    console.print(table(columns, rows, right=" ".join(WAY)))
     return 0
 
 
@@ -45,8 +49,10 @@ def shards(url: str, as_json: bool, console: Console | None = None) -> int:
     warn_stale(stale_s, console)
     found = [place for place in view.places if place.kind == "shard"]
     rows = [_shard_row(place, placement.loss_of_shard.get(place.id)) for place in found]
-    columns = ("ID", "POOL", "STATE", "NODE", "COPIES", "HELD", "OF", "WEIGHT", "LOSS", "NOTE")
-    console.print(table(columns, rows, right="COPIES HELD OF WEIGHT LOSS"))
+    columns = (
+        "ID", "POOL", "STATE", "NODE", "COPIES", "HELD", "OF", "WEIGHT", "LOSS", *WAY, "NOTE",
+    )  # fmt: skip
+    console.print(table(columns, rows, right=f"COPIES HELD OF WEIGHT LOSS {' '.join(WAY)}"))
     console.print(f"\n{survival(placement)}")
     return 0
 
@@ -71,8 +77,19 @@ def _shard_row(place: PlaceView, loss: LossView | None) -> list[str | Text]:
         format_bytes(place.capacity_bytes),
         f"{place.weight:.2f}",
         str(loss.experts) if loss else "-",
+        *_way(place.round_trip_us, place.bytes_per_s),
         ", ".join(notes),
     ]
+
+
+WAY = ("ROUND-TRIP", "MB/S")
+
+
+def _way(round_trip_us: float | None, bytes_per_s: float | None) -> tuple[str, str]:
+    """Columns `WAY`."""
+    if round_trip_us is None or bytes_per_s is None:
+        return "-", "-"
+    return f"{round_trip_us:.0f} µs", f"{bytes_per_s / 1e6:.0f}"
 
 
 def survival(placement: PlacementView) -> str:

@@ -12,6 +12,16 @@ from actors.dispatch.report import (
 )
 
 
+def test_of_several_ways_the_slowest_is_told() -> None:
+    ways = [
+        ShardReport("a", 9, round_trip_s=1e-4, bytes_per_s=2e9),
+        ShardReport("a", 9, round_trip_s=3e-4, bytes_per_s=1e9),
+        ShardReport("a", 9),
+    ]
+    (shard,) = joined([DispatchReport(shards=(way,)) for way in ways]).shards
+    assert (shard.round_trip_s, shard.bytes_per_s) == (3e-4, 1e9)
+
+
 def test_durations_are_counted_by_their_upper_ends() -> None:
     durations = Durations()
     for duration_s in (0.0, BOUNDS_S[0], BOUNDS_S[0] * 1.01, BOUNDS_S[-1], BOUNDS_S[-1] + 1):

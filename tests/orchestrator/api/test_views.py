@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from actors.dispatch.report import DispatchReport, ShardReport
 from orchestrator.api.models import ClusterView, PlacementView
 from orchestrator.api.views import cluster_view, placement_view
 from orchestrator.control.settings import PoolLimits, Settings
@@ -52,6 +53,27 @@ def test_a_mesh_that_serves() -> None:
     assert [node.name for node in view.nodes] == ["node-0", "node-1"]
     assert (view.transaction, view.problems, view.followed) == (None, {}, True)
     assert view.dispatchers[0].adopted == view.epoch
+
+
+def test_ways_to_shards_are_the_slowest_that_were_measured() -> None:
+    mesh = started(Shape(shards=4, nodes=2))
+    near = ShardReport("cpu-0", 7, round_trip_s=40e-6, bytes_per_s=5e9)
+    far = ShardReport("cpu-0", 7, round_trip_s=900e-6, bytes_per_s=9e9)
+    other = ShardReport("cpu-2", 8, round_trip_s=50e-6, bytes_per_s=4e9)
+    reports = {
+        "a": (DispatchReport(shards=(near, other, ShardReport("cpu-1", 9))), 0.1),
+        "b": (DispatchReport(shards=(far,)), 0.1),
+    }
+    view = seen(mesh, reports=reports)
+    ways = {place.id: (place.round_trip_us, place.bytes_per_s) for place in view.places}
+    assert ways["cpu-0"] == (900.0, 5e9)
+    assert ways["cpu-2"] == (50.0, 4e9)
+    assert ways["cpu-1"] == ways["engine-0"] == (None, None)
+    on = {node.name: (node.round_trip_us, node.bytes_per_s) for node in view.nodes}
+    places = {place.id: place.node for place in view.places}
+    assert on[places["cpu-0"]] == (
+        (900.0, 4e9) if places["cpu-0"] == places["cpu-2"] else (900.0, 5e9)
+    )
 
 
 def test_before_the_first_placement() -> None:
