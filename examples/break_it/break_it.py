@@ -97,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--part", action="append", metavar="ID", help="only this; may be repeated")
     arguments = parser.parse_args()
     url, model = arguments.url, arguments.model
     undisturbed = Stream(url, model)
@@ -105,7 +106,7 @@ def main() -> None:
           f"longest pause {undisturbed.pause_s:.2f} s\n")  # fmt: skip
     print(f"{'SIGKILL to':<16}{'the client saw':<34}{'longest pause':>14}{'replaced after':>16}")
     for id, component in components(url).items():
-        if id in SPARED:
+        if id in SPARED or id not in (arguments.part or [id]):
             continue
         stream = Stream(url, model)
         stream.wait_under_way()
