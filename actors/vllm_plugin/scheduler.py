@@ -1,4 +1,5 @@
-"""vLLM's schedulers, ending the requests of steps whose experts were unavailable.
+"""vLLM's schedulers, ending the requests of steps whose experts were unavailable, and leaving room
+for online requests in steps that are full of batch requests (`online_first`).
 
 A failed step has written KV entries that are not the model's. So all requests of the steps in
 flight end with an error, and the prefix cache is emptied: whatever was computed in such a step can
@@ -6,17 +7,20 @@ be found by nobody. Steps are in flight together under asynchronous scheduling o
 one continues the requests of the failed one.
 """
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from actors.messages import EXPERTS_UNAVAILABLE
+from actors.vllm_plugin.online_first import OnlineFirst, StepLimits
 from actors.vllm_plugin.resumed import ResumedRequests
 from actors.vllm_plugin.step_marks import open_marks
 from actors.vllm_plugin.traced_step import StepSampler
@@ -72,12 +76,24 @@ class MeshScheduler(Scheduler):
         self._failed_steps = FailedSteps()
         self._resumed = ResumedRequests()
         self._sampler = StepSampler.of_process()
+        full = StepLimits(self.max_num_active_reqs, self.max_num_scheduled_tokens)
+        self._online_first = OnlineFirst(full, self._splits_prompts())
+
+    def _splits_prompts(self) -> bool:
+        config = self.scheduler_config
+        whole_images: bool = config.disable_chunked_mm_input
+        blocks: bool = self.need_mamba_block_aligned_split
+        return config.enable_chunked_prefill and not whole_images and not blocks
 
     def add_request(self, request: Request) -> None:
         self._resumed.resume(request)
         super().add_request(request)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        if self.policy == SchedulingPolicy.PRIORITY:
+            limits = self._online_first.limits(self.running, self.waiting, time.monotonic())
+            self.max_num_active_reqs = limits.sequences
+            self.max_num_scheduled_tokens = limits.tokens
         step = super().schedule(*args, **kwargs)
         if self._sampler is not None:
             self._sampler.mark(step, lambda id: self.requests[id].trace_headers)

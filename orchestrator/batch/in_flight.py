@@ -75,11 +75,12 @@ class InFlight:
         task.add_done_callback(end)
         return task
 
-    async def write(self, term: int) -> None:
-        """Write the answers that came in since the last time, in one transaction."""
+    async def write(self, term: int) -> set[int]:
+        """Write the answers that came in since the last time, in one transaction; returns the jobs
+        that have one."""
         settled, deferred = self._settled, self._deferred
         if not (settled or deferred):
-            return
+            return set()
         self._settled, self._deferred = [], []
         try:
             await asyncio.to_thread(self._ledger.requests.settle, term, settled, deferred)
@@ -87,6 +88,7 @@ class InFlight:
             self._settled = settled + self._settled
             self._deferred = deferred + self._deferred
             raise
+        return {answer.job for answer in settled}
 
     async def recall(self, term: int, job: int) -> None:
         """Abort a job's requests, and write what was answered before."""

@@ -85,8 +85,8 @@ class Runner:
         self._engines.start()
         try:
             while True:
-                await self._turn_safely()
                 self._wake.clear()
+                await self._turn_safely()
                 if not self._in_flight.unwritten:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(LOOK_S):
@@ -114,7 +114,9 @@ class Runner:
 
     async def _turn(self) -> None:
         now_s = self._clock()
-        await self._in_flight.write(self._term)
+        written = await self._in_flight.write(self._term)
+        if any(seq in self._jobs and not self._jobs[seq].in_flight for seq in written):
+            self._look_soon()  # that may have been a job's last
         if now_s - self._looked_s >= LOOK_S:
             self._looked_s = now_s
             await self._look(now_s)
@@ -155,6 +157,7 @@ class Runner:
                 await asyncio.to_thread(self._ledger.jobs.finalize, job, EXPIRED, now_s)
             case JobState.IN_PROGRESS if job.open == 0 and not active.in_flight:
                 await asyncio.to_thread(self._ledger.jobs.finalize, job, COMPLETED, now_s)
+                self._look_soon()
             case JobState.FINALIZING | JobState.CANCELLING if not self._trouble:
                 await self._in_flight.recall(self._term, job.seq)
                 active.work = self._begin(self._long_work.finalize(job))
@@ -171,7 +174,7 @@ class Runner:
             if active.path is not None
             and not hold_back(active.record, self._config.run_between, now_s)
         }
-        rooms = {view.name: scheduling.room(view) for view in views}
+        rooms = {view.name: min(scheduling.room(view), scheduling.BURST) for view in views}
         await self._isolate(ready, views, rooms, now_s)
         jobs = [
             scheduling.JobView(
@@ -180,7 +183,10 @@ class Runner:
             for seq, a in ready.items()
             if now_s >= a.dry_until_s
         ]
-        grants = scheduling.allot(sum(rooms.values()), jobs, self._config.shares)
+        slots = sum(rooms.values())
+        grants = scheduling.allot(slots, jobs, self._config.shares)
+        if grants and sum(grants.values()) == slots:
+            self._wake.set()  # there may be room for more in the next turn
         for seq, count in grants.items():
             await self._begin_requests(self._jobs[seq], count, rooms, now_s)
 
@@ -254,7 +260,7 @@ class Runner:
 
     async def _validate(self, active: ActiveJob) -> None:
         await self._long_work.validate(self._term, active)
-        self._looked_s = 0.0  # the next turn sees what became of it
+        self._look_soon()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         async def watched() -> None:
@@ -301,6 +307,11 @@ class Runner:
         await asyncio.sleep(TROUBLE_S)
 
     # -- small parts
+
+    def _look_soon(self) -> None:
+        """What just happened is the next step of a job: the next turn takes it, and comes now."""
+        self._looked_s = 0.0
+        self._wake.set()
 
     def _waiting(self, active: ActiveJob) -> int:
         written = self._in_flight.settled_of(active.record.seq)

@@ -1,18 +1,22 @@
 """How many requests of which job go to an engine now. Pure functions.
 
-An engine is given what it computes at once and a little ahead, so that it never waits for the
-runner; what online traffic holds of it, by the engine's own report, is not given away. Between
-names slots are shared in proportion to their shares, max-min: who wants less than its part leaves
-the rest to the others. Of one name, jobs of a higher priority come first, and jobs of the same
-priority share equally.
+An engine is given what it computes at once and as much ahead, so that it never waits for the
+runner, not even where all that it computes ends together; what online traffic holds of it, by the
+engine's own report, is not given away. It is given a few requests at a time: each takes its HTTP
+application milliseconds, and an online request that comes then waits for all of them. Between names
+slots are shared in proportion to their shares, max-min: who wants less than its part leaves the
+rest to the others. Of one name, jobs of a higher priority come first, and jobs of the same priority
+share equally.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-AHEAD = 0.25
+AHEAD = 1.0
 """Requests that wait in an engine, as a part of those it computes at once."""
+BURST = 16
+"""Requests that an engine is given at a time."""
 KV_LIMIT = 0.95
 """An engine whose KV cache is fuller gets no new batch requests while it computes any."""
 

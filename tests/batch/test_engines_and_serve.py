@@ -113,3 +113,27 @@ def test_a_runner_that_is_killed_goes_on(desk):
     assert sorted(one["custom_id"] for one in desk.lines(job.output_file_id)) == sorted(
         f"r{n}" for n in range(100)
     )
+
+
+def test_an_online_request_does_not_wait_for_a_batch_request_to_end(desk):
+    def ask():
+        desk.client.completions.create(model=MODEL, prompt="now", max_tokens=1, temperature=0)
+
+    ask()  # from now on the engine leaves room for online requests
+    lines = [
+        completion(f"r{n}", f"long text {n}", max_tokens=480, ignore_eos=True) for n in range(24)
+    ]
+    job = desk.submit(lines, endpoint="/v1/completions")
+    engine = ray.get_actor(ENGINE, namespace=NAMESPACE)
+
+    def load():
+        told = ray.get(engine.describe.remote())
+        return told.running, told.waiting
+
+    # One of eight sequences stays free, although requests wait.
+    wait_until(lambda: load()[0] == 7 and load()[1] > 0, 120)
+    for _ in range(5):
+        ask()
+    assert desk.client.batches.retrieve(job.id).request_counts.completed == 0
+    desk.client.batches.cancel(job.id)
+    assert desk.wait(job, timeout_s=120).status == "cancelled"

@@ -57,12 +57,12 @@ def test_shares_are_kept():
     assert allot(30, [alice, bob], {"alice": 2.0}) == {1: 20, 2: 10}
 
 
-def test_an_engine_is_filled_and_a_little_more_but_not_what_others_use():
-    assert room(EngineView("e", 8, online=0, kv_used=0.2, ours=0)) == 10
-    assert room(EngineView("e", 8, online=6, kv_used=0.2, ours=3)) == 1
+def test_an_engine_is_filled_and_as_much_ahead_but_not_what_others_use():
+    assert room(EngineView("e", 8, online=0, kv_used=0.2, ours=0)) == 16
+    assert room(EngineView("e", 8, online=6, kv_used=0.2, ours=3)) == 7
     assert room(EngineView("e", 8, online=20, kv_used=0.2, ours=0)) == 0
     assert room(EngineView("e", 8, online=0, kv_used=0.99, ours=1)) == 0
-    assert room(EngineView("e", 8, online=0, kv_used=0.99, ours=0)) == 10
+    assert room(EngineView("e", 8, online=0, kv_used=0.99, ours=0)) == 16
 
 
 def test_neighbours_stay_together():
