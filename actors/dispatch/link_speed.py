@@ -3,9 +3,9 @@
 A thread opens a link of its own to a shard, sends PROBE frames, which the server sends back without
 computing, and closes it: calls do not wait for it and do not share its connection. The fastest
 small probe is the round trip; how much longer the fastest large one takes says what a second
-carries, there and back together. Within a node that is a copy into and out of shared memory. A busy
-server answers late, so these are of the way and not of the queue only as far as some probe was
-lucky. Nothing is decided by these figures: they are told to the controller, for people.
+carries, there and back together. Within a node that is the server's copy within shared memory.
+A busy server answers late, so these are of the way and not of the queue only as far as some probe
+was lucky. Nothing is decided by these figures: they are told to the controller, for people.
 """
 
 import logging
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 FIRST_S = 10.0
 """After the start of a dispatcher, when a mesh that comes up is busy with other things."""
-AGAIN_S = 300.0
+AGAIN_S, AFTER_FAILURE_S = 300.0, 30.0
 """Between two measurements of the same way."""
 SMALL = (1, 2)
 """Rows and values of each, of a small probe."""
@@ -116,8 +116,8 @@ class LinkMeter:
             self.speeds = {key: speed for key, speed in self.speeds.items() if key in kept}
             for key in keys:
                 if due_s[key] <= time.monotonic() and not self._closed.is_set():
-                    due_s[key] = time.monotonic() + AGAIN_S
-                    self._measure(key)
+                    measured = self._measure(key)
+                    due_s[key] = time.monotonic() + (AGAIN_S if measured else AFTER_FAILURE_S)
 
     def _keys(self) -> list[PeerKey]:
         keys = []
@@ -128,7 +128,7 @@ class LinkMeter:
                 continue  # the connector says so
         return keys
 
-    def _measure(self, key: PeerKey) -> None:
+    def _measure(self, key: PeerKey) -> bool:
         id, incarnation, addresses = key
         for address in addresses:
             try:
@@ -137,4 +137,5 @@ class LinkMeter:
                 log.debug("the way to %s at %s was not measured: %s", id, address, error)
                 continue
             self.speeds = {**self.speeds, (id, incarnation): found}
-            return
+            return True
+        return False

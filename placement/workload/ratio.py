@@ -102,22 +102,27 @@ def find_ratio(
     else:
         near = sorted(tried, key=lambda one: (wanted.missed(one.flow), one.price))
         ordered = _one_of_each(near)
-    ordered = _played(ordered, wanted, play) if play else ordered
+    passed: list[Rated] = []
+    if play:
+        ordered, passed = _played(ordered, wanted, play)
     met = bool(reaching) and _confirmed(ordered[0], wanted)
-    why = _why(ordered[0], wanted, tried) if met else _why_not(ordered[0], wanted)
+    why = _why(ordered[0], wanted, passed, tried) if met else _why_not(ordered[0], wanted)
     return Ratio(ordered[0], met, tuple(ordered[1 : 1 + ALTERNATIVES]), why)
 
 
-def _played(ordered: Sequence[Rated], wanted: Wanted, play: Play) -> list[Rated]:
-    """The first that reaches the throughput when played, then the others in their order; those
-    before it that do not are left out."""
+def _played(
+    ordered: Sequence[Rated], wanted: Wanted, play: Play
+) -> tuple[list[Rated], list[Rated]]:
+    """(the first that reaches the throughput when played and the next of them, those before it
+    that do not); all, and none, where none does."""
     found: list[Rated] = []
     for number, one in enumerate(ordered[:MOST_PLAYED]):
         found.append(replace(one, played=play(one.flow)))
         if _confirmed(found[-1], wanted):
             others = ordered[number + 1 : number + 1 + ALTERNATIVES]
-            return [found[-1], *(replace(other, played=play(other.flow)) for other in others)]
-    return found
+            next_ones = [replace(other, played=play(other.flow)) for other in others]
+            return [found[-1], *next_ones], found[:-1]
+    return found, []
 
 
 def _confirmed(one: Rated, wanted: Wanted) -> bool:
@@ -149,7 +154,7 @@ def _one_of_each(ordered: Sequence[Rated]) -> list[Rated]:
     return list(first.values())
 
 
-def _why(best: Rated, wanted: Wanted, tried: Sequence[Rated]) -> str:
+def _why(best: Rated, wanted: Wanted, passed: Sequence[Rated], tried: Sequence[Rated]) -> str:
     found = best.flow
     what = "least cost per token"
     if wanted.tokens_per_s is not None:
@@ -157,25 +162,37 @@ def _why(best: Rated, wanted: Wanted, tried: Sequence[Rated]) -> str:
     if wanted.step_s is not None:
         what += f" with 95 % of steps within {wanted.step_s * 1e3:.1f} ms"
     fewer = [
-        f"with one {name} fewer {other.tokens_per_s:,.0f}"
+        f"with one {name} fewer {_falls_short(_like(passed, *like) or other, wanted)}"
         for name, engines, shards in (
             ("engine", found.engines - 1, found.shards),
             ("shard", found.engines, found.shards - 1),
         )
-        if (other := _like(tried, engines, shards, found.batch))
+        for like in [(engines, shards, found.batch)]
+        if (other := _like(tried, *like))
     ]
     return (
         f"{what}; {PACE[found.limit]}, engines compute {found.engine_busy:.0%} and shards "
         f"{found.shard_busy:.0%} of the time, {found.saturating:.1f} engines would keep these "
-        "shards always busy" + "".join(f"; {text} tokens/s" for text in fewer)
+        "shards always busy" + "".join(f"; {text}" for text in fewer)
     )
 
 
-def _like(tried: Sequence[Rated], engines: int, shards: int, batch: int) -> Flow | None:
+def _like(tried: Sequence[Rated], engines: int, shards: int, batch: int) -> Rated | None:
     for one in tried:
         if (one.flow.engines, one.flow.shards, one.flow.batch) == (engines, shards, batch):
-            return one.flow
+            return one
     return None
+
+
+def _falls_short(one: Rated, wanted: Wanted) -> str:
+    """What it would give, and what that misses where tokens do not say it."""
+    found = one.flow
+    text = f"{found.tokens_per_s:,.0f} tokens/s"
+    if one.played is not None:
+        text += f", {one.played:,.0f} when played"
+    if wanted.step_s is not None and found.step_p95_s > wanted.step_s:
+        text += f" and {found.step_p95_s * 1e3:.1f} ms"
+    return text
 
 
 def _why_not(best: Rated, wanted: Wanted) -> str:
