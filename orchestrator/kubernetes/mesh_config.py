@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -55,9 +56,24 @@ def in_cluster(config: MeshConfig) -> MeshConfig:
     said["engines"] = said.get("engines", {}) | {
         "resources": config.engines.resources | {room(ENGINE_GROUP): 1}
     }
-    for name in config.pools:
+    for name, pool in config.pools.items():
         said["pools"][name]["resources"] = _resources(config, name)
+        if pool.checkpoint is not None:
+            said["pools"][name]["checkpoint"] = _in_pods(config, name, pool.checkpoint)
     return MeshConfig.model_validate(said)
+
+
+def _in_pods(config: MeshConfig, pool: str, checkpoint: Path) -> str:
+    """Where a pool's own checkpoint lies in the containers, which mount one volume for models."""
+    mounted, here = Path(config.kubernetes.model_path), config.model.path
+    if checkpoint.is_relative_to(here):
+        return str(mounted / checkpoint.relative_to(here))
+    if checkpoint.is_relative_to(mounted):
+        return str(checkpoint)
+    raise UserError(
+        f"pools.{pool}.checkpoint {checkpoint} is a folder that pods do not have",
+        f"put it into a folder below model.path, or give its path below {mounted}",
+    )
 
 
 def _resources(config: MeshConfig, pool: str) -> dict[str, float]:

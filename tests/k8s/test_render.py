@@ -166,6 +166,13 @@ def test_dashboards_and_rules_are_those_of_the_repository():
     assert len(labelled) >= 4
 
 
+@pytest.mark.parametrize("folder", ["/m/int8", "/model/int8"])
+def test_a_pools_own_checkpoint_lies_below_the_models_folder(folder):
+    pool = {"vendor": "cpu", "checkpoint": folder, "checkpoint_tolerance": 0.1}
+    said = yaml.safe_dump({"model": {"path": "/m"}, "pools": {"c": pool}})
+    assert str(in_cluster(config(said)).pools["c"].checkpoint) == "/model/int8"
+
+
 @pytest.mark.parametrize(
     ("text", "kubernetes", "words"),
     [
@@ -175,6 +182,11 @@ def test_dashboards_and_rules_are_those_of_the_repository():
             "router: {between_nodes_security: encrypted, tls_certificate: /c.pem}",
             {},
             "router.tls_certificate",
+        ),
+        (
+            "pools: {c: {vendor: cpu, checkpoint: /n, checkpoint_tolerance: 0.1}}",
+            {},
+            "pools.c.checkpoint /n is a folder that pods do not have",
         ),
     ],
 )
