@@ -5,6 +5,7 @@ import time
 import numpy as np
 import torch
 
+from actors.dispatch.backend import ExpertUnavailable
 from actors.dispatch.dispatcher import Call, Dispatcher
 from actors.dispatch.view_source import ViewSource
 from actors.tracing.step_spans import StepSpans
@@ -32,7 +33,11 @@ class TracedDispatcher(Dispatcher):
         if not sample:
             return super().send(layer, rows, topk_weights, topk_ids)
         start_ns = time.time_ns()
-        call = super().send(layer, rows, topk_weights, topk_ids, sample)
+        try:
+            call = super().send(layer, rows, topk_weights, topk_ids, sample)
+        except ExpertUnavailable:
+            self._spans.dispatch(sample, layer, start_ns, [], {}, failed=True)
+            raise
         self._sent[id(call)] = (start_ns, time.time_ns())
         return call
 
