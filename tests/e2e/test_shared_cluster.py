@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ STOP_TIMEOUT_S = 120.0
 """Ray gives what runs there 30 s before it ends a node."""
 
 
-@pytest.fixture(scope="module")
-def head() -> Iterator[str]:
-    """Address of a Ray head node of this module's own."""
+@contextmanager
+def ray_head() -> Iterator[str]:
+    """Address of a Ray head node of one's own."""
     port = free_port()
     with tempfile.TemporaryDirectory(
         prefix="ray", dir="/tmp", ignore_cleanup_errors=True
@@ -54,6 +55,13 @@ def head() -> Iterator[str]:
             finally:
                 for process in living(family):
                     process.kill()
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    """Of this module."""
+    with ray_head() as address:
+        yield address
 
 
 def answers(port: int) -> bool:
