@@ -1,15 +1,24 @@
-"""What looking at a large mesh costs the gateway: `python -m benchmarks.telemetry`.
+"""What telemetry costs: `python -m benchmarks.telemetry [--parts looks,spans,throughput]`.
 
-61 layers of 384 experts on 64 and 256 shards, whose counts are made up and do move. All of it runs
-in threads beside the loop that carries tokens. Times are of the CPU, so other load matters little.
+looks       of the gateway at a large mesh, 61 layers of 384 experts on 64 and 256 shards whose
+            counts are made up and do move. All of it runs in threads beside the loop that carries
+            tokens. Times are of the CPU, so other load matters little.
+spans       calls of experts with spans of sampled steps, over calls without, in turns.
+throughput  tokens per second of one engine while a gateway looks, is scraped and pushes OTLP,
+            over those without, in turns (`harness.telemetry_paired`).
 """
 
+import argparse
 import asyncio
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 from actors.dispatch.report import Tally
+from benchmarks.harness import telemetry_paired, telemetry_spans
+from benchmarks.harness.bare_shards import BareMesh
+from benchmarks.harness.report import Report, Target, run_benchmark
 from orchestrator.batch.figures import BatchFigures
 from orchestrator.batch.states import JobState
 from orchestrator.config.telemetry import TelemetryConfig
@@ -22,6 +31,12 @@ LAYERS, EXPERTS = 61, 384
 SHARDS = (64, 256)
 ROUNDS = 15
 MS = 1e3
+PARTS = ("looks", "spans", "throughput")
+PAIRS, QUICK_PAIRS = 10, 4
+LOSS_GOAL = 0.01
+"""Of throughput, to telemetry."""
+NOTHING = 1.02
+"""Ratio of two ways to do the same, as far as rounds of one run can tell."""
 
 
 def median_ms(work: Callable[[], object]) -> float:
@@ -46,8 +61,8 @@ async def _looked(mesh: MovingMesh) -> Observer:
     return observer
 
 
-def measure(shards: int) -> None:
-    """Print one line for a mesh of so many shards."""
+def measure_looks(shards: int) -> dict[str, Any]:
+    """One row for a mesh of so many shards."""
     mesh = moving_mesh(num_layers=LAYERS, num_experts=EXPERTS, num_shards=shards)
     observer = asyncio.run(_looked(mesh))
     assert observer.snapshot is not None
@@ -60,11 +75,15 @@ def measure(shards: int) -> None:
     number = observer.snapshot.number
     totals, added = observer.matrix(0, None), observer.matrix(number - 1, None)
     encode = median_ms(lambda: observer.matrix(0, None))
-    print(
-        f"{shards} shards: taking in one look {look:.1f} ms, a scrape {scrape:.1f} ms with "
-        f"{series} series, the matrix {encode:.1f} ms: {len(totals) / 1e3:.0f} kB of totals, "
-        f"{len(added) / 1e3:.0f} kB of one window"
-    )
+    return {
+        "shards": shards,
+        "look_ms": look,
+        "scrape_ms": scrape,
+        "series": series,
+        "matrix_ms": encode,
+        "totals_kb": len(totals) / 1e3,
+        "window_kb": len(added) / 1e3,
+    }
 
 
 def count_calls(calls: int = 200_000) -> float:
@@ -81,7 +100,51 @@ def count_calls(calls: int = 200_000) -> float:
     return (time.thread_time() - began_s) / calls * 1e6
 
 
+def looks() -> tuple[list[dict[str, Any]], list[Target]]:
+    rows = [measure_looks(shards) for shards in SHARDS]
+    largest = rows[-1]
+    return [*rows, {"counting a call of experts, us": count_calls()}], [
+        Target("series at 256 shards", largest["series"], 2000, "max", ""),
+        Target("a scrape then", largest["scrape_ms"], 200, "max", "ms", timed=True),
+        Target("the matrix", largest["totals_kb"], 150, "max", "kB"),
+    ]
+
+
+def spans() -> tuple[list[dict[str, Any]], list[Target]]:
+    rows = telemetry_spans.measure(BareMesh())
+    ratios = {row["way"]: row["p50_ratio"] for row in rows}
+    return rows, [
+        Target(f"a call, {way}, over one without", ratios[way], NOTHING, "max", "x", timed=True)
+        for way, ratio in telemetry_spans.RATIOS.items()
+        if ratio < 1
+    ]
+
+
+def throughput(pairs: int) -> tuple[list[dict[str, Any]], list[Target]]:
+    rows = telemetry_paired.measure(pairs)
+    ratios = [row["ratio"] for row in rows]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    summary = {"pairs": pairs, "median": middle, "quartiles": f"{low:.3f} to {high:.3f}"}
+    return [*rows, summary], [
+        Target("throughput lost to telemetry", 1 - middle, LOSS_GOAL, "max", "", timed=True)
+    ]
+
+
+def measure(arguments: argparse.Namespace) -> Report:
+    pairs = QUICK_PAIRS if arguments.quick else PAIRS
+    parts = {"looks": looks, "spans": spans, "throughput": lambda: throughput(pairs)}
+    runs: list[dict[str, Any]] = []
+    targets: list[Target] = []
+    for part in arguments.parts.split(","):
+        rows, wanted = parts[part]()
+        runs += rows
+        targets += wanted
+    return Report("telemetry", runs, targets)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--parts", default=",".join(PARTS))
+
+
 if __name__ == "__main__":
-    for count in SHARDS:
-        measure(count)
-    print(f"counting a call of experts {count_calls():.2f} us")
+    run_benchmark(__doc__ or "", measure, options)

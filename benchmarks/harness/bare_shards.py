@@ -22,6 +22,8 @@ from actors.experts.formats.bf16 import BF16
 from actors.experts.spec import Activation, ExpertSpec
 from actors.logs import start_logging
 from actors.process import thread_environment
+from actors.tracing.settings import settings_of_process
+from actors.tracing.step_spans import StepSpans
 from actors.wire.address import parse_address
 from actors.wire.frame import RowCoding
 from actors.wire.node import node_id
@@ -126,7 +128,9 @@ def _serve(mesh: BareMesh, shard: int, listen: str, orders: Connection) -> None:
     start_logging("WARNING")
     torch.set_num_threads(1)
     kernel = FreeKernel() if mesh.kernel == "free" else _native_kernel(mesh, shard)
-    server = ShardServer(mesh.spec(), kernel, [parse_address(listen)], SECRET)
+    settings = settings_of_process()
+    spans = StepSpans.to_collector(settings) if settings else None
+    server = ShardServer(mesh.spec(), kernel, [parse_address(listen)], SECRET, spans=spans)
     orders.send(str(server.addresses[0]))
     server.run()
 
