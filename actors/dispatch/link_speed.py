@@ -3,7 +3,8 @@
 A thread opens a link of its own to a shard, sends PROBE frames, which the server sends back without
 computing, and closes it: calls do not wait for it and do not share its connection. The fastest
 small probe is the round trip; how much longer the fastest large one takes says what a second
-carries, there and back together. Within a node that is the server's copy within shared memory.
+carries, there and back together. Large ones grow until they take a while, so that a narrow way is
+not filled with them. Within a node that is the server's copy within shared memory.
 A busy server answers late, so these are of the way and not of the queue only as far as some probe
 was lucky. Nothing is decided by these figures: they are told to the controller, for people.
 """
@@ -33,10 +34,14 @@ AGAIN_S, AFTER_FAILURE_S = 300.0, 30.0
 """Between two measurements of the same way."""
 SMALL = (1, 2)
 """Rows and values of each, of a small probe."""
-LARGE = (512, 1024)
-"""Of a large one: 1 MiB of bf16 each way."""
-SMALL_PROBES, LARGE_PROBES = 30, 4
+LARGE_ROWS, LARGE_VALUES = (8, 32, 128, 512), 1024
+"""Of large ones: 16 KiB to 1 MiB of bf16 each way."""
+LONG_S = 5e-3
+"""Beyond the round trip: no larger ones are sent."""
+SMALL_PROBES, LARGE_PROBES = 30, 3
 PROBE_TIMEOUT_S = 2.0
+LEAST_S = 1e-6
+"""By which a large probe takes longer at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +73,14 @@ def measure_link(link: ClientLink, bell: Bell) -> LinkSpeed:
     waiting = Waiting()
     waiting.watch([link])
     small_s = min(_probe_s(link, bell, waiting, *SMALL) for _ in range(SMALL_PROBES))
-    large_s = min(_probe_s(link, bell, waiting, *LARGE) for _ in range(LARGE_PROBES))
-    carried = 2 * (_bytes(*LARGE) - _bytes(*SMALL))
-    return LinkSpeed(small_s, carried / max(large_s - small_s, 1e-9))
+    longer_s, carried = LEAST_S, 0
+    for rows in LARGE_ROWS:
+        large = (rows, LARGE_VALUES)
+        large_s = min(_probe_s(link, bell, waiting, *large) for _ in range(LARGE_PROBES))
+        longer_s, carried = large_s - small_s, 2 * (_bytes(*large) - _bytes(*SMALL))
+        if longer_s > LONG_S:
+            break
+    return LinkSpeed(small_s, carried / max(longer_s, LEAST_S))
 
 
 def _bytes(rows: int, hidden: int) -> int:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from actors.dispatch.dispatcher import Dispatcher
+from actors.dispatch.link_speed import measure_way
 from actors.shard.server import ShardServer
 from actors.wire.address import parse_address
 from tests.actors.fakes import (
@@ -54,6 +55,7 @@ class Mesh:
             server = node.call(ShardServer, spec(), kernel, where, SECRET)
             stack.enter_context(running(server))
             addresses.append(server.addresses[0])
+        self.addresses = addresses
         plan = epoch([EVERY_EXPERT] * len(self.nodes))
         views = StaticViews(view(plan, addresses, deadline_s=DEADLINE_S, wait_s=DEADLINE_S))
         # A dispatcher belongs to one thread; those it starts are on the same node.
@@ -147,6 +149,18 @@ def test_a_cable_that_is_plugged_in_again_at_once_loses_no_call(mesh: Mesh) -> N
         mesh.nodes[1].plug()
         assert took_s < STALL_S
     mesh.wait_used(1)
+
+
+def test_a_way_is_measured_as_wide_as_its_cable(mesh: Mesh) -> None:
+    """50 Mbit/s in one direction: 6.25 MB/s of it, and as much back at once."""
+    there = mesh.addresses[1]
+    wide = mesh.nodes[0].call(measure_way, there, SECRET)
+    mesh.nodes[1].limit("50mbit")
+    try:
+        narrow = mesh.nodes[0].call(measure_way, there, SECRET)
+    finally:
+        mesh.nodes[1].limit(None)
+    assert 2e6 < narrow.bytes_per_s < 25e6 < wide.bytes_per_s
 
 
 def test_a_slow_cable_is_slow_and_right(mesh: Mesh) -> None:
