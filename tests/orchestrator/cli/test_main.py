@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,8 @@ import pytest
 import orchestrator
 
 ROOT = Path(orchestrator.__file__).parents[1]
-HEAVY = ("torch", "ray", "vllm", "transformers", "httpx", "pydantic", "yaml")
+HEAVIEST = ("torch", "ray", "vllm", "transformers")
+HEAVY = (*HEAVIEST, "httpx", "pydantic", "yaml")
 
 
 def expertmesh(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -31,22 +31,20 @@ COMMANDS = ("serve", "status", "doctor", "version")
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=str)
-def test_help_is_quick(command: tuple[str, ...]) -> None:
-    took_s = []
-    while not took_s or (took_s[-1] >= 1.0 and len(took_s) < 3):  # a busy machine gets a second try
-        begin = time.monotonic()
-        shown = expertmesh(*command, "--help")
-        took_s.append(time.monotonic() - begin)
-        assert shown.returncode == 0
-        assert "Usage: expertmesh" in shown.stdout
-    assert took_s[-1] < 1.0
+def test_help_says_how_to_call_it(command: tuple[str, ...]) -> None:
+    shown = expertmesh(*command, "--help")
+    assert shown.returncode == 0
+    assert "Usage: expertmesh" in shown.stdout
 
 
-def test_help_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=str)
+def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
+    """So it comes at once."""
+    heavy = HEAVIEST if command else HEAVY
     code = (
         "import sys; from orchestrator.cli.main import main\n"
-        "try: main(['--help'])\n"
-        f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+        f"try: main({[*command, '--help']})\n"
+        f"finally: print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
     )
     shown = subprocess.run(
         [sys.executable, "-c", code],
