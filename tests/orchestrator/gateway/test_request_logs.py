@@ -21,11 +21,15 @@ HEADERS = {"x-request-id": "order-66", "traceparent": f"00-{TRACE}-b7ad6b7169203
 
 @pytest.fixture(autouse=True)
 def _restore_logging():
-    root = logging.getLogger()
+    root, vllm = logging.getLogger(), logging.getLogger("vllm")
     handlers, level = root.handlers[:], root.level
+    of_vllm = vllm.handlers[:], vllm.propagate
+    # As in an engine, where vLLM leaves logging alone; an earlier test may have imported it here.
+    vllm.handlers[:], vllm.propagate = [], True
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    vllm.handlers[:], vllm.propagate = of_vllm
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.NOTSET)
 
