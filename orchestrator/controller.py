@@ -31,7 +31,7 @@ from orchestrator.clients.mesh import EngineInfo
 from orchestrator.config.schema import MeshConfig
 from orchestrator.config.state_dir import state_dir
 from orchestrator.control.events import ComponentDied, EnginesLoad, LoadSeen
-from orchestrator.control.journal import DamagedJournalError, Journal, JournalError, set_aside
+from orchestrator.control.journal import JournalError
 from orchestrator.control.lifecycle import Kind, Life
 from orchestrator.control.runner import Runner
 from orchestrator.control.state import Intent, State
@@ -49,6 +49,7 @@ from orchestrator.runtime.intent import first_state
 from orchestrator.runtime.load_collector import LoadCollector
 from orchestrator.runtime.load_file import load_file, read_ended, write_ended
 from orchestrator.runtime.mesh import Mesh, is_private, node_listen, tcp_security
+from orchestrator.runtime.opened_journal import opened_journal
 from orchestrator.runtime.process import ask_all, bounded
 from orchestrator.runtime.progress import Step, is_up, readiness, step_of
 from orchestrator.runtime.rebuilt import rebuilt_intent
@@ -59,8 +60,6 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.05
 """Pause between two looks at how far a start is."""
-LOCK_TIMEOUT_S = 10.0
-"""How long a predecessor's journal may stay locked while its process ends."""
 LOAD_WINDOW_S = 1.0
 START: Step = ("Start the controller", "")
 SET_UP_TIMEOUT_S = 120.0
@@ -146,14 +145,12 @@ class Controller:
         mark = await asyncio.to_thread(fingerprint, path)
         alive = await asyncio.to_thread(cluster.living_actors)
         try:
-            journal, before = await self._read_journal()
-        except DamagedJournalError as error:
-            journal, before = await self._begin_journal(error), None
-            if alive:
-                said = await ask_all(alive)
-                before = rebuilt_intent(self._config, spec, mark, alive, said, time.time())
+            journal, before, damaged = await opened_journal(self._config)
         except JournalError as error:
             raise UserError(str(error)) from error
+        if damaged and alive:
+            said = await ask_all(alive)
+            before = rebuilt_intent(self._config, spec, mark, alive, said, time.time())
         now_s = time.monotonic()
         state = first_state(self._config, spec, mark, before, alive, now_s)
         term = state.intent.term
@@ -180,31 +177,6 @@ class Controller:
         self._collector = LoadCollector(shape, timeout_s, time.monotonic, ended, keep)
         await self._runner.start()
         self._loads = asyncio.create_task(self._collect_loads())
-
-    async def _read_journal(self) -> tuple[Journal, Intent | None]:
-        journal = await self._open_journal()
-        try:
-            return journal, journal.read()
-        except JournalError:
-            journal.close()
-            raise
-
-    async def _begin_journal(self, error: JournalError) -> Journal:
-        """A new one, in place of one that is damaged."""
-        aside = set_aside(state_dir(self._config.cluster), self._config.mesh.name)
-        log.error("%s. It is now %s, and a new one begins", error, aside)
-        return await self._open_journal()
-
-    async def _open_journal(self) -> Journal:
-        """The journal; a predecessor whose process is just ending is waited for."""
-        deadline_s = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            try:
-                return Journal(state_dir(self._config.cluster), self._config.mesh.name)
-            except JournalError as error:
-                if "is held by" not in str(error) or time.monotonic() >= deadline_s:
-                    raise
-            await asyncio.sleep(LOOK_S)
 
     async def _listen(self, directory: Directory, before: Iterable[str]) -> list[Address]:
         """Open the directory where dispatchers know it from before, if they do."""

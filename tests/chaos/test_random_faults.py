@@ -9,7 +9,7 @@ pytestmark = [
     pytest.mark.chaos, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(1200),
 ]  # fmt: skip
 
-FAULTS = 3
+FAULTS = 2
 
 
 def test_no_stream_fails_and_everything_comes_back(request: pytest.FixtureRequest) -> None:
