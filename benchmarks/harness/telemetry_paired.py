@@ -6,6 +6,7 @@ cores, asking the same controller, shards and engine. Counting in dispatchers an
 on; `telemetry_spans` measures spans, and `benchmarks.telemetry` what counting costs.
 """
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -81,6 +82,9 @@ def watched_mesh() -> Iterator[tuple[str, Watcher]]:
                 yield mesh.url, watcher
             finally:
                 watcher.close()
+                # In order: killed, its batch runner would live on in this cluster, and write files.
+                mesh.signal(signal.SIGTERM)
+                mesh.wait()
 
 
 def tokens_per_s(client: httpx.Client, seed: int, round_s: float) -> float:
