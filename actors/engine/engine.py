@@ -168,6 +168,11 @@ class Engine:
         finally:
             self._in_flight -= 1
 
+    async def answer(self, request: HttpRequest) -> list[EngineReply]:
+        """What `handle` says, in one piece, which costs less. Cancelling it aborts the request."""
+        async with contextlib.aclosing(self.handle(request)) as replies:
+            return [reply async for reply in replies]
+
     async def describe(self) -> EngineDescription:
         """Who this is and how much it has to do. Changes nothing."""
         return await self._in_main_loop(self._describe())

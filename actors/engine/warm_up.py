@@ -12,13 +12,15 @@ from http import HTTPStatus
 from typing import Any
 
 from actors.messages import HttpRequest, ResponseStart
+from actors.vllm_plugin.online_first import ONLINE_PRIORITY
 
 log = logging.getLogger(__name__)
 
 Handle = Callable[[HttpRequest], Any]
 
 PROMPT = "What comes in first is slow."
-_FIELDS = {"max_tokens": 3, "ignore_eos": True}
+_FIELDS = {"max_tokens": 3, "ignore_eos": True, "priority": ONLINE_PRIORITY + 1}
+"""Not the priority of online requests, which a batch job leaves room for long after they ended."""
 _GREEDY = _FIELDS | {"temperature": 0.0}
 _SAMPLED = _FIELDS | {"temperature": 1.0, "top_p": 0.9, "top_k": 20, "seed": 0}
 

@@ -6,7 +6,11 @@ the prompts in it. So while online requests come,
 
 - an eighth of the sequences is given to online requests alone. Which they take, batch requests give
   back as they end;
-- the prompts of batch requests have a sixteenth of a step's tokens, however many wait.
+- prompts of batch requests have a few of a step's tokens, however many wait: with what batch
+  requests decode in the step a sixteenth of them, or as many again as they decode;
+- a step that begins an online prompt leaves batch requests out, as long as such steps take no more
+  than an eighth of the time, and never twice on end. The first token then comes as soon as on an
+  idle engine, once the step before is over.
 
 Without online requests batch requests have everything, from `RECENT_S` after the last one on. None
 that runs is interrupted: what it has computed would be lost.
@@ -22,8 +26,13 @@ ONLINE_PRIORITY = 0
 one."""
 RESERVED_PART = 8
 """An engine's sequences divided by this are for online requests."""
-PROMPTS_PART = 16
-"""A step's tokens divided by this are for prompts of batch requests."""
+BATCH_PART = 16
+"""A step's tokens divided by this are for batch requests, if they do not decode more than half of
+that."""
+ALONE_PART = 8
+"""Steps without batch requests take at most this part of the time, ..."""
+ALONE_MOST_S = 0.5
+"""... but for so much at once."""
 RECENT_S = 60.0
 
 
@@ -41,10 +50,11 @@ class Scheduled(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """sequences: that may run. tokens: computed in one step."""
+    """sequences: that may run. tokens: computed in one step. online_only: by online requests."""
 
     sequences: int
     tokens: int
+    online_only: bool = False
 
 
 class OnlineFirst:
@@ -56,18 +66,26 @@ class OnlineFirst:
         self._full = full
         self._splits_prompts = splits_prompts
         self._seen_s = float("-inf")
+        self._alone = _Allowance()
 
     def limits(
         self, running: Iterable[Scheduled], waiting: Iterable[Scheduled], now_s: float
     ) -> StepLimits:
         """waiting: in the order of their priorities."""
         running = list(running)
-        coming = list(takewhile(_is_online, waiting))
-        if coming or any(_is_online(request) for request in running):
+        coming = list(takewhile(is_online, waiting))
+        if coming or any(is_online(request) for request in running):
             self._seen_s = now_s
         if now_s - self._seen_s > RECENT_S:
             return self._full
-        return StepLimits(self._sequences(len(running), len(coming)), self._tokens(running, coming))
+        sequences = self._sequences(len(running), len(coming))
+        begins = bool(coming) and len(running) < sequences
+        begins |= any(is_online(r) and r.is_prefill_chunk for r in running)
+        leaves_out = self._splits_prompts and not all(map(is_online, running))
+        if self._alone.take(begins and leaves_out, now_s):
+            needed = sum(_missing(r) for r in [*running, *coming] if is_online(r))
+            return StepLimits(sequences, min(self._full.tokens, needed), online_only=True)
+        return StepLimits(sequences, self._tokens(running, coming))
 
     def _sequences(self, running: int, coming: int) -> int:
         most = self._full.sequences
@@ -78,12 +96,32 @@ class OnlineFirst:
         """What online requests need, one token for each batch request, and a few for prompts."""
         if not self._splits_prompts:
             return self._full.tokens
-        begun = [r for r in running if _is_online(r) or not r.is_prefill_chunk]
-        needed = sum(_missing(request) for request in begun + coming)
-        return min(self._full.tokens, needed + max(1, self._full.tokens // PROMPTS_PART))
+        online = sum(_missing(r) for r in [*running, *coming] if is_online(r))
+        decoding = sum(_missing(r) for r in running if not (is_online(r) or r.is_prefill_chunk))
+        prompts = max(1, self._full.tokens // BATCH_PART - decoding, decoding)
+        return min(self._full.tokens, online + decoding + prompts)
 
 
-def _is_online(request: Scheduled) -> bool:
+class _Allowance:
+    """Steps of online requests alone, of which there may be some."""
+
+    def __init__(self) -> None:
+        self._left_s = ALONE_MOST_S
+        self._before_s: float | None = None
+        """When the step before began."""
+        self._was_alone = False
+
+    def take(self, wanted: bool, now_s: float) -> bool:
+        """Whether the step that begins now is one."""
+        took_s = 0.0 if self._before_s is None else now_s - self._before_s
+        self._before_s = now_s
+        gained_s = -took_s if self._was_alone else took_s / ALONE_PART
+        self._left_s = min(ALONE_MOST_S, self._left_s + gained_s)
+        self._was_alone = wanted and not self._was_alone and self._left_s > 0
+        return self._was_alone
+
+
+def is_online(request: Scheduled) -> bool:
     return request.priority <= ONLINE_PRIORITY
 
 

@@ -20,7 +20,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from actors.messages import EXPERTS_UNAVAILABLE
-from actors.vllm_plugin.online_first import OnlineFirst, StepLimits
+from actors.vllm_plugin.online_first import OnlineFirst, StepLimits, is_online
 from actors.vllm_plugin.resumed import ResumedRequests
 from actors.vllm_plugin.step_marks import open_marks
 from actors.vllm_plugin.traced_step import StepSampler
@@ -94,10 +94,20 @@ class MeshScheduler(Scheduler):
             limits = self._online_first.limits(self.running, self.waiting, time.monotonic())
             self.max_num_active_reqs = limits.sequences
             self.max_num_scheduled_tokens = limits.tokens
+            if limits.online_only:
+                self._leave_out_batch_requests()
         step = super().schedule(*args, **kwargs)
         if self._sampler is not None:
             self._sampler.mark(step, lambda id: self.requests[id].trace_headers)
         return step
+
+    def _leave_out_batch_requests(self) -> None:
+        """Of the step that is scheduled next; they stay where they are."""
+        for request in self.running:
+            if not is_online(request):
+                # vLLM counts the step first, and looks at this then.
+                after = self.current_step + 2
+                request.next_decode_eligible_step = max(request.next_decode_eligible_step, after)
 
     def get_grammar_bitmask(self, scheduler_output: SchedulerOutput) -> GrammarOutput | None:
         self._resumed.forget(scheduler_output.finished_req_ids)

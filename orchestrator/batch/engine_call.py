@@ -1,7 +1,5 @@
 """One request to one engine, the answer taken whole."""
 
-import contextlib
-
 from actors.messages import (
     ERROR_HEADER,
     EXPERTS_UNAVAILABLE,
@@ -22,13 +20,11 @@ async def ask(engine: EngineClient, path: str, body: bytes) -> Reply:
         EngineError: there is no whole answer.
     """
     request = HttpRequest("POST", path, b"", _HEADERS, body)
-    async with contextlib.aclosing(engine.handle(request)) as replies:
-        first = await anext(replies, None)
-        if isinstance(first, Refusal):
-            raise (EngineLostError if first.died else EngineRefusedError)(first.reason)
-        if not isinstance(first, ResponseStart):
-            raise EngineLostError("it gave no answer")
-        rest = [reply async for reply in replies]
+    first, *rest = await engine.answer(request) or [None]
+    if isinstance(first, Refusal):
+        raise (EngineLostError if first.died else EngineRefusedError)(first.reason)
+    if not isinstance(first, ResponseStart):
+        raise EngineLostError("it gave no answer")
     if (ERROR_HEADER, EXPERTS_UNAVAILABLE.encode()) in first.headers:
         return Reply(503, first.body)
     return Reply(first.status, first.body + b"".join(r for r in rest if isinstance(r, bytes)))

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Annotated, Any, Self
 
@@ -62,11 +63,14 @@ class JobRequest(BaseModel):
 
 
 class JobRoutes:
-    """Handlers, each for the jobs of the caller's name."""
+    """Handlers, each for the jobs of the caller's name. wake: has the runner look at the jobs."""
 
-    def __init__(self, settings: BatchSettings, ledger: Ledger) -> None:
+    def __init__(
+        self, settings: BatchSettings, ledger: Ledger, wake: Callable[[], Awaitable[None]]
+    ) -> None:
         self._settings = settings
         self._ledger = ledger
+        self._wake = wake
 
     @property
     def ledger(self) -> Ledger:
@@ -99,6 +103,7 @@ class JobRoutes:
         job = await asyncio.to_thread(self._ledger.jobs.create, new, time.time())
         if job is None:
             raise not_found("file", asked.input_file_id)
+        await self._wake()
         return self._view(job)
 
     async def list(self, request: Request) -> Response:
@@ -118,6 +123,7 @@ class JobRoutes:
         job = await self._find(request)
         if not await asyncio.to_thread(self._ledger.jobs.cancel, job.id, time.time()):
             raise _too_late(await self._find(request), "cancelled")
+        await self._wake()
         return self._view(await self._find(request))
 
     async def pause(self, request: Request) -> Response:
@@ -131,6 +137,7 @@ class JobRoutes:
         job = await self._find(request)
         if not await asyncio.to_thread(self._ledger.jobs.resume, job.id):
             raise _too_late(job, "resumed")
+        await self._wake()
         return self._view(await self._find(request))
 
     async def _find(self, request: Request) -> JobRecord:

@@ -33,10 +33,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class BatchRoutes:
-    """Routes around one ledger."""
+    """Routes around one ledger. wake_runner: has the batch runner look at the jobs."""
 
-    def __init__(self, settings: BatchSettings) -> None:
+    def __init__(self, settings: BatchSettings, wake_runner: Callable[[], Awaitable[None]]) -> None:
         self._settings = settings
+        self._wake_runner = wake_runner
         self.figures: BatchFigures | None = None
         """As the ledger was last read for telemetry."""
         self._opening = asyncio.Lock()
@@ -89,7 +90,7 @@ class BatchRoutes:
                 store = await asyncio.to_thread(self._settings.open_store)
                 ledger = await asyncio.to_thread(open_ledger, self._settings.database_url)
                 self._files = FileRoutes(self._settings, ledger, store)
-                self._jobs = JobRoutes(self._settings, ledger)
+                self._jobs = JobRoutes(self._settings, ledger, self._wake_runner)
             return self._files, self._jobs
 
 

@@ -97,6 +97,11 @@ class Runner:
         finally:
             await self._abandon()
 
+    def look_soon(self) -> None:
+        """Something happened to a job: the next turn looks at the jobs, and comes now."""
+        self._looked_s = 0.0
+        self._wake.set()
+
     # -- turns
 
     async def _turn_safely(self) -> None:
@@ -116,7 +121,7 @@ class Runner:
         now_s = self._clock()
         written = await self._in_flight.write(self._term)
         if any(seq in self._jobs and not self._jobs[seq].in_flight for seq in written):
-            self._look_soon()  # that may have been a job's last
+            self.look_soon()  # that may have been a job's last
         if now_s - self._looked_s >= LOOK_S:
             self._looked_s = now_s
             await self._look(now_s)
@@ -157,7 +162,7 @@ class Runner:
                 await asyncio.to_thread(self._ledger.jobs.finalize, job, EXPIRED, now_s)
             case JobState.IN_PROGRESS if job.open == 0 and not active.in_flight:
                 await asyncio.to_thread(self._ledger.jobs.finalize, job, COMPLETED, now_s)
-                self._look_soon()
+                self.look_soon()
             case JobState.FINALIZING | JobState.CANCELLING if not self._trouble:
                 await self._in_flight.recall(self._term, job.seq)
                 active.work = self._begin(self._long_work.finalize(job))
@@ -260,7 +265,7 @@ class Runner:
 
     async def _validate(self, active: ActiveJob) -> None:
         await self._long_work.validate(self._term, active)
-        self._look_soon()
+        self.look_soon()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         async def watched() -> None:
@@ -307,11 +312,6 @@ class Runner:
         await asyncio.sleep(TROUBLE_S)
 
     # -- small parts
-
-    def _look_soon(self) -> None:
-        """What just happened is the next step of a job: the next turn takes it, and comes now."""
-        self._looked_s = 0.0
-        self._wake.set()
 
     def _waiting(self, active: ActiveJob) -> int:
         written = self._in_flight.settled_of(active.record.seq)

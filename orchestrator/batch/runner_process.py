@@ -30,6 +30,7 @@ class BatchRunner:
         self._settings = settings
         self._mesh = mesh
         self._detail = "starting"
+        self._runner: Runner | None = None
         # Ray runs an async actor's constructor in its event loop.
         self._running = asyncio.create_task(self._run())
 
@@ -40,6 +41,11 @@ class BatchRunner:
             "state": "dead" if self._running.done() else "ready",
             "detail": self._detail,
         }
+
+    async def look(self) -> None:
+        """A job was made or changed: the runner need not wait until it looks by itself."""
+        if self._runner is not None:
+            self._runner.look_soon()
 
     async def stop(self) -> None:
         """End; what was under way is computed again by the next runner."""
@@ -67,6 +73,8 @@ class BatchRunner:
         ledger = await asyncio.to_thread(open_ledger, url, False)
         self._detail = "computing batch jobs"
         try:
-            await Runner(self._settings, ledger, store, self._mesh).run()
+            self._runner = Runner(self._settings, ledger, store, self._mesh)
+            await self._runner.run()
         finally:
+            self._runner = None
             ledger.database.close()

@@ -67,6 +67,13 @@ class EngineClient(Protocol):
         """
         ...
 
+    async def answer(self, request: HttpRequest) -> list[EngineReply]:
+        """The same replies when all are there, at less cost; cancelling it aborts the request.
+
+        Raises an `EngineError`.
+        """
+        ...
+
     async def status(self) -> EngineStatus:
         """Raises `EngineLostError`."""
         ...
@@ -103,6 +110,10 @@ class MeshClient(Protocol):
 
     async def engines(self) -> list[EngineInfo]:
         """Raises `MeshLostError`."""
+        ...
+
+    async def wake_batch_runner(self) -> None:
+        """Have it look at the jobs now. Does nothing where it is away: it looks by itself."""
         ...
 
     async def end_controller(self, node: str, pid: int) -> None:

@@ -70,6 +70,14 @@ class RayMeshClient:
         except ValueError as error:
             raise EngineLostError(f"there is no actor {engine.actor_name}") from error
 
+    async def wake_batch_runner(self) -> None:
+        from ray.exceptions import RayError
+
+        from orchestrator.cluster import BATCH_RUNNER
+
+        with contextlib.suppress(ValueError, RayError):
+            (await self._find(BATCH_RUNNER)).look.remote()
+
     async def end_controller(self, node: str, pid: int) -> None:
         import ray
 
@@ -129,6 +137,22 @@ class RayEngineClient:
         finally:
             if running:
                 ray.cancel(stream)
+
+    async def answer(self, request: HttpRequest) -> list[EngineReply]:
+        import ray
+        from ray.exceptions import RayActorError, RayError
+
+        answer = self._actor.answer.remote(request)
+        try:
+            replies: list[EngineReply] = await answer
+        except asyncio.CancelledError:
+            ray.cancel(answer)
+            raise
+        except RayActorError as error:
+            raise EngineLostError("the engine died") from error
+        except RayError as error:
+            raise EngineFailedError(f"the engine failed: {type(error).__name__}") from error
+        return replies
 
     async def status(self) -> EngineStatus:
         from ray.exceptions import RayError

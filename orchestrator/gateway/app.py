@@ -170,7 +170,7 @@ def build_app(
     last = LastKnown(mesh)
     gateway = Gateway(config, mesh, pool, metrics)
     inference = Inference(config, pool, metrics)
-    batch = BatchRoutes(config.batch) if config.batch is not None else None
+    batch = BatchRoutes(config.batch, mesh.wake_batch_runner) if config.batch is not None else None
     observer = Observer(
         config.telemetry,
         mesh,

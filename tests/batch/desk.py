@@ -58,6 +58,9 @@ class Engine:
         finally:
             self.running -= 1
 
+    async def answer(self, request: HttpRequest) -> list[EngineReply]:
+        return [reply async for reply in self.handle(request)]
+
     async def status(self) -> EngineStatus:
         return EngineStatus(self.state, self.max_running, self.running)
 
@@ -169,8 +172,10 @@ def open_desk(
 async def _serve(
     server: uvicorn.Server, settings: BatchSettings, ledger: Ledger, mesh: FakeMesh
 ) -> None:
-    runner = asyncio.create_task(Runner(settings, ledger, settings.open_store(), mesh).run())
+    runner = Runner(settings, ledger, settings.open_store(), mesh)
+    mesh.wake_runner = runner.look_soon
+    running = asyncio.create_task(runner.run())
     await server.serve()
-    runner.cancel()
+    running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        await runner
+        await running

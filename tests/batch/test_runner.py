@@ -99,6 +99,19 @@ def test_a_request_that_ends_engines_is_found_and_the_others_are_answered(settin
         assert (engine.deaths, engine.alone >= 1) == (3, True)
 
 
+def test_the_runner_is_told_of_jobs_that_were_made_or_changed(settings):
+    told = []
+    with open_desk(settings, {}) as desk:
+        desk.mesh.wake_runner = lambda: told.append("told")
+        job = desk.submit([line("a")])
+        assert len(told) == 1
+        desk.client.post(f"/batches/{job.id}/pause", cast_to=object)
+        desk.client.post(f"/batches/{job.id}/resume", cast_to=object)
+        assert len(told) == 2
+        desk.client.batches.cancel(job.id)
+        assert len(told) == 3
+
+
 def test_a_cancelled_job_keeps_its_answers_and_tells_the_rest(settings):
     engine = Engine(max_running=2, delay_s=0.1)
     with open_desk(settings, {"engine-0": engine}) as desk:

@@ -7,6 +7,7 @@ import pytest
 
 from actors.engine.warm_up import requests, warm_up
 from actors.messages import ResponseStart
+from actors.vllm_plugin.online_first import ONLINE_PRIORITY
 
 
 def answering(*statuses):
@@ -30,6 +31,8 @@ def test_prefill_and_decoding_of_every_kind():
     assert {body["temperature"] for body in bodies} == {0.0, 1.0}
     assert any("logprobs" in body for body in bodies)
     assert {body.get("stream", False) for body in bodies} == {False, True}
+    # A batch job that comes next must not leave room for them.
+    assert all(body["priority"] > ONLINE_PRIORITY for body in bodies)
     assert {request.path for request in seen} == {"/v1/completions", "/v1/chat/completions"}
 
 

@@ -60,23 +60,51 @@ def test_online_requests_take_them_and_batch_requests_do_not():
 
 def test_prompts_of_batch_requests_are_computed_a_few_tokens_at_a_time():
     limits = beside_online(decoding(BATCH, 40), [Request(BATCH)] * 24)
-    assert limits.tokens == 40 + 2048 // 16
+    assert limits.tokens == 2048 // 16
     begun = [Request(BATCH, prompt=1000, num_computed_tokens=128)]
-    assert beside_online(decoding(BATCH, 40) + begun).tokens == 40 + 2048 // 16
+    assert beside_online(decoding(BATCH, 40) + begun).tokens == 2048 // 16
+    # Where more decode as many prompts' tokens as that, or their number would fall.
+    assert beside_online(decoding(BATCH, 100)).tokens == 100 + 100
 
 
 def test_an_online_prompt_is_computed_whole():
     waiting = [Request(ONLINE, prompt=700)]
-    assert beside_online(decoding(BATCH, 40), waiting).tokens == 40 + 700 + 2048 // 16
-    begun = [Request(ONLINE, prompt=700, num_computed_tokens=100)]
-    assert beside_online(decoding(BATCH, 40) + begun).tokens == 40 + 600 + 2048 // 16
+    assert beside_online(decoding(ONLINE, 40), waiting).tokens == 40 + 700 + 2048 // 16
     assert beside_online(waiting=[Request(ONLINE, prompt=9000)]).tokens == FULL.tokens
+
+
+def test_a_step_that_begins_an_online_prompt_leaves_batch_requests_out():
+    running = decoding(BATCH, 40) + decoding(ONLINE, 3)
+    waiting = [Request(ONLINE, prompt=700), Request(BATCH)]
+    assert beside_online(running, waiting) == StepLimits(56, 703, online_only=True)
+    begun = [Request(ONLINE, prompt=700, num_computed_tokens=100)]
+    assert beside_online(running + begun) == StepLimits(56, 603, online_only=True)
+    # Nobody is left out, nothing can begin, nothing begins.
+    assert not beside_online(decoding(ONLINE, 3), waiting).online_only
+    assert not beside_online(decoding(BATCH, 64), waiting).online_only
+    assert not beside_online(running, [Request(BATCH)]).online_only
+
+
+def test_batch_requests_are_left_out_of_no_two_steps_on_end():
+    first, waiting = OnlineFirst(FULL), [Request(ONLINE)]
+    alone = [first.limits(decoding(BATCH), waiting, n / 1000).online_only for n in range(6)]
+    assert alone == [True, False] * 3
+
+
+def test_batch_requests_are_left_out_of_an_eighth_of_the_time_in_the_long_run():
+    first, now_s, without_s = OnlineFirst(FULL), 0.0, 0.0
+    while now_s < 100:
+        alone = first.limits(decoding(BATCH), [Request(ONLINE)], now_s).online_only
+        took_s = 0.06 if alone else 0.08
+        now_s += took_s
+        without_s += took_s if alone else 0.0
+    assert 0.1 < without_s / now_s < 1 / 8 + 0.01
 
 
 def test_prompts_that_cannot_be_split_are_not():
     first = OnlineFirst(FULL, splits_prompts=False)
-    limits = first.limits(decoding(ONLINE), [Request(BATCH, prompt=1500)], 0.0)
-    assert limits == StepLimits(56, FULL.tokens)
+    waiting = [Request(ONLINE), Request(BATCH, prompt=1500)]
+    assert first.limits(decoding(BATCH), waiting, 0.0) == StepLimits(56, FULL.tokens)
 
 
 @given(

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +62,9 @@ class FakeEngine:
         except (asyncio.CancelledError, GeneratorExit):
             self.closed_early += 1
             raise
+
+    async def answer(self, request: HttpRequest) -> list[EngineReply]:
+        return [reply async for reply in self.handle(request)]
 
     async def status(self) -> EngineStatus:
         if self.lost:
@@ -136,6 +139,10 @@ class FakeMesh:
     refuses: str = ""
     """Why it refuses every verb; empty if it does them."""
     lines: list[EventView] = field(default_factory=list)
+    wake_runner: Callable[[], None] = lambda: None
+
+    async def wake_batch_runner(self) -> None:
+        self.wake_runner()
 
     async def status(self) -> MeshStatus:
         self.times_asked += 1
