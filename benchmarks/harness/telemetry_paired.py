@@ -1,11 +1,16 @@
 """An engine's throughput with telemetry on and off, in turns on one mesh.
 
-The mesh itself looks at nothing (`telemetry.interval_s` of an hour). While telemetry is on, another
-gateway application looks at it as a mesh at its defaults does (`telemetry_watch`): on the same
-cores, asking the same controller, shards and engine. Counting in dispatchers and shards is always
-on; `telemetry_spans` measures spans, and `benchmarks.telemetry` what counting costs.
+The mesh itself looks at nothing (`telemetry.interval_s` of an hour). Another gateway application
+does (`telemetry_watch`), on the same cores: while telemetry is on it looks at the same controller,
+shards and engine as a mesh at its defaults does, else at nothing. Counting in dispatchers and
+shards is always on; `telemetry_spans` measures spans, `benchmarks.telemetry` what counting costs.
+
+Where the mesh has every core busy, what telemetry takes of the cores is what throughput loses. So
+rounds are compared twice: by tokens per second, which whatever else happens on the machine changes,
+and by the CPU time of all processes of mesh and telemetry for each token, which it changes less.
 """
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -13,10 +18,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from benchmarks.batch_serving import body, mesh_config
 from benchmarks.harness.telemetry_watch import READY
@@ -28,9 +35,9 @@ from tests.e2e.test_shared_cluster import ray_head
 from tests.telemetry.test_otlp import http_collector
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 32, 32, 48
-ROUND_S = 12.0
-"""Several looks and scrapes fall into it."""
-SETTLE_S = 3.0
+ROUND_S = 10.0
+"""Five looks and two scrapes fall into it."""
+SETTLE_S = 1.5
 """After telemetry was turned on or off."""
 TIMEOUT_S = 300.0
 OFF = {"interval_s": 3600}
@@ -87,17 +94,36 @@ def watched_mesh() -> Iterator[tuple[str, Watcher]]:
                 mesh.wait()
 
 
-def tokens_per_s(client: httpx.Client, seed: int, round_s: float) -> float:
+@dataclass(frozen=True, slots=True)
+class Round:
+    """cpu_ms: of all processes below this one, for each token."""
+
+    tokens_per_s: float
+    cpu_ms: float
+
+
+def run_round(client: httpx.Client, seed: int, round_s: float) -> Round:
     """Whole batches, one after the other, for about so long."""
     work = Workload(PROMPTS, PROMPT_TOKENS, NEW_TOKENS)
-    began_s, tokens = time.perf_counter(), 0
+    began_s, cpu_s, tokens = time.perf_counter(), cpu_below_s(), 0
     while time.perf_counter() - began_s < round_s:
         prompts = work.prompts(seed)
         answer = client.post("/v1/completions", json=body([], NEW_TOKENS) | {"prompt": prompts})
         if not answer.is_success:
             raise RuntimeError(answer.text)
         tokens += answer.json()["usage"]["completion_tokens"]
-    return tokens / (time.perf_counter() - began_s)
+    took_s = time.perf_counter() - began_s
+    return Round(tokens / took_s, (cpu_below_s() - cpu_s) / tokens * 1e3)
+
+
+def cpu_below_s() -> float:
+    """CPU time that the processes below this one have taken: mesh, cluster and telemetry."""
+    total_s = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total_s += times.user + times.system
+    return total_s
 
 
 def measure(pairs: int, round_s: float = ROUND_S) -> list[dict[str, Any]]:
@@ -105,15 +131,19 @@ def measure(pairs: int, round_s: float = ROUND_S) -> list[dict[str, Any]]:
     rows = []
     with watched_mesh() as (url, watcher), httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
         # The first seconds are slow: kernels and buffers are set up.
-        tokens_per_s(client, 0, 2 * round_s)
+        run_round(client, 0, 2 * round_s)
         for pair in range(pairs):
-            rates = {}
+            rounds = {}
             for order in ("on", "off") if pair % 2 else ("off", "on"):
                 watcher.tell(order)
                 time.sleep(SETTLE_S)
-                rates[order] = tokens_per_s(client, pair + 1, round_s)
-                if order == "on":
-                    watcher.tell("off")
-            rows.append({**rates, "ratio": rates["on"] / rates["off"]})
+                rounds[order] = run_round(client, pair + 1, round_s)
+            on, off = rounds["on"], rounds["off"]
+            rows.append(
+                {"on": on.tokens_per_s, "off": off.tokens_per_s,
+                 "ratio": on.tokens_per_s / off.tokens_per_s,
+                 "cpu_ms_on": on.cpu_ms, "cpu_ms_off": off.cpu_ms,
+                 "cpu_ratio": on.cpu_ms / off.cpu_ms}
+            )  # fmt: skip
             print(rows[-1], flush=True)
     return rows
