@@ -73,7 +73,8 @@ class RouterDescription:
 class EngineDescription:
     """incarnation: drawn when its process started. memory_bytes: of its parameters, None where they
     were not counted. in_flight: requests it was handed; running, waiting: what vLLM's scheduler
-    makes of them; kv_used: part of the KV cache in use.
+    makes of them; kv_used: part of the KV cache in use; prompted, generated: tokens since its
+    start.
     """
 
     incarnation: int
@@ -87,6 +88,8 @@ class EngineDescription:
     running: int = 0
     waiting: int = 0
     kv_used: float = 0.0
+    prompted: int = 0
+    generated: int = 0
 
 
 Said = ShardDescription | RouterDescription | EngineDescription

@@ -51,11 +51,8 @@ def median_ms(work: Callable[[], object]) -> float:
 
 
 async def _looked(mesh: MovingMesh) -> Observer:
-    async def pages() -> dict[str, str]:
-        return {id: engine.metrics_page for id, engine in mesh.fakes.items()}
-
     batch = BatchFigures({state.value: 1 for state in JobState})
-    observer = Observer(TelemetryConfig(), mesh, pages, lambda: 0, batch=lambda: batch)
+    observer = Observer(TelemetryConfig(), mesh, dict, lambda: 0, batch=lambda: batch)
     for _ in range(3):
         await observer.look()
     return observer

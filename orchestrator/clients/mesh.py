@@ -55,6 +55,10 @@ class EngineStatus:
     """Requests that wait inside it."""
     kv_used: float = 0.0
     """Part of its KV cache that is in use."""
+    prompted: int = 0
+    """Tokens of prompts since its start."""
+    generated: int = 0
+    """Tokens of answers since its start."""
 
 
 class EngineClient(Protocol):

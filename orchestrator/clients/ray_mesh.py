@@ -162,5 +162,11 @@ class RayEngineClient:
         except RayError as error:
             raise EngineLostError("the engine does not answer") from error
         return EngineStatus(
-            ComponentState(said.state), said.max_running, said.running, said.waiting, said.kv_used
+            ComponentState(said.state),
+            said.max_running,
+            said.running,
+            said.waiting,
+            said.kv_used,
+            said.prompted,
+            said.generated,
         )

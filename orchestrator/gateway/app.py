@@ -43,6 +43,7 @@ from orchestrator.gateway.telemetry import Telemetry
 from orchestrator.gateway.tracing import Tracing
 from orchestrator.gateway.what_if import WhatIf
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus
+from orchestrator.telemetry.engines import EngineFigures
 from orchestrator.telemetry.observer import Observer
 
 if TYPE_CHECKING:
@@ -89,6 +90,10 @@ class Gateway:
     def families(self) -> list[Metric]:
         """The gateway's own metrics."""
         return self._metrics.families(self._pool.in_flight, len(self._pool.ready))
+
+    def engine_figures(self) -> dict[str, EngineFigures]:
+        """What each engine said when it was last asked, by id."""
+        return {e.info.id: EngineFigures.of(e.status) for e in self._pool.engines}
 
     async def engine_pages(self) -> dict[str, str]:
         """Metrics page of each engine that answers, by id."""
@@ -174,7 +179,7 @@ def build_app(
     observer = Observer(
         config.telemetry,
         mesh,
-        gateway.engine_pages,
+        gateway.engine_figures,
         lambda: pool.in_flight,
         batch=lambda: batch.figures if batch is not None else None,
     )

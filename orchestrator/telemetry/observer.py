@@ -24,7 +24,7 @@ from orchestrator.config.telemetry import TelemetryConfig
 from orchestrator.telemetry import matrix
 from orchestrator.telemetry.batch import batch_families
 from orchestrator.telemetry.dispatch import DispatchTotals, advance_dispatch, dispatch_families
-from orchestrator.telemetry.engines import EngineFigures, engine_figures
+from orchestrator.telemetry.engines import EngineFigures
 from orchestrator.telemetry.families import families_of
 from orchestrator.telemetry.happenings import Happening, happenings
 from orchestrator.telemetry.report import Point, point_of
@@ -41,9 +41,6 @@ KEPT_TOTALS = 32
 """Looks that differences can be asked to; who is further behind gets totals."""
 KEPT_HAPPENINGS = 200
 
-Pages = Callable[[], Awaitable[Mapping[str, str]]]
-"""Metrics pages of the engines, by id."""
-
 
 T = TypeVar("T")
 
@@ -53,13 +50,14 @@ class NoSuchShard(KeyError):
 
 
 class Observer:
-    """The last look, and what led to it. `unix`: for what people read; `clock`: for ages."""
+    """The last look, and what led to it. engines: what they said last, by id: they are asked often
+    enough for other reasons. unix: for what people read; clock: for ages."""
 
     def __init__(
         self,
         config: TelemetryConfig,
         mesh: MeshClient,
-        pages: Pages,
+        engines: Callable[[], Mapping[str, EngineFigures]],
         in_flight: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
         unix: Callable[[], float] = time.time,
@@ -67,7 +65,7 @@ class Observer:
     ) -> None:
         self._config = config
         self._mesh = mesh
-        self._pages = pages
+        self._ask_engines = engines
         self._in_flight = in_flight
         self._clock = clock
         self._unix = unix
@@ -116,7 +114,7 @@ class Observer:
 
     async def look(self) -> None:
         """Take a snapshot. Raises MeshLostError if the controller does not answer."""
-        self.engines = {id: engine_figures(page) for id, page in (await self._pages()).items()}
+        self.engines = self._ask_engines()
         status, load, control = await asyncio.gather(
             self._mesh.status(), self._told(self._mesh.expert_load), self._told(self._mesh.view)
         )

@@ -14,20 +14,22 @@ from orchestrator.clients.mesh import MeshLostError
 from orchestrator.config.telemetry import TelemetryConfig
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.config import GatewayConfig
+from orchestrator.telemetry.engines import EngineFigures
 from orchestrator.telemetry.matrix import decode
 from orchestrator.telemetry.observer import NoSuchShard, Observer
 from orchestrator.telemetry.table import BY_NAME, DISPATCH, GATEWAY, MESH, METRICS, Kind
 from tests.dashboards.moving_mesh import moving_mesh
-from tests.orchestrator.gateway.fakes import call
+from tests.orchestrator.gateway.fakes import call, figures_of
 
 CONFIG = TelemetryConfig()
 
 
 def observer_of(mesh, clock=time.monotonic):
-    async def pages():
-        return {id: engine.metrics_page for id, engine in mesh.fakes.items()}
+    def engines():
+        pages = {id: engine.metrics_page for id, engine in mesh.fakes.items()}
+        return {id: EngineFigures(**figures_of(page)) for id, page in pages.items()}
 
-    return Observer(CONFIG, mesh, pages, lambda: 0, clock)
+    return Observer(CONFIG, mesh, engines, lambda: 0, clock)
 
 
 def looked(mesh, looks=2):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -69,7 +70,20 @@ class FakeEngine:
     async def status(self) -> EngineStatus:
         if self.lost:
             raise EngineLostError("it does not answer")
-        return EngineStatus(self.state, self.max_running)
+        return EngineStatus(self.state, self.max_running, **figures_of(self.metrics_page))
+
+
+def figures_of(metrics_page: str) -> dict[str, Any]:
+    """Fields of `EngineStatus` as the page has them."""
+    names = {
+        "running": "num_requests_running",
+        "waiting": "num_requests_waiting",
+        "kv_used": "kv_cache_usage_perc",
+        "generated": "generation_tokens_total",
+        "prompted": "prompt_tokens_total",
+    }
+    found = dict(re.findall(r"^vllm:(\w+)(?:\{[^}]*\})? (\S+)", metrics_page, re.MULTILINE))
+    return {field: float(found[name]) for field, name in names.items() if name in found}
 
 
 def _place(id: str, kind: str, pool: str, life: str, why: str = "it answers") -> dict[str, Any]:
