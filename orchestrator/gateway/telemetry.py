@@ -21,6 +21,10 @@ from orchestrator.telemetry.report import Point, report
 if TYPE_CHECKING:
     from orchestrator.telemetry.otlp import OtlpPush
 
+EVENTS_PER_S = 50
+"""Events of all streams together. However many follow, requests are served: the more there are, the
+more looks each of them is not told of."""
+
 Pages = Callable[[], Awaitable[Mapping[str, str]]]
 
 
@@ -43,6 +47,11 @@ class Telemetry:
         self._pages = pages
         self._own = own
         self._silence_s = silence_s
+        self._followers = 0
+        self._events_of = -1
+        """Tick that `_encoded` is of."""
+        self._encoded: dict[bool, bytes] = {}
+        """The event with all of the curves (True), and that with their last points."""
 
     def routes(self) -> list[Route]:
         return [
@@ -64,7 +73,7 @@ class Telemetry:
         return Response(self._report(self._observer.points), media_type="application/json")
 
     async def stream(self, _: Request) -> Response:
-        """Server-sent events: the look with all of the curves, then each look with one point."""
+        """Server-sent events: the look with all of the curves, then looks with one point each."""
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(self._events(), media_type="text/event-stream", headers=headers)
 
@@ -96,10 +105,25 @@ class Telemetry:
         return [*self._own(), *mesh, *engine_families(pages)]
 
     async def _events(self) -> AsyncIterator[bytes]:
-        points: Iterable[Point] = list(self._observer.points)
-        async for _ in self._observer.followed():
-            yield b"data: " + self._report(points) + b"\n\n"
-            points = list(self._observer.points)[-1:]
+        self._followers += 1
+        try:
+            first = True
+            async for _ in self._observer.followed():
+                yield self._event(curves=first)
+                first = False
+                await asyncio.sleep(self._followers / EVENTS_PER_S)
+        finally:
+            self._followers -= 1
+
+    def _event(self, curves: bool) -> bytes:
+        """Made once for each look, whoever follows."""
+        if self._events_of != self._observer.ticks:
+            self._events_of, self._encoded = self._observer.ticks, {}
+        if curves not in self._encoded:
+            points = list(self._observer.points)
+            said = self._report(points if curves else points[-1:])
+            self._encoded[curves] = b"data: " + said + b"\n\n"
+        return self._encoded[curves]
 
     def _report(self, points: Iterable[Point]) -> bytes:
         observer = self._observer

@@ -83,6 +83,8 @@ class Observer:
         self._replicas: NDArray[np.int32] | None = None
         """[L, E] copies of each expert in the epoch `_placed`."""
         self._ticked = asyncio.Event()
+        self.ticks = 0
+        """Looks that were tried, whether or not they brought something."""
         self.snapshot: Snapshot | None = None
         self.engines: Mapping[str, EngineFigures] = {}
         self.points: deque[Point] = deque(maxlen=config.history)
@@ -208,5 +210,6 @@ class Observer:
         return point_of(self._unix(), status.epoch, window, speeds, self.engines, self._in_flight())
 
     def _tick(self) -> None:
+        self.ticks += 1
         ticked, self._ticked = self._ticked, asyncio.Event()
         ticked.set()

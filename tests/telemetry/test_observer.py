@@ -14,6 +14,7 @@ from orchestrator.clients.mesh import MeshLostError
 from orchestrator.config.telemetry import TelemetryConfig
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.config import GatewayConfig
+from orchestrator.gateway.telemetry import EVENTS_PER_S, Telemetry
 from orchestrator.telemetry.engines import EngineFigures
 from orchestrator.telemetry.matrix import decode
 from orchestrator.telemetry.observer import NoSuchShard, Observer
@@ -169,6 +170,39 @@ def test_kinds_and_names_of_the_table_agree():
         assert metric.help.endswith("."), metric.name
         assert not {"expert", "request", "request_id"} & set(metric.labels), metric.name
     assert len(BY_NAME) == len(METRICS)
+
+
+def test_a_thousand_who_follow_are_told_of_fewer_looks_and_each_look_is_made_once():
+    mesh, config = moving_mesh(), TelemetryConfig(interval_s=0.05)
+    observer = observer_of(mesh)
+    observer._config = config
+    made = []
+
+    def silence_s():
+        made.append(observer.ticks)  # asked for each event that is made
+        return 0.0
+
+    telemetry = Telemetry(config, observer, None, list, silence_s)
+    told = []
+
+    async def follow():
+        response = await telemetry.stream(None)
+        async for event in response.body_iterator:
+            told.append(event)
+
+    async def main():
+        tasks = [asyncio.create_task(observer.run())]
+        tasks += [asyncio.create_task(follow()) for _ in range(1000)]
+        await asyncio.sleep(1.0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert observer.ticks > 5
+
+    asyncio.run(main())
+    # All get their first; few came so early that they get another one within a second.
+    assert 1000 <= len(told) <= 1000 + 3 * EVENTS_PER_S
+    assert max(made.count(tick) for tick in made) <= 2  # with all of the curves, and without
 
 
 def test_the_stream_gives_a_slow_reader_the_newest_look_and_keeps_no_queue():
