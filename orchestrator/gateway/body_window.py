@@ -60,6 +60,7 @@ class Room:
         self._total_bytes = total_bytes
         self._silence_s = silence_s
         self._freed = asyncio.Condition()
+        self._waiting = 0
         self.under_way = 0
 
     @contextlib.asynccontextmanager
@@ -69,7 +70,7 @@ class Room:
         try:
             yield body
         finally:
-            await self._add(body, -body.under_way)
+            await self._free(body, body.under_way)
 
     async def enter(self, body: Body, size: int) -> None:
         """Wait until a message of `size` bytes may pass. The last one may be larger than what is
@@ -77,29 +78,36 @@ class Room:
         while size and not body.free and not self._has_room(body):
             await self._wait(body)
         if size and not body.free:
-            await self._add(body, size)
+            self._count(body, size)
 
     async def leave(self, body: Body, size: int) -> None:
         """So many bytes were consumed."""
         body.told = True
-        await self._add(body, -size)
+        await self._free(body, size)
 
     async def _wait(self, body: Body) -> None:
+        self._waiting += 1
         try:
             async with asyncio.timeout(None if body.told else self._silence_s), self._freed:
                 await self._freed.wait_for(lambda: self._has_room(body))
         except TimeoutError:
             body.free = not body.told
+        finally:
+            self._waiting -= 1
 
     def _has_room(self, body: Body) -> bool:
         return body.under_way < self._window_bytes and self.under_way < self._total_bytes
 
-    async def _add(self, body: Body, size: int) -> None:
-        async with self._freed:
-            self.under_way -= self._counted(body)
-            body.under_way += size
-            self.under_way += self._counted(body)
-            self._freed.notify_all()
+    async def _free(self, body: Body, size: int) -> None:
+        self._count(body, -size)
+        if self._waiting:  # most bodies are small, and nobody waits for them
+            async with self._freed:
+                self._freed.notify_all()
+
+    def _count(self, body: Body, size: int) -> None:
+        self.under_way -= self._counted(body)
+        body.under_way += size
+        self.under_way += self._counted(body)
 
     def _counted(self, body: Body) -> int:
         return max(0, body.under_way - self._window_bytes // TOLD_AT)
