@@ -83,3 +83,39 @@ def test_the_operators_have_these_names():
     for name in MESH_OPERATORS:
         library, _, operator = name.partition("::")
         assert hasattr(getattr(torch.ops, library), operator)
+
+
+def test_vllms_scheduler_leaves_batch_requests_out_of_a_step_and_not_of_the_next(config_of):
+    import torch
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.request import Request
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    from actors.vllm_plugin.scheduler import MeshScheduler
+
+    config = config_of(scheduling_policy="priority", max_num_seqs=8, enable_prefix_caching=False)
+    config.cache_config.num_gpu_blocks = 100
+    spec = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=8, dtype=torch.bfloat16)
+    blocks = KVCacheConfig(100, [], [KVCacheGroupSpec(["layer"], spec)])
+    scheduler = MeshScheduler(config, blocks, StructuredOutputManager(config), block_size=16)
+
+    def add(name, priority):
+        sampling = SamplingParams(max_tokens=20, ignore_eos=True)
+        scheduler.add_request(Request(name, [1] * 9, sampling, None, priority=priority))
+
+    def step():
+        scheduled = scheduler.schedule()
+        names = list(scheduled.num_scheduled_tokens)
+        index = {name: number for number, name in enumerate(names)}
+        scheduler.update_from_output(scheduled, ModelRunnerOutput(names, index, [[7]] * len(names)))
+        return scheduled.num_scheduled_tokens
+
+    add("batch-1", 100)
+    add("batch-2", 100)
+    assert step() == {"batch-1": 9, "batch-2": 9}
+    add("online", 0)
+    add("batch-3", 100)
+    assert step() == {"online": 9}
+    assert step() == {"batch-1": 1, "batch-2": 1, "online": 1, "batch-3": 9}
