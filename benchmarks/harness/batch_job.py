@@ -11,15 +11,21 @@ from openai import APIError, OpenAI
 ENDPOINT = "/v1/completions"
 FINISHED = ("completed", "failed", "expired", "cancelled")
 LOOK_S = 0.1
+SELDOM_S = 1.0
+"""Between two looks while many lines are open: each takes ten milliseconds of the cores that
+compute the job."""
+MANY = 64
+"""Lines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Of a job; answered: lines that have an answer or an error. again: requests that were computed
-    once more after a crash."""
+    """Of a job; answered: lines that have an answer or an error. open: that have none. again:
+    requests that were computed once more after a crash."""
 
     status: str
     answered: int
+    open: int
     failed: int
     again: int
 
@@ -56,7 +62,8 @@ class BatchJob:
         counts = job.request_counts
         assert counts is not None
         again = (job.model_extra or {}).get("expertmesh", {}).get("computed_again", 0)
-        return Progress(job.status, counts.completed + counts.failed, counts.failed, again)
+        answered = counts.completed + counts.failed
+        return Progress(job.status, answered, counts.total - answered, counts.failed, again)
 
     def wait(self, answered: int, timeout_s: float) -> Progress:
         """Until so many lines have an answer, or the job has ended.
@@ -78,7 +85,8 @@ class BatchJob:
             now = self.progress()
             if now is not None and now.status in FINISHED:
                 return now
-            time.sleep(LOOK_S)
+            many = now is not None and now.status == "in_progress" and now.open > MANY
+            time.sleep(SELDOM_S if many else LOOK_S)
         raise TimeoutError(f"batch job {self.id} has not ended within {timeout_s:g} s")
 
     def lines(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
