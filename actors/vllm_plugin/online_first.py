@@ -4,13 +4,11 @@ vLLM's priorities put an online request at the head of those that wait, but it s
 sequence that ends where batch requests have all of them, and for a step to end that is as long as
 the prompts in it. So while online requests come,
 
-- an eighth of the sequences is given to online requests alone. Which they take, batch requests give
-  back as they end;
+- an eighth of the sequences is for online requests alone, and half of that is kept free for those
+  that come next. What they take, batch requests give back as they end;
 - prompts of batch requests have a few of a step's tokens, however many wait: with what batch
   requests decode in the step a sixteenth of them, or as many again as they decode;
-- a step that begins an online prompt leaves batch requests out, as long as such steps take no more
-  than an eighth of the time, and never twice on end. The first token then comes as soon as on an
-  idle engine, once the step before is over.
+- in a step that begins an online prompt they have none, and in the next one twice as many.
 
 Without online requests batch requests have everything, from `RECENT_S` after the last one on. None
 that runs is interrupted: what it has computed would be lost.
@@ -29,10 +27,6 @@ RESERVED_PART = 8
 BATCH_PART = 16
 """A step's tokens divided by this are for batch requests, if they do not decode more than half of
 that."""
-ALONE_PART = 8
-"""Steps without batch requests take at most this part of the time, ..."""
-ALONE_MOST_S = 0.5
-"""... but for so much at once."""
 RECENT_S = 60.0
 
 
@@ -50,11 +44,12 @@ class Scheduled(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """sequences: that may run. tokens: computed in one step. online_only: by online requests."""
+    """sequences: that may run. tokens: computed in one step. batch_prompts: whether those of batch
+    requests that run already are among them."""
 
     sequences: int
     tokens: int
-    online_only: bool = False
+    batch_prompts: bool = True
 
 
 class OnlineFirst:
@@ -66,7 +61,8 @@ class OnlineFirst:
         self._full = full
         self._splits_prompts = splits_prompts
         self._seen_s = float("-inf")
-        self._alone = _Allowance()
+        self._held_back = False
+        """Whether the step before computed no prompts of batch requests."""
 
     def limits(
         self, running: Iterable[Scheduled], waiting: Iterable[Scheduled], now_s: float
@@ -78,47 +74,26 @@ class OnlineFirst:
             self._seen_s = now_s
         if now_s - self._seen_s > RECENT_S:
             return self._full
-        sequences = self._sequences(len(running), len(coming))
+        sequences = self._sequences(running, coming)
+        if not self._splits_prompts:
+            return StepLimits(sequences, self._full.tokens)
         begins = bool(coming) and len(running) < sequences
         begins |= any(is_online(r) and r.is_prefill_chunk for r in running)
-        leaves_out = self._splits_prompts and not all(map(is_online, running))
-        if self._alone.take(begins and leaves_out, now_s):
-            needed = sum(_missing(r) for r in [*running, *coming] if is_online(r))
-            return StepLimits(sequences, min(self._full.tokens, needed), online_only=True)
-        return StepLimits(sequences, self._tokens(running, coming))
-
-    def _sequences(self, running: int, coming: int) -> int:
-        most = self._full.sequences
-        reserved = -(-most // RESERVED_PART) if most > 1 else 0
-        return min(most, max(most - reserved, running + coming))
-
-    def _tokens(self, running: list[Scheduled], coming: list[Scheduled]) -> int:
-        """What online requests need, one token for each batch request, and a few for prompts."""
-        if not self._splits_prompts:
-            return self._full.tokens
+        more = 2 if self._held_back else 1
+        self._held_back = begins and not self._held_back
         online = sum(_missing(r) for r in [*running, *coming] if is_online(r))
         decoding = sum(_missing(r) for r in running if not (is_online(r) or r.is_prefill_chunk))
-        prompts = max(1, self._full.tokens // BATCH_PART - decoding, decoding)
-        return min(self._full.tokens, online + decoding + prompts)
+        tokens = online + decoding
+        if not self._held_back:
+            tokens += more * max(1, self._full.tokens // BATCH_PART - decoding, decoding)
+        return StepLimits(sequences, min(self._full.tokens, tokens), not self._held_back)
 
-
-class _Allowance:
-    """Steps of online requests alone, of which there may be some."""
-
-    def __init__(self) -> None:
-        self._left_s = ALONE_MOST_S
-        self._before_s: float | None = None
-        """When the step before began."""
-        self._was_alone = False
-
-    def take(self, wanted: bool, now_s: float) -> bool:
-        """Whether the step that begins now is one."""
-        took_s = 0.0 if self._before_s is None else now_s - self._before_s
-        self._before_s = now_s
-        gained_s = -took_s if self._was_alone else took_s / ALONE_PART
-        self._left_s = min(ALONE_MOST_S, self._left_s + gained_s)
-        self._was_alone = wanted and not self._was_alone and self._left_s > 0
-        return self._was_alone
+    def _sequences(self, running: list[Scheduled], coming: list[Scheduled]) -> int:
+        most = self._full.sequences
+        reserved = -(-most // RESERVED_PART) if most > 1 else 0
+        taken = sum(map(is_online, running)) + len(coming)
+        with_batch = most - reserved + min(taken, reserved // 2)
+        return min(most, max(with_batch, len(running) + len(coming)))
 
 
 def is_online(request: Scheduled) -> bool:

@@ -94,17 +94,19 @@ class MeshScheduler(Scheduler):
             limits = self._online_first.limits(self.running, self.waiting, time.monotonic())
             self.max_num_active_reqs = limits.sequences
             self.max_num_scheduled_tokens = limits.tokens
-            if limits.online_only:
-                self._leave_out_batch_requests()
+            # vLLM goes through them in this order: what is left is for prompts that wait behind.
+            self.running.sort(key=_computes_batch_prompt)
+            if not limits.batch_prompts:
+                self._hold_back_prompts()
         step = super().schedule(*args, **kwargs)
         if self._sampler is not None:
             self._sampler.mark(step, lambda id: self.requests[id].trace_headers)
         return step
 
-    def _leave_out_batch_requests(self) -> None:
-        """Of the step that is scheduled next; they stay where they are."""
+    def _hold_back_prompts(self) -> None:
+        """Compute no more of batch requests' prompts in the step that is scheduled next."""
         for request in self.running:
-            if not is_online(request):
+            if _computes_batch_prompt(request):
                 # vLLM counts the step first, and looks at this then.
                 after = self.current_step + 2
                 request.next_decode_eligible_step = max(request.next_decode_eligible_step, after)
@@ -120,6 +122,10 @@ class MeshScheduler(Scheduler):
         ended = self._failed_steps.end_requests(self)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         return add_errors(outputs, ended)
+
+
+def _computes_batch_prompt(request: Request) -> bool:
+    return request.is_prefill_chunk and not is_online(request)
 
 
 class MeshAsyncScheduler(MeshScheduler, AsyncScheduler):

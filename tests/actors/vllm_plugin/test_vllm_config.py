@@ -85,7 +85,7 @@ def test_the_operators_have_these_names():
         assert hasattr(getattr(torch.ops, library), operator)
 
 
-def test_vllms_scheduler_leaves_batch_requests_out_of_a_step_and_not_of_the_next(config_of):
+def test_vllms_scheduler_computes_no_batch_prompts_in_a_step_that_begins_an_online_one(config_of):
     import torch
     from vllm.sampling_params import SamplingParams
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -95,27 +95,38 @@ def test_vllms_scheduler_leaves_batch_requests_out_of_a_step_and_not_of_the_next
 
     from actors.vllm_plugin.scheduler import MeshScheduler
 
-    config = config_of(scheduling_policy="priority", max_num_seqs=8, enable_prefix_caching=False)
+    config = config_of(
+        scheduling_policy="priority",
+        max_num_seqs=8,
+        max_num_batched_tokens=160,
+        max_model_len=160,
+        enable_prefix_caching=False,
+    )
     config.cache_config.num_gpu_blocks = 100
     spec = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=8, dtype=torch.bfloat16)
     blocks = KVCacheConfig(100, [], [KVCacheGroupSpec(["layer"], spec)])
     scheduler = MeshScheduler(config, blocks, StructuredOutputManager(config), block_size=16)
 
-    def add(name, priority):
+    def add(name, priority, prompt):
         sampling = SamplingParams(max_tokens=20, ignore_eos=True)
-        scheduler.add_request(Request(name, [1] * 9, sampling, None, priority=priority))
+        scheduler.add_request(Request(name, [1] * prompt, sampling, None, priority=priority))
 
     def step():
+        """Tokens of each request; those whose prompt is done put one out."""
         scheduled = scheduler.schedule()
-        names = list(scheduled.num_scheduled_tokens)
-        index = {name: number for number, name in enumerate(names)}
-        scheduler.update_from_output(scheduled, ModelRunnerOutput(names, index, [[7]] * len(names)))
-        return scheduled.num_scheduled_tokens
+        tokens = scheduled.num_scheduled_tokens
+        index = {name: number for number, name in enumerate(tokens)}
+        put_out = [[] if scheduler.requests[n].is_prefill_chunk else [7] for n in tokens]
+        scheduler.update_from_output(scheduled, ModelRunnerOutput(list(tokens), index, put_out))
+        return tokens
 
-    add("batch-1", 100)
-    add("batch-2", 100)
-    assert step() == {"batch-1": 9, "batch-2": 9}
-    add("online", 0)
-    add("batch-3", 100)
-    assert step() == {"online": 9}
-    assert step() == {"batch-1": 1, "batch-2": 1, "online": 1, "batch-3": 9}
+    add("batch", 100, 100)
+    assert step() == {"batch": 100}  # nobody online: all at once
+    add("first", 0, 20)
+    assert step() == {"batch": 1, "first": 20}
+    add("long", 100, 60)
+    assert step() == {"batch": 1, "first": 1, "long": 2 * 9}
+    add("second", 0, 30)
+    assert step() == {"batch": 1, "first": 1, "second": 30}
+    assert step() == {"batch": 1, "first": 1, "second": 1, "long": 2 * 9}
+    assert step() == {"batch": 1, "first": 1, "second": 1, "long": 9}
