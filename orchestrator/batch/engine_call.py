@@ -20,11 +20,14 @@ async def ask(engine: EngineClient, path: str, body: bytes) -> Reply:
         EngineError: there is no whole answer.
     """
     request = HttpRequest("POST", path, b"", _HEADERS, body)
-    first, *rest = await engine.answer(request) or [None]
+    replies = await engine.answer(request)
+    first = replies[0] if replies else None
     if isinstance(first, Refusal):
         raise (EngineLostError if first.died else EngineRefusedError)(first.reason)
     if not isinstance(first, ResponseStart):
         raise EngineLostError("it gave no answer")
     if (ERROR_HEADER, EXPERTS_UNAVAILABLE.encode()) in first.headers:
         return Reply(503, first.body)
-    return Reply(first.status, first.body + b"".join(r for r in rest if isinstance(r, bytes)))
+    return Reply(
+        first.status, first.body + b"".join(r for r in replies[1:] if isinstance(r, bytes))
+    )
