@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from actors.engine_lifecycle import EngineState
+from actors.origin import UNKNOWN_ORIGIN, Origin
 from placement.cost_model import DeviceCost
 
 EXPERT = "expert"
@@ -37,6 +38,7 @@ class ShardDescription:
     None before it was measured. held: what it holds and loads, and the newest command it obeyed.
     detail: its kernel, for people. memory_bytes: of the weights held. busy_s: time its kernel
     computed since the start. variant: fingerprint of the checkpoint that stands in for that one.
+    origin: what its process was started with.
     """
 
     incarnation: int
@@ -55,6 +57,7 @@ class ShardDescription:
     failed_calls: int
     busy_s: float
     variant: str = ""
+    origin: Origin = UNKNOWN_ORIGIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class RouterDescription:
     addresses: tuple[str, ...]
     epoch: int
     calls: int
+    origin: Origin = UNKNOWN_ORIGIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ class EngineDescription:
     kv_used: float = 0.0
     prompted: int = 0
     generated: int = 0
+    origin: Origin = UNKNOWN_ORIGIN
 
 
 Said = ShardDescription | RouterDescription | EngineDescription

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,17 +22,19 @@ from actors.descriptions import ShardDescription
 from actors.experts.families import read_expert_spec
 from actors.experts.fingerprint import fingerprint
 from actors.listening import ready_to_listen, remove_sockets
+from actors.origin import code_digest
 from actors.wire.address import Address
 from actors.wire.node import node_id
 from orchestrator import cluster
 from orchestrator.actor_names import ActorName
+from orchestrator.api.verbs import UPGRADE
 from orchestrator.api.views import cluster_view, placement_view
 from orchestrator.clients.mesh import EngineInfo
 from orchestrator.config.schema import MeshConfig
 from orchestrator.config.state_dir import state_dir
 from orchestrator.control.events import ComponentDied, EnginesLoad, LoadSeen
 from orchestrator.control.journal import JournalError
-from orchestrator.control.lifecycle import Kind, Life
+from orchestrator.control.lifecycle import Kind
 from orchestrator.control.runner import Runner
 from orchestrator.control.state import Intent, State
 from orchestrator.directory import Directory
@@ -43,18 +45,29 @@ from orchestrator.ray_process import node_logs
 from orchestrator.run_dir import RunDir
 from orchestrator.runtime.components import RayComponents
 from orchestrator.runtime.directory_addresses import to_listen, to_tell
+from orchestrator.runtime.ending import end_components, end_the_rest
 from orchestrator.runtime.engine_load import engine_load
 from orchestrator.runtime.followers import DirectoryFollowers
-from orchestrator.runtime.intent import first_state
+from orchestrator.runtime.intent import first_state, with_origins, with_pools
 from orchestrator.runtime.load_collector import LoadCollector
 from orchestrator.runtime.load_file import load_file, read_ended, write_ended
 from orchestrator.runtime.mesh import Mesh, is_private, node_listen, tcp_security
 from orchestrator.runtime.opened_journal import opened_journal
-from orchestrator.runtime.process import ask_all, bounded
-from orchestrator.runtime.progress import Step, is_up, readiness, step_of
+from orchestrator.runtime.process import ask_all
+from orchestrator.runtime.progress import Step, check_can_start, is_up, readiness, step_of
 from orchestrator.runtime.rebuilt import rebuilt_intent
+from orchestrator.runtime.room import why_no_room
 from orchestrator.runtime.status import STATES, component_statuses
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus, MeshStatus
+from orchestrator.upgrade.effects import setups_of
+from orchestrator.upgrade.taking_up import (
+    check_may_join,
+    files_of,
+    keep_running,
+    take_up,
+    wanted_config,
+    why_not_yet,
+)
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +76,8 @@ LOOK_S = 0.05
 LOAD_WINDOW_S = 1.0
 START: Step = ("Start the controller", "")
 SET_UP_TIMEOUT_S = 120.0
+GIVE_WAY_S = 0.2
+"""Time for the answer to leave before the process ends."""
 RETRY_S = 5.0
 """Pause between two attempts to go on with a mesh."""
 
@@ -70,9 +85,13 @@ RETRY_S = 5.0
 class Controller:
     """One mesh. Every method is a coroutine of the actor's one event loop."""
 
-    def __init__(self, config: MeshConfig, run_dir: RunDir, secret: bytes) -> None:
-        set_up_logging(config.logging, cluster.CONTROLLER)
-        self._config = config
+    def __init__(self, config: str, run_dir: RunDir, secret: bytes) -> None:
+        """config: as JSON, which a later version reads too."""
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        given = MeshConfig.model_validate_json(config)
+        self._taken = take_up(given, str(run_dir.path), again=again)
+        self._config = self._taken.config
+        set_up_logging(self._config.logging, cluster.CONTROLLER)
         self._run_dir = run_dir
         self._secret = secret
         self._beginning: asyncio.Task[None] | None = None
@@ -85,7 +104,7 @@ class Controller:
         self._runner: Runner | None = None
         self._collector: LoadCollector | None = None
         self._problem = ""
-        if ray.get_runtime_context().was_current_actor_reconstructed:
+        if again:
             log.warning("started again after the death of its process")
             # Not by a call to itself: Ray loses one in twenty to an actor it is starting again.
             self._recovering = asyncio.create_task(self._recover())
@@ -105,8 +124,7 @@ class Controller:
         while not is_up(self._state):
             if self._components.refusals:
                 raise self._components.refusals[0]
-            self._check_plan()
-            self._check_given_up()
+            check_can_start(self._state)
             await asyncio.sleep(LOOK_S)
         said = (process.said for process in self._components)
         return "; ".join(sorted({s.kernel for s in said if isinstance(s, ShardDescription)}))
@@ -123,6 +141,8 @@ class Controller:
         except Exception as error:
             self._problem = f"cannot go on with the mesh: {str(error) or type(error).__name__}"
             log.exception("cannot go on with the mesh; the next attempt is in %g s", RETRY_S)
+            if self._taken.wanted is not None:
+                files_of(self._config).refuse(self._taken.wanted, str(error))
             await asyncio.sleep(RETRY_S)
             if self._stopping is None:
                 os._exit(1)
@@ -140,9 +160,11 @@ class Controller:
 
     async def _set_up(self) -> None:
         """Read the journal, open the directory, run the core."""
-        path = self._config.model.path
+        path, session = self._config.model.path, str(self._run_dir.path)
         spec = await asyncio.to_thread(read_expert_spec, path)
         mark = await asyncio.to_thread(fingerprint, path)
+        if self._recovering is not None:
+            check_may_join(self._config, session, mark)
         alive = await asyncio.to_thread(cluster.living_actors)
         try:
             journal, before, damaged = await opened_journal(self._config)
@@ -153,6 +175,8 @@ class Controller:
             before = rebuilt_intent(self._config, spec, mark, alive, said, time.time())
         now_s = time.monotonic()
         state = first_state(self._config, spec, mark, before, alive, now_s)
+        state = with_pools(state, self._config, self._taken.added)
+        state = with_origins(state, setups_of(self._config), code_digest())
         term = state.intent.term
         self._directory = Directory(self._secret, term, tcp_security(self._config))
         addresses = await self._listen(self._directory, state.intent.directory)
@@ -176,6 +200,7 @@ class Controller:
         keep = partial(write_ended, kept)
         self._collector = LoadCollector(shape, timeout_s, time.monotonic, ended, keep)
         await self._runner.start()
+        keep_running(self._config, session, code_digest(), mark)
         self._loads = asyncio.create_task(self._collect_loads())
 
     async def _listen(self, directory: Directory, before: Iterable[str]) -> list[Address]:
@@ -191,19 +216,6 @@ class Controller:
         directory.addresses = to_tell(directory.addresses, self._config.cluster.head_host)
         return directory.addresses
 
-    def _check_plan(self) -> None:
-        """Raises UserError where the shards' memory does not hold the experts."""
-        problem = self._state.facts.problems.get("plan", "")
-        if problem and self._state.intent.epoch is None:
-            raise UserError(
-                problem.removeprefix("no plan: "), "raise `memory` of the pools or add shards"
-            )
-
-    def _check_given_up(self) -> None:
-        for place in self._state.intent.places.values():
-            if place.failed:
-                raise UserError(f"{place.kind} {place.id} did not start: {place.failed}")
-
     async def _stop(self) -> None:
         if self._beginning is not None:
             with contextlib.suppress(Exception):  # then there is less to stop
@@ -212,31 +224,16 @@ class Controller:
             self._loads.cancel()
         if self._runner is not None and self._components is not None:
             await self._runner.halt()
-            await self._end_components(self._components)
+            await end_components(self._components, self._config, self._state)
             try:
                 await self._runner.close("asked for: every process is ended")
             except JournalError as error:
                 log.warning("while stopping: %s", error)
-        await asyncio.to_thread(_end_the_rest)
+            files_of(self._config).remove()
+        await asyncio.to_thread(end_the_rest)
         if self._directory is not None:
             await self._directory.close()
             remove_sockets([self._run_dir.socket("directory")])
-
-    async def _end_components(self, components: RayComponents) -> None:
-        components.close()
-        drain_s = self._config.controller.drain_timeout_s
-        processes = [process for process in components if not process.died.done()]
-        serving = [
-            process
-            for process in processes
-            if process.name.kind is Kind.ENGINE and self._life(process.name) is Life.READY
-        ]
-        await _all(bounded(p.handle.drain.remote(drain_s), drain_s + 1) for p in serving)
-        if not is_private(self._config):
-            # On other nodes their sockets go only if they remove them; here the run folder goes.
-            await _all(bounded(p.handle.stop.remote(), 15.0) for p in processes)
-        for process in processes:
-            process.kill()
 
     # -- what the core is told
 
@@ -347,17 +344,29 @@ class Controller:
         """See `Runner.ask`."""
         if self._runner is None or self._stopping is not None:
             return False, "the mesh is starting or stopping: ask again when it serves"
+        if verb == UPGRADE:
+            return await self._give_way(dry_run=dry_run)
         return await self._runner.ask(verb, target, number, dry_run=dry_run)
 
     # -- inside
 
+    async def _give_way(self, *, dry_run: bool) -> tuple[bool, str]:
+        """End this process, so that Ray starts another: with the code that is installed then and
+        the config that `expertmesh upgrade` has put into `state_dir`."""
+        why = why_not_yet(self._config, str(self._run_dir.path), self._state.intent)
+        wanted = wanted_config(self._config)
+        if not why and wanted is not None:
+            why = await why_no_room(wanted)
+        if why:
+            return False, why
+        if not dry_run:
+            log.warning("gives way to a controller with the installed code and a new config")
+            asyncio.get_running_loop().call_later(GIVE_WAY_S, os._exit, 1)
+        return True, "the controller gives way to one with the installed code and the new config"
+
     @property
     def _state(self) -> State:
         return self._runner.state if self._runner else State(intent=Intent())
-
-    def _life(self, name: ActorName) -> Life | None:
-        component = self._state.facts.components.get(name.id)
-        return component.life if component and component.generation == name.generation else None
 
     def _readiness(self) -> tuple[bool, str]:
         if self._stopping is not None:
@@ -383,15 +392,3 @@ class Controller:
 def with_directory(state: State, addresses: Iterable[Address]) -> State:
     """The state with where dispatchers follow the mesh, for whoever comes after this controller."""
     return replace(state, intent=replace(state.intent, directory=tuple(map(str, addresses))))
-
-
-def _end_the_rest() -> None:
-    """Processes of the mesh that this controller did not come to adopt."""
-    for name in cluster.living_actors():
-        handle = cluster.find_actor(name)
-        if handle is not None:
-            cluster.kill(handle)
-
-
-async def _all(calls: Iterable[Awaitable[Any]]) -> None:
-    await asyncio.gather(*calls)

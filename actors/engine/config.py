@@ -43,6 +43,8 @@ class EngineConfig(BaseModel):
     """Variables to set before vLLM is imported; they win over the defaults."""
     cpu_kv_cache_gib: int = Field(default=1, ge=1)
     """KV cache of a CPU engine, in whole GiB (vLLM's own unit); other devices size theirs."""
+    setup: str = ""
+    """See `actors.origin`."""
 
     def variables(self) -> dict[str, str]:
         """Environment of the engine process, to be set before vLLM is imported."""

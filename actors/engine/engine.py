@@ -41,6 +41,7 @@ from actors.engine.warm_up import warm_up
 from actors.engine_lifecycle import EngineState, check_transition
 from actors.logs import start_logging
 from actors.messages import EngineReply, HttpRequest, Refusal, ResponseStart
+from actors.origin import Origin, code_digest
 from actors.vllm_plugin.compile_cache import cache_variables
 from actors.vllm_plugin.core_process import as_main_module, no_garbage_collection
 from actors.vllm_plugin.fate_sharing import PARENT_VARIABLE
@@ -85,6 +86,7 @@ class Engine:
     def __init__(self, config: EngineConfig) -> None:
         start_logging()
         self._config = config
+        self._origin = Origin(code_digest(), config.setup)
         self._state = EngineState.STARTING
         self._detail = "not started"
         self._in_flight = 0
@@ -211,6 +213,7 @@ class Engine:
             memory_bytes=self._parameter_bytes,
             in_flight=self._in_flight,
             max_running=self._max_running,
+            origin=self._origin,
             **scheduler_load(),
         )
 

@@ -13,6 +13,7 @@ from actors.dispatch.choose import dispatcher_for
 from actors.dispatch.subscription import Subscription
 from actors.listening import ready_to_listen, remove_sockets
 from actors.logs import start_logging
+from actors.origin import Origin, code_digest
 from actors.process import limit_threads
 from actors.router.server import RouterServer
 from actors.tracing.settings import SpanSettings
@@ -30,7 +31,8 @@ FIRST_VIEW_TIMEOUT_S = 30.0
 class RouterConfig:
     """directory: where the mesh's views come from; listen: addresses to serve engines on.
 
-    security: of its TCP connections. spans: where those of sampled steps go.
+    security: of its TCP connections. spans: where those of sampled steps go. setup: see
+    `actors.origin`.
     """
 
     id: str
@@ -39,6 +41,7 @@ class RouterConfig:
     log_level: str = "INFO"
     security: TcpSecurity = HANDSHAKE_ONLY
     spans: SpanSettings | None = None
+    setup: str = ""
 
 
 class ExpertRouter:
@@ -48,6 +51,7 @@ class ExpertRouter:
         start_logging(config.log_level)
         limit_threads(1)
         self._config = config
+        self._origin = Origin(code_digest(), config.setup)
         self._secret = secret
         self._views: Subscription | None = None
         self._starting = threading.Lock()
@@ -104,6 +108,7 @@ class ExpertRouter:
             addresses=tuple(map(str, server.addresses)),
             epoch=views.current().epoch.number,
             calls=server.calls,
+            origin=self._origin,
         )
 
     def stop(self) -> None:

@@ -30,6 +30,7 @@ from actors.kernels.scratch import most_assignments
 from actors.kernels.slot_kernel import SlotKernel
 from actors.listening import ready_to_listen, remove_sockets
 from actors.logs import start_logging
+from actors.origin import Origin, code_digest
 from actors.process import limit_threads, return_free_memory
 from actors.shard.holdings import Holdings
 from actors.shard.server import ShardServer
@@ -66,7 +67,7 @@ class ShardConfig:
     emulated: speed and vendor stand for hardware that is not here; emulated_speed slows the shard.
     security: of its TCP connections. kernel: the one to take, by its key; None: the best.
     spans: where those of sampled steps go.
-    stands_in: where `model_path` is not the mesh's checkpoint.
+    stands_in: where `model_path` is not the mesh's checkpoint. setup: see `actors.origin`.
     """
 
     id: str
@@ -83,6 +84,7 @@ class ShardConfig:
     kernel: str | None = None
     spans: SpanSettings | None = None
     stands_in: StandsIn | None = None
+    setup: str = ""
 
 
 class ExpertShard:
@@ -92,6 +94,7 @@ class ExpertShard:
         start_logging(config.log_level)
         limit_threads(config.threads)
         self._config = config
+        self._origin = Origin(code_digest(), config.setup)
         self._secret = secret
         self._device = config.device
         self._assignment: Assignment | None = None
@@ -240,6 +243,7 @@ class ExpertShard:
             failed_calls=server.failed_calls,
             busy_s=server.busy_s,
             variant=self._variant,
+            origin=self._origin,
         )
 
     def _holdings_changed(self) -> None:

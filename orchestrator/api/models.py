@@ -53,6 +53,8 @@ class PlaceView(View):
     """Of the way to a shard from the dispatcher farthest away, as those measured it."""
     bytes_per_s: float | None = None
     """Of the slowest of these ways, there and back."""
+    outdated: bool = False
+    """Started with other code or another config than it would be now."""
 
 
 class PoolView(View):

@@ -57,6 +57,9 @@ class AskRule(AskExpert):
         return f"{self.expert} {','.join(self.pools)}", 0
 
 
+UPGRADE = "upgrade"
+"""The one verb that the control plane's core does not decide: the controller gives way."""
+
 BODIES: dict[str, type[Ask]] = {
     "rebalance": Ask,
     "scale": AskSize,
@@ -67,6 +70,7 @@ BODIES: dict[str, type[Ask]] = {
     "restart": AskOne,
     "rolling-restart": AskOne,
     "stop-rolling-restart": Ask,
+    UPGRADE: Ask,
     "pin": AskRule,
     "ban": AskRule,
     "unpin": AskExpert,

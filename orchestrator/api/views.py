@@ -3,7 +3,7 @@
 Facts are shown as the controller has them: what a component said last, not what it would say now.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from actors.dispatch.report import DispatchReport
 from orchestrator.api.models import (
@@ -25,7 +25,7 @@ from orchestrator.api.models import (
 )
 from orchestrator.control.keys import NO_KEYS, Copies, Keys, copies_per_key, number_of
 from orchestrator.control.lifecycle import Kind, Life, Wanted
-from orchestrator.control.rolling import is_settled
+from orchestrator.control.rolling import is_settled, outdated
 from orchestrator.control.settings import PoolLimits
 from orchestrator.control.sizes import ENGINE_POOL
 from orchestrator.control.state import Component, EpochId, Place, Rolling, State
@@ -52,6 +52,7 @@ def cluster_view(
     pids = pids or {}
     reports = reports or {}
     ways = ways_of(report for report, _ in reports.values())
+    old = set(outdated(state))
     epoch = intent.epoch
     followed = epoch is not None and all(
         d.adopted is not None and d.adopted >= epoch.id for d in facts.dispatchers.values()
@@ -66,7 +67,14 @@ def cluster_view(
         recovering=Turn(state, now_s).recovering,
         refuses=refuses,
         places=[
-            _place(state, place, facts.components.get(id), pids.get(id), ways.get(id, UNKNOWN))
+            _place(
+                state,
+                place,
+                facts.components.get(id),
+                pids.get(id),
+                ways.get(id, UNKNOWN),
+                old,
+            )
             for id, place in sorted(intent.places.items())
         ],
         pools=_pools(state),
@@ -193,7 +201,12 @@ def _epoch(id: EpochId) -> EpochView:
 
 
 def _place(
-    state: State, place: Place, component: Component | None, pid: int | None, way: Way
+    state: State,
+    place: Place,
+    component: Component | None,
+    pid: int | None,
+    way: Way,
+    old: Collection[str],
 ) -> PlaceView:
     said = component.said if component else None
     held = said.holdings if said else NO_KEYS
@@ -219,6 +232,7 @@ def _place(
         capacity_bytes=said.capacity_bytes if said else 0,
         round_trip_us=way[0],
         bytes_per_s=way[1],
+        outdated=place.id in old,
     )
 
 

@@ -10,7 +10,16 @@ import typer
 from typer.exceptions import TyperException
 
 from orchestrator.cli import batch_commands, kubernetes_commands, manifest_commands, operate
-from orchestrator.cli.options import DEFAULT_URL, Config, Json, MeshName, Url, Verbose
+from orchestrator.cli.options import (
+    DEFAULT_URL,
+    Config,
+    DryRun,
+    Json,
+    KeyFile,
+    MeshName,
+    Url,
+    Verbose,
+)
 from orchestrator.errors import UserError
 
 USER_ERROR_EXIT_CODE = 2
@@ -80,6 +89,25 @@ def stop_command(
     from orchestrator.cli.detached import stop
 
     raise typer.Exit(stop(mesh, timeout))
+
+
+@app.command("upgrade")
+def upgrade_command(
+    config: Config = None,
+    key_file: KeyFile = None,
+    dry_run: DryRun = False,
+    timeout: Annotated[
+        float, typer.Option(help="Longest wait for all of it in seconds.", min=1.0)
+    ] = 1800.0,
+    as_json: Json = False,
+    _verbose: Verbose = False,
+) -> None:
+    """Bring the installed version and a config into a mesh that serves."""
+    from orchestrator.cli.upgrade import upgrade
+
+    raise typer.Exit(
+        upgrade(config, key_file=key_file, dry_run=dry_run, timeout_s=timeout, as_json=as_json)
+    )
 
 
 @app.command("list")

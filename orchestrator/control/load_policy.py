@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from orchestrator.control.actions import Answer, MakePlan
 from orchestrator.control.batching import NoWay, batches
-from orchestrator.control.keys import Copies, Keys, name_some, number_of
+from orchestrator.control.domains import domain_of, domains_of, kept_together
+from orchestrator.control.keys import NO_KEYS, Copies, Keys, name_some, number_of
 from orchestrator.control.lifecycle import Kind, Life, TransactionKind, Wanted
 from orchestrator.control.plan_request import PlanRequest, Proposal, ShardRoom
 from orchestrator.control.repair import lost_keys, rooms_of
@@ -24,6 +25,7 @@ from orchestrator.control.state import Batch, Rule
 from orchestrator.control.transactions import begin
 from orchestrator.control.turn import Turn, may_hold
 
+TOGETHER = "shards came back in another failure domain, now one has"
 REQUEST_TIMEOUT_S = 300.0
 """After this a plan that was asked for is asked for again."""
 
@@ -95,6 +97,9 @@ def consider(turn: Turn) -> None:
     elif astray := broken(turn.intent, shards):
         if since_s >= turn.settings.consider_s or facts.considered_s < facts.settled_s:
             ask(turn, f"{name_some(astray)} is where it may not be", anew=True)
+    elif together := _come_together(turn, shards):
+        if since_s >= turn.settings.consider_s or facts.considered_s < facts.settled_s:
+            ask(turn, f"{TOGETHER}: all copies of {name_some(together)}", anew=True)
     elif (
         since_s >= turn.settings.consider_s
         and turn.now_s - facts.settled_s >= turn.settings.rebalance_cooldown_s
@@ -103,6 +108,16 @@ def consider(turn: Turn) -> None:
     ):
         turn.change_facts(rows=0.0)
         ask(turn, "the load is considered", anew=False)
+
+
+def _come_together(turn: Turn, shards: list[str]) -> Keys:
+    """Keys whose copies are in one failure domain since shards came back elsewhere."""
+    if not turn.settings.domains or domains_of(turn, shards) == turn.facts.domains:
+        return NO_KEYS
+    together = kept_together(turn, turn.intent.planned)
+    if not together:
+        turn.change_facts(domains=domains_of(turn, shards))
+    return together
 
 
 def ask(
@@ -206,6 +221,8 @@ def _judge(turn: Turn, proposal: Proposal | None, why: str, *, asked: bool) -> V
     except NoWay as error:
         return _dropped(turn, str(error), asked=asked)
     verdict = _verdict(turn, proposal, way, asked=asked)
+    # Where there is no room to keep all copies apart, the same domains are no reason again.
+    turn.change_facts(domains=domains_of(turn, eligible(turn)))
     if verdict.go and not proposal.dry_run:
         begin(
             turn,
@@ -237,7 +254,9 @@ def _verdict(turn: Turn, proposal: Proposal, way: tuple[Batch, ...], *, asked: b
     load_s = sum(batch.predicted_s for batch in way)
     verdict = worth(proposal, load_s, turn.settings)
     running = turn.intent.transaction
-    if proposal.anew:
+    if proposal.anew and proposal.reason.startswith(TOGETHER):
+        verdict = _parts(turn, proposal)
+    elif proposal.anew:
         verdict = Verdict(True, f"{proposal.reason}: balancedness {proposal.predicted:.3f}")
     elif asked and proposal.bytes:
         verdict = Verdict(True, f"asked for; {verdict.reason}")
@@ -247,6 +266,14 @@ def _verdict(turn: Turn, proposal: Proposal, way: tuple[Batch, ...], *, asked: b
     if running is not None:
         return Verdict(False, f"transaction {running.id} began meanwhile")
     return verdict
+
+
+def _parts(turn: Turn, proposal: Proposal) -> Verdict:
+    """Whether it keeps more copies apart than the plan does now."""
+    before = len(kept_together(turn, turn.intent.planned))
+    after = len(kept_together(turn, proposal.target))
+    figures = f"{proposal.reason}: of {before} experts {after} stay so"
+    return Verdict(after < before, figures if after < before else f"{figures}: kept as it is")
 
 
 def _dropped(turn: Turn, why: str, *, asked: bool) -> Verdict:
@@ -271,10 +298,8 @@ def _with_cordoned(turn: Turn, target: Copies) -> dict[str, Keys]:
 def _room(turn: Turn, id: str) -> ShardRoom:
     said = turn.facts.components[id].said
     weight = turn.facts.components[id].weight
-    named = turn.settings.domains
-    domain = (named.get(turn.intent.places[id].pool) or said.node) if named else id
     return ShardRoom(
-        said.capacity_bytes, said.key_bytes, said.rate * weight, said.call_rows, domain
+        said.capacity_bytes, said.key_bytes, said.rate * weight, said.call_rows, domain_of(turn, id)
     )
 
 

@@ -13,7 +13,7 @@ from orchestrator.control.lifecycle import Kind, Life, Wanted
 from orchestrator.control.load_policy import eligible
 from orchestrator.control.repair import lost_keys
 from orchestrator.control.sizes import refusal
-from orchestrator.control.state import Place, Rolling
+from orchestrator.control.state import Place, Rolling, State
 from orchestrator.control.supervision import end
 from orchestrator.control.turn import Turn
 
@@ -42,6 +42,19 @@ def stop_rolling(turn: Turn, why: str) -> None:
     turn.changed = True
 
 
+def outdated(state: State) -> list[str]:
+    """Components that run and were started with other code or another config than one that would
+    start now, as far as they say so."""
+    expected, places = state.settings.origins, state.intent.places
+    return sorted(
+        id
+        for id, component in state.facts.components.items()
+        if id in places
+        and component.said.incarnation
+        and component.said.origin != expected.get(places[id].pool, component.said.origin)
+    )
+
+
 def in_order(turn: Turn, ids: list[str]) -> list[str]:
     places = turn.intent.places
     return sorted(ids, key=lambda id: ORDER.index(places[id].kind))
@@ -50,6 +63,8 @@ def in_order(turn: Turn, ids: list[str]) -> list[str]:
 def cannot_spare(turn: Turn, id: str) -> str:
     """Why this component cannot be restarted; empty if it can."""
     place = turn.intent.places[id]
+    if place.kind is Kind.ROUTER:
+        return ""  # engines dispatch themselves while they have none
     if place.kind is Kind.SHARD:
         alone = _alone(turn, id)
         why = refusal(turn, [id]) if alone else ""

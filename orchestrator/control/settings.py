@@ -72,3 +72,5 @@ class Settings:
     """Failure domain of the shards of a pool; of a pool that names none, the node of each. Where no
     pool names one, every shard is on its own."""
     engines: PoolLimits = PoolLimits()
+    origins: dict[str, str] = field(default_factory=dict)
+    """By pool: what a process that starts now is started with, see `Description.origin`."""

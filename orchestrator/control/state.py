@@ -48,7 +48,7 @@ class Description:
     so that of two descriptions the newer one is known. order: newest command it obeyed; failure:
     why that failed. capacity_bytes: for what it holds and loads; key_bytes: per kind of key.
     rate: relative speed; call_rows: what each call costs it on top, in rows; serving: False as long
-    as it starts.
+    as it starts. origin: what its process was started with, empty where it does not say.
     """
 
     incarnation: int = 0
@@ -65,6 +65,7 @@ class Description:
     rate: float = 1.0
     call_rows: float = 0.0
     serving: bool = True
+    origin: str = ""
 
     def bytes_of(self, keys: Keys) -> int:
         """Bytes that `keys` take on this shard."""
@@ -277,6 +278,8 @@ class Facts:
     """Transactions in a row that were rolled back."""
     not_before_s: float = NEVER
     """No repair begins earlier: the pause after one that failed."""
+    domains: Mapping[str, str] = field(default_factory=dict)
+    """Failure domain of each shard when it was last known that the plan suits them."""
     load: LoadModel = field(default_factory=LoadModel)
     rows: float = 0.0
     """Assignments per expert seen since the placement was last considered for its load."""

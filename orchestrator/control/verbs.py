@@ -5,7 +5,13 @@ from orchestrator.control.events import VerbAsked
 from orchestrator.control.keys import PlacedKey
 from orchestrator.control.lifecycle import Kind, Life, Wanted
 from orchestrator.control.load_policy import ask, eligible
-from orchestrator.control.rolling import begin_rolling, cannot_spare, in_order, stop_rolling
+from orchestrator.control.rolling import (
+    begin_rolling,
+    cannot_spare,
+    in_order,
+    outdated,
+    stop_rolling,
+)
 from orchestrator.control.rules import broken
 from orchestrator.control.sizes import ENGINE_POOL, members_of, only_copies, refusal, resize
 from orchestrator.control.state import Rule
@@ -22,6 +28,8 @@ from orchestrator.control.targets import (
 from orchestrator.control.turn import Turn
 
 ALL = "all"
+CHANGED = "changed"
+"""What was started with other code or another config than it would be now."""
 
 
 def take_verb(turn: Turn, asked: VerbAsked) -> None:
@@ -269,13 +277,18 @@ def _restartable(turn: Turn, target: str) -> list[str]:
     pools = {place.pool for place in places.values() if place.pool}
     if target in places:
         return [target]
+    changed = outdated(turn.state) if target == CHANGED else []
     ids = sorted(
         id
         for id, place in places.items()
-        if (target in (ALL, place.pool)) and place.wanted is Wanted.RUN and not place.failed
+        if (target in (ALL, place.pool) or id in changed)
+        and place.wanted is Wanted.RUN
+        and not place.failed
     )
+    if not ids and target == CHANGED:
+        raise Refused("every process runs with the installed code and the config")
     if not ids:
-        raise unknown("pool or component", target, [*pools, *places, ALL])
+        raise unknown("pool or component", target, [*pools, *places, ALL, CHANGED])
     return ids
 
 

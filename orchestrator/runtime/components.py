@@ -33,6 +33,7 @@ from orchestrator.runtime.mesh import Mesh, tcp_security
 from orchestrator.runtime.process import Process
 from orchestrator.runtime.room import no_room_for, unless
 from orchestrator.telemetry.step_tracing import span_settings
+from orchestrator.upgrade.effects import ENGINES, ROUTERS
 
 log = logging.getLogger(__name__)
 
@@ -212,6 +213,7 @@ class RayComponents:
             kernel=pool.kernel,
             spans=self._spans("shard", name.id),
             stands_in=StandsIn(base, tolerance) if tolerance is not None else None,
+            setup=mesh.setups[self._pools[name]],
         )
         return cluster.start_shard(name, config, pool, mesh.secret, mesh.shares.spin_us)
 
@@ -226,12 +228,14 @@ class RayComponents:
             log_level=mesh.config.logging.level,
             security=tcp_security(mesh.config),
             spans=self._spans("router", name.id),
+            setup=mesh.setups[ROUTERS],
         )
         return cluster.start_router(name, config, mesh.secret, mesh.shares.spin_us)
 
     def _create_engine(self, name: ActorName) -> ActorHandle:
         mesh = self._mesh
         config = engine_config(mesh.config, name.id, mesh.directory, mesh.secret, mesh.run_dir)
+        config = config.model_copy(update={"setup": mesh.setups[ENGINES]})
         return cluster.start_engine(name, config, mesh.config.engines.resources, mesh.shares)
 
     def _spans(self, kind: str, id: str) -> SpanSettings | None:

@@ -38,6 +38,7 @@ class Describer:
             key_bytes={EXPERT: said.bytes_per_expert},
             rate=self._row_s(TYPICAL_COST) / row_s,
             call_rows=cost.call_s / row_s,
+            origin=str(said.origin),
         )
 
     def _row_s(self, cost: DeviceCost) -> float:
@@ -59,7 +60,12 @@ def _placed(keys: Iterable[tuple[str, int, int]]) -> Keys:
 def describe_other(said: RouterDescription | EngineDescription) -> Description:
     """A process without experts."""
     addresses = said.addresses if isinstance(said, RouterDescription) else ()
-    return Description(incarnation=said.incarnation, node=said.node, addresses=addresses)
+    return Description(
+        incarnation=said.incarnation,
+        node=said.node,
+        addresses=addresses,
+        origin=str(said.origin),
+    )
 
 
 def cost_of(said: ShardDescription, pool: PoolConfig) -> DeviceCost:

@@ -1,9 +1,10 @@
 """What the config asks for, as the control plane's first intent and its settings. Pure."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from actors.experts.spec import ExpertSpec
+from actors.origin import Origin
 from orchestrator.actor_names import ActorName
 from orchestrator.config.schema import MeshConfig
 from orchestrator.config.serving import RouterMode
@@ -95,6 +96,19 @@ def first_state(
         if not _filled_by(state.intent, name)
     }
     return replace(state, intent=replace(state.intent, strays=state.intent.strays | strays))
+
+
+def with_pools(state: State, config: MeshConfig, added: Collection[str]) -> State:
+    """The state with the places of pools that the config has come to list."""
+    fresh = {id: place for id, place in places_of(config).items() if place.pool in added}
+    intent = replace(state.intent, places={**fresh, **state.intent.places})
+    return replace(state, intent=intent)
+
+
+def with_origins(state: State, setups: Mapping[str, str], code: str) -> State:
+    """The state with what processes that start now are started with."""
+    origins = {pool: str(Origin(code, setup)) for pool, setup in setups.items()}
+    return replace(state, settings=replace(state.settings, origins=origins))
 
 
 def _live_on(intent: Intent, alive: Collection[ActorName]) -> bool:

@@ -9,6 +9,7 @@ from orchestrator.config.pools import PoolConfig
 from orchestrator.config.schema import MeshConfig
 from orchestrator.core_shares import CoreShares, core_shares
 from orchestrator.run_dir import RunDir
+from orchestrator.upgrade.effects import setups_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,11 @@ class Mesh:
     @property
     def shares(self) -> CoreShares:
         return core_shares(self.config)
+
+    @property
+    def setups(self) -> dict[str, str]:
+        """By pool, see `actors.origin`."""
+        return setups_of(self.config)
 
     def pool(self, name: str) -> PoolConfig:
         return self.config.pools[name]

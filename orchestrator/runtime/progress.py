@@ -3,6 +3,7 @@
 from orchestrator.control.keys import NO_KEYS, Keys
 from orchestrator.control.lifecycle import SERVING, Kind, Life, Wanted
 from orchestrator.control.state import Component, Place, State
+from orchestrator.errors import UserError
 
 Step = tuple[str, str]
 """(step of the start, how far it is)."""
@@ -83,3 +84,16 @@ def _how_it_is(place: Place, component: Component | None) -> str:
         return f"{place.kind} {place.id} is not started yet"
     text = f"{place.kind} {place.id} is {component.life}"
     return f"{text}: {component.why}" if component.why else text
+
+
+def check_can_start(state: State) -> None:
+    """Raises UserError where the shards' memory does not hold the experts, or a component died too
+    often."""
+    problem = state.facts.problems.get("plan", "")
+    if problem and state.intent.epoch is None:
+        raise UserError(
+            problem.removeprefix("no plan: "), "raise `memory` of the pools or add shards"
+        )
+    for place in state.intent.places.values():
+        if place.failed:
+            raise UserError(f"{place.kind} {place.id} did not start: {place.failed}")

@@ -245,7 +245,11 @@ class _Session:
         from orchestrator.controller import Controller
 
         return cluster.start_controller(
-            self._config.logging, Controller, self._config, self._run_dir, self._secret
+            self._config.logging,
+            Controller,
+            self._config.model_dump_json(),
+            self._run_dir,
+            self._secret,
         )
 
     def _open_gateway(self) -> "ray.ObjectRef[str]":

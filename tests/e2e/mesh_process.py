@@ -99,7 +99,7 @@ class MeshProcess:
             "state_dir": str(self._folder / "state"),
             **config.get("cluster", {}),
         }
-        path = write_config(self._folder, {**config, "cluster": cluster})
+        self.config_path = path = write_config(self._folder, {**config, "cluster": cluster})
         self.out: list[str] = []
         self.err: list[str] = []
         self.seen: dict[int, psutil.Process] = {}

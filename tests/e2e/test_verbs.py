@@ -7,9 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from orchestrator.status import ComponentKind
-from tests.e2e.mesh_process import MeshProcess, mesh_config, run_cli, serving, wait_until
+from tests.e2e.mesh_process import (
+    MeshProcess,
+    mesh_config,
+    run_cli,
+    serving,
+    wait_until,
+    write_config,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.vllm, pytest.mark.long]
 
@@ -107,10 +115,23 @@ def test_a_pinned_expert_moves_while_requests_are_served(verbs_mesh: MeshProcess
         run(verbs_mesh, "unpin", "1/3")
 
 
-def test_a_rolling_restart_loses_no_request(verbs_mesh: MeshProcess) -> None:
+def test_an_upgrade_is_a_rolling_restart_of_what_differs_and_loses_no_request(
+    verbs_mesh: MeshProcess, tmp_path: Path
+) -> None:
+    """The controller gives way to another process, which goes by the new config."""
     before = {s["id"]: s["pid"] for s in told(verbs_mesh, "shards")["shards"]}
+    term = verbs_mesh.get("/api/v1/cluster").json()["term"]
+    config = yaml.safe_load(verbs_mesh.config_path.read_text())
+    config["pools"]["nvidia"]["speed"] = 0.9
+    config["controller"]["rebalance_pause_s"] = 3000
+    path = write_config(tmp_path, config)
     with served_meanwhile(verbs_mesh):
-        run(verbs_mesh, "rolling-restart", "nvidia", "--wait", "--timeout", str(WAIT_S))
+        done = run_cli("upgrade", str(path), timeout_s=WAIT_S + 60)
+        assert done.returncode == 0, done.stdout + done.stderr + verbs_mesh.transcript
+    assert "pools.nvidia.speed: 1.0 -> 0.9: the pool's shards are replaced" in done.stdout
+    cluster = verbs_mesh.get("/api/v1/cluster").json()
+    assert cluster["term"] > term
+    assert not any(place["outdated"] for place in cluster["places"])
     after = {s["id"]: s for s in told(verbs_mesh, "shards")["shards"]}
     for id in ("nvidia-0", "nvidia-1"):
         assert after[id]["pid"] != before[id]

@@ -142,6 +142,8 @@ class SimMesh:
         self.processes: dict[str, list[Process]] = {}
         self.dispatchers = [SimDispatcher(f"engine-{n}") for n in range(shape.dispatchers)]
         self.trace: list[str] = []
+        self.nodes: dict[str, str] = {}
+        """Where processes of some places start, in place of a node by their number."""
         self.answers: dict[str, bool] = {}
         self.texts: dict[str, str] = {}
         """What was answered to the verbs, by request."""
@@ -317,11 +319,12 @@ class SimMesh:
                 action.component,
                 action.generation,
                 action.kind,
-                node=f"node-{number % self.shape.nodes}",
+                node=self.nodes.get(action.component, f"node-{number % self.shape.nodes}"),
                 capacity=self.shape.capacity,
                 start_s=self.shape.start_s * self.random.uniform(0.5, 1.5),
                 load_fails=self.shape.load_fails,
                 check=self.invariants.after_change,
+                origin=self.settings.origins.get(action.pool, ""),
             )
             self.processes.setdefault(action.component, []).append(living)
         self._probe(action.component, action.generation)

@@ -39,6 +39,7 @@ class Process:
     order: Order = NO_ORDER
     failure: str = ""
     revision: int = 0
+    origin: str = ""
     waiting: list[Callable[[], None]] = field(default_factory=list)
     check: Callable[["Process"], None] = lambda _: None
 
@@ -69,6 +70,7 @@ class Process:
             capacity_bytes=self.capacity * KEY_BYTES if shard else 0,
             key_bytes={EXPERT: KEY_BYTES} if shard else {},
             serving=self.serving,
+            origin=self.origin,
         )
 
     def receive(self, message: Callable[[], None]) -> None:

@@ -8,10 +8,13 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.control.domains import kept_together
 from orchestrator.control.keys import EXPERT, NO_KEYS, PlacedKey
 from orchestrator.control.lifecycle import Life
 from orchestrator.control.plan_request import PlanRequest, Proposal
+from orchestrator.control.rolling import outdated
 from orchestrator.control.settings import Settings
+from orchestrator.control.turn import Turn
 from tests.sim.faults import Faults
 from tests.sim.mesh import Shape, SimMesh
 from tests.sim.scenario import check_healed, simulate
@@ -284,6 +287,33 @@ def test_replicas_make_a_rolling_restart_move_nothing() -> None:
     assert mesh.state.intent.transactions == transactions + 4  # each way back to the plan
 
 
+def test_copies_are_parted_again_when_shards_come_back_on_other_nodes() -> None:
+    """Their places in the plan were made for the nodes that they were on."""
+    settings = replace(SHORT, min_copies=2, most_redundant=0, domains={"other": "a rack"})
+    mesh = started(Shape(shards=6, capacity=9, nodes=2), settings=settings)
+
+    def together() -> int:
+        return len(kept_together(Turn(mesh.state, mesh.clock.now_s), mesh.state.intent.planned))
+
+    assert together() == 0
+    transactions = mesh.state.intent.transactions
+    assert asked(mesh, "rolling-restart", "cpu-2").startswith("yes")
+    assert worst_until(mesh, lambda: mesh.state.intent.rolling is None) == 0
+    assert mesh.state.intent.transactions == transactions + 1, "on its own node it fits the plan"
+    mesh.nodes = {"cpu-1": "node-0", "cpu-2": "node-1"}
+    for id in mesh.nodes:  # after the first one node has no room to keep all apart
+        assert asked(mesh, "rolling-restart", id).startswith("yes")
+        assert worst_until(mesh, lambda: mesh.state.intent.rolling is None) == 0
+    assert together() == 11
+    # The planner leaves one that it could only part by loading more than it is worth.
+    worst_until(mesh, lambda: together() <= 1 and mesh.state.intent.transaction is None)
+    done = mesh.state.intent.transactions
+    assert any("came back in another failure domain" in line for line in mesh.trace)
+    mesh.clock.run(mesh.clock.now_s + 120.0)
+    assert mesh.state.intent.transactions == done, "once"
+    check_healed(mesh)
+
+
 def test_a_new_controller_goes_on_with_a_rolling_restart() -> None:
     mesh = started(Shape(shards=6, capacity=6))
     assert asked(mesh, "rolling-restart", "cpu").startswith("yes")
@@ -292,6 +322,28 @@ def test_a_new_controller_goes_on_with_a_rolling_restart() -> None:
     mesh.clock.run(mesh.clock.now_s + 3.0)
     assert worst_until(mesh, lambda: mesh.state.intent.rolling is None) == 0
     assert {p.generation for p in mesh.state.intent.places.values() if p.pool == "cpu"} == {2}
+
+
+def test_what_was_started_otherwise_is_replaced_and_nothing_else() -> None:
+    """An upgrade: the next controller expects other shards and routers, and the same engines."""
+    settings = replace(SHORT, origins={"cpu": "1", "router": "1", "engine": "1"})
+    mesh = started(Shape(shards=6, capacity=6, engines=1, routers=1), settings=settings)
+    assert asked(mesh, "rolling-restart", "changed") == (
+        "no: every process runs with the installed code and the config"
+    )
+    mesh.settings = replace(settings, origins={"cpu": "2", "router": "2", "engine": "1"})
+    mesh.kill_controller()
+    mesh.clock.run(mesh.clock.now_s + 20.0)
+    shards = [f"cpu-{n}" for n in range(6)]
+    assert outdated(mesh.state) == [*shards, "router-0"]
+    assert asked(mesh, "rolling-restart", "changed", dry_run=True).startswith(
+        "yes: router-0, cpu-0"
+    )
+    assert asked(mesh, "rolling-restart", "changed").startswith("yes: router-0, cpu-0")
+    assert worst_until(mesh, lambda: mesh.state.intent.rolling is None) == 0
+    generations = {id: place.generation for id, place in mesh.state.intent.places.items()}
+    assert generations == {**dict.fromkeys([*shards, "router-0"], 2), "engine-0": 1}
+    assert outdated(mesh.state) == []
 
 
 def test_a_rolling_restart_that_nobody_can_stand_in_for_is_refused() -> None:

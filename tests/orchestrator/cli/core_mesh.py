@@ -58,10 +58,11 @@ class CoreMesh(FakeMesh):
 
     fakes: dict[str, FakeEngine] = field(default_factory=dict)
     shape: Shape = SHAPE
+    origins: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.journal = NotingJournal()
-        settings = Settings(suspect_limit_s=8.0, stable_s=60.0)
+        settings = Settings(suspect_limit_s=8.0, stable_s=60.0, origins=self.origins)
         self.sim = SimMesh(0, self.shape, settings, open_journal=lambda: self.journal)
         self.sim.start_controller()
         self.sim.clock.run(40.0)

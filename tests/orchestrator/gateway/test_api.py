@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.api.models import EventView
-from orchestrator.api.verbs import BODIES
+from orchestrator.api.verbs import BODIES, UPGRADE
 from orchestrator.gateway import api_routes, event_stream
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.auth import digest
@@ -141,6 +141,7 @@ BODY_OF = {
     "scale": {"pool": "a", "size": 3},
     "rebalance": {},
     "stop-rolling-restart": {},
+    "upgrade": {},
     "pin": {"expert": "0/1", "pools": ["a", "b"]},
     "ban": {"expert": "0/1", "pools": ["a"]},
     "unpin": {"expert": "0/1"},
@@ -149,6 +150,7 @@ ASKED = {
     "scale": ("a", 3),
     "rebalance": ("", 0),
     "stop-rolling-restart": ("", 0),
+    "upgrade": ("", 0),
     "pin": ("0/1 a,b", 0),
     "ban": ("0/1 a", 0),
     "unpin": ("0/1", 0),
@@ -172,7 +174,7 @@ def test_a_verb_reaches_the_controller(verb):
 def test_the_controls_core_knows_every_verb_of_the_api():
     from orchestrator.control.verbs import VERBS
 
-    assert BODIES.keys() == VERBS.keys()
+    assert BODIES.keys() == VERBS.keys() | {UPGRADE}
 
 
 def test_a_refusal_is_409_with_the_reason():
