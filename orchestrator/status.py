@@ -4,6 +4,9 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+LOAD_ENGINE = "Load the engine"
+"""The last step of a start, and the longest."""
+
 
 class ComponentKind(StrEnum):
     CONTROLLER = "controller"

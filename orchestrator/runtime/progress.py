@@ -4,6 +4,7 @@ from orchestrator.control.keys import NO_KEYS, Keys
 from orchestrator.control.lifecycle import SERVING, Kind, Life, Wanted
 from orchestrator.control.state import Component, Place, State
 from orchestrator.errors import UserError
+from orchestrator.status import LOAD_ENGINE
 
 Step = tuple[str, str]
 """(step of the start, how far it is)."""
@@ -22,7 +23,7 @@ def step_of(state: State) -> Step:
     if not all(_serves(c) for _, c in _of_kind(state, Kind.ROUTER)):
         return "Start the router", ""
     if not all(_serves(c) for _, c in _of_kind(state, Kind.ENGINE)):
-        return "Load the engine", ""
+        return LOAD_ENGINE, ""
     return "Serve", ""
 
 

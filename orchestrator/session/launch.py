@@ -1,18 +1,19 @@
 """Run one mesh from this process: start it, serve until a signal, drain, leave nothing behind.
 
-Controller, gateway and batch runner are imported when they are started: by then Ray runs, and a
-mesh for which it has no room has been refused.
+Controller, gateway and batch runner are imported in a thread, while Ray's processes start.
 
 Signals only set an event that every wait here looks at: nothing is interrupted half-way, so what
 was started is known at each moment and can be ended.
 """
 
+import importlib
 import logging
 import os
 import secrets
 import time
 from collections.abc import Iterable
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import ray
@@ -50,9 +51,16 @@ from orchestrator.session.ray_session import (
     stop_ray,
 )
 from orchestrator.session.stop_signals import StopRequested, StopSignals
+from orchestrator.status import LOAD_ENGINE
 
 log = logging.getLogger(__name__)
 
+IMPORTED_AHEAD = (
+    "orchestrator.controller",
+    "orchestrator.gateway.deploy",
+    "orchestrator.batch.runner_process",
+)
+"""What is started by Ray later on: about two seconds of a core."""
 RUNNER_TIMEOUT_S = 20.0
 """How long "ready" waits for the batch runner, which serving does without."""
 POLL_S = 0.1
@@ -141,6 +149,8 @@ class _Session:
         self._spared = () if guard is None else (guard.pid,)
         self._controller: ActorHandle | None = None
         self._gateway: ray.ObjectRef[str] | None = None
+        self._batch_runner: ray.ObjectRef[bool] | None = None
+        """Done once the batch runner's process is up."""
 
     def start(self, progress: Progress) -> None:
         """Everything up to the first answered request.
@@ -150,6 +160,7 @@ class _Session:
             UserError: something does not start; says what and why.
         """
         progress.step("Start Ray")
+        Thread(target=_import_ahead, name="import-ahead", daemon=True).start()
         start_ray(self._config, self._run_dir)
         self._stop.install()  # Ray puts its own SIGTERM handler in place
         self._stop.check()
@@ -170,7 +181,7 @@ class _Session:
         self._await_gateway()
         gateway = self._config.gateway
         url = endpoint_url(gateway.host, gateway.port, gateway.route_prefix)
-        self._start_batch_jobs()
+        self._await_batch_runner()
         keys = [key.get_secret_value() for key in Secrets().api_keys]
         ask_first(url, self._config.model.name, keys[0] if keys else None)
         progress.done()
@@ -237,6 +248,8 @@ class _Session:
             if step != shown:
                 progress.step(step)
                 shown = step
+                if step == LOAD_ENGINE:
+                    self._start_batch_runner()
             elif detail:
                 progress.update(detail)
         progress.done()
@@ -284,22 +297,28 @@ class _Session:
             deploy_gateway, config, mesh, _digests(known.api_keys), _digests(known.admin_keys)
         )
 
-    def _start_batch_jobs(self) -> None:
-        """Their runner comes last: it has nothing to do before engines serve. It is waited for, or
-        its imports would take the cores from the first requests."""
+    def _start_batch_runner(self) -> None:
+        """While the engine loads, which mostly keeps one core busy."""
         settings = batch_settings(self._config)
-        if settings is not None:
-            from orchestrator.batch.runner_process import BatchRunner
+        if settings is None or self._batch_runner is not None:
+            return
+        from orchestrator.batch.runner_process import BatchRunner
 
-            mesh = RayMeshClient(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
-            logs = self._config.logging
-            runner = cluster.start_batch_runner(
-                logs, BatchRunner, settings, mesh, logs, cluster.BATCH_RUNNER
-            )
-            up: ray.ObjectRef[bool] = runner.__ray_ready__.remote()
-            deadline_s = time.monotonic() + RUNNER_TIMEOUT_S
-            while not _finished(up, POLL_S) and time.monotonic() < deadline_s:
-                self._stop.check()
+        mesh = RayMeshClient(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
+        logs = self._config.logging
+        runner = cluster.start_batch_runner(
+            logs, BatchRunner, settings, mesh, logs, cluster.BATCH_RUNNER
+        )
+        self._batch_runner = runner.__ray_ready__.remote()
+
+    def _await_batch_runner(self) -> None:
+        """Or its imports would take the cores from the first requests."""
+        self._start_batch_runner()
+        deadline_s = time.monotonic() + RUNNER_TIMEOUT_S
+        while self._batch_runner is not None and time.monotonic() < deadline_s:
+            if _finished(self._batch_runner, POLL_S):
+                return
+            self._stop.check()
 
     def _await_gateway(self) -> None:
         """Return once the endpoint is open. Raises UserError if it cannot be."""
@@ -363,6 +382,11 @@ class _Session:
                 cluster.kill(runner)
         except (RayError, OSError, TimeoutError) as error:
             log.warning("while stopping: %s", cause_of(error))
+
+
+def _import_ahead() -> None:
+    for module in IMPORTED_AHEAD:
+        importlib.import_module(module)
 
 
 def _digests(keys: Iterable[SecretStr]) -> frozenset[bytes]:

@@ -1,12 +1,15 @@
 """The format of experts that only vLLM's own layers hold: named, never decoded here."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NoReturn
-
-import torch
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from actors.experts.formats.base import Kind, Quantisation, Stored
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
