@@ -25,6 +25,7 @@ CPU_FIELDS = ("model name", "flags", "Features", "CPU part")
 
 CACHE_VARIABLE = "EXPERTMESH_COMPILED"
 """Set where the variables below are: what this process starts uses the same folder."""
+HEADERS_VARIABLE = "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"
 
 
 def cache_variables() -> dict[str, str]:
@@ -37,6 +38,9 @@ def cache_variables() -> dict[str, str]:
         "VLLM_CACHE_ROOT": str(folder / "vllm"),
         # Until vLLM knows the model; and for what it compiles beside the model.
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        # torch (2.13) compiles its C++ headers ahead, 4 to 5 s and 150 MB, in a temporary folder,
+        # also where everything is found compiled. A model has few distinct kernels.
+        HEADERS_VARIABLE: os.environ.get(HEADERS_VARIABLE, "0"),
     }
 
 

@@ -21,7 +21,13 @@ def test_the_same_folder_at_every_start(tmp_path):
     assert folder.is_relative_to(tmp_path)
     assert folder.stat().st_mode & 0o077 == 0
     variables = compile_cache.cache_variables()
+    assert variables.pop(compile_cache.HEADERS_VARIABLE) == "0"
     assert all(Path(value).is_relative_to(folder) for value in variables.values())
+
+
+def test_headers_are_compiled_ahead_for_who_wants_that(monkeypatch):
+    monkeypatch.setenv(compile_cache.HEADERS_VARIABLE, "1")
+    assert compile_cache.cache_variables()[compile_cache.HEADERS_VARIABLE] == "1"
 
 
 def test_a_process_uses_the_folder_of_who_started_it(monkeypatch):
