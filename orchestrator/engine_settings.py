@@ -2,6 +2,7 @@
 
 from actors.dispatch.subscription import ADDRESS_VARIABLE, SECRET_VARIABLE
 from actors.engine.config import EngineConfig
+from actors.engine.media_policy import MEDIA_VARIABLE
 from actors.experts.spec import ExpertSpec
 from actors.process import SHORT_SPIN
 from actors.wire.address import Address
@@ -40,6 +41,7 @@ def engine_config(
     environment = {
         **tracing.environment,
         ADDRESS_VARIABLE: str(directory),
+        MEDIA_VARIABLE: config.gateway.media_policy,
         # Threads are ours to place: shards share the cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         **SHORT_SPIN,

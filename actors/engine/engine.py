@@ -39,6 +39,7 @@ from actors.engine.scratch import make_scratch
 from actors.engine.unavailable import telling_missing_experts
 from actors.engine.warm_up import warm_up
 from actors.engine_lifecycle import EngineState, check_transition
+from actors.experts.adapters import check_adapter
 from actors.logs import start_logging
 from actors.messages import EngineReply, HttpRequest, Refusal, ResponseStart
 from actors.origin import Origin, code_digest
@@ -278,6 +279,7 @@ class Engine:
             from vllm.platforms import current_platform
             from vllm.usage.usage_lib import UsageContext
 
+            from actors.engine.media import use_mesh_media
             from actors.engine.mesh_llm import MeshLLM
             from actors.vllm_plugin.vllm_config import (
                 refuse_unsupported,
@@ -285,6 +287,7 @@ class Engine:
                 use_mesh_scheduler,
             )
 
+        use_mesh_media()
         flags = {
             "disable_fastapi_docs": True,
             "enforce_eager": starts_eagerly(
@@ -294,6 +297,8 @@ class Engine:
             **self._config.flags,
         }
         args = parse_flags(self._config.model, self._config.served_model_name, flags)
+        for adapter in args.lora_modules or ():
+            check_adapter(Path(adapter.path))
         context = UsageContext.OPENAI_API_SERVER
         engine_args = AsyncEngineArgs.from_cli_args(args)
         vllm_config = engine_args.create_engine_config(usage_context=context)

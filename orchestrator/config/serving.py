@@ -1,7 +1,9 @@
 """The serving half of the config: model, engines, router and gateway."""
 
+import contextlib
+import json
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
@@ -60,6 +62,16 @@ class EnginesConfig(Section):
     custom one."""
     vllm: dict[str, JsonValue] = Field(default_factory=dict)
     """More engine flags, under vLLM's own names: `max_num_seqs: 16`."""
+
+    @property
+    def predicts(self) -> bool:
+        """Whether engines draft tokens with the model's layers of multi-token prediction."""
+        speculative = self.vllm.get("speculative_config")
+        if isinstance(speculative, str):  # as on vLLM's command line
+            with contextlib.suppress(ValueError):
+                speculative = json.loads(speculative)
+        method = speculative.get("method") if isinstance(speculative, dict) else None
+        return str(method).endswith("mtp")
 
     @field_validator("vllm", mode="after")
     @classmethod
@@ -126,6 +138,9 @@ class RouterConfig(Section):
         return self
 
 
+HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$")]
+
+
 class GatewayConfig(Section):
     """The OpenAI-compatible HTTP endpoint."""
 
@@ -155,3 +170,20 @@ class GatewayConfig(Section):
     theirs; then status 503. Those that wait count for `max_queued_requests`."""
     migration_limit: Annotated[int, Field(ge=0)] = 3
     """How often another engine may continue one request whose engine was lost."""
+    media: Literal["none", "data"] | list[HostName] = "data"
+    """Images, audio and video of requests to models that take them. `none`: refused. `data`: only
+    as `data:` URLs. Host names, `[images.example.com]`: these are fetched from as well, over HTTP
+    or HTTPS, redirects between them too, but never from addresses of this machine or of private
+    networks, whatever a name resolves to."""
+
+    @property
+    def media_policy(self) -> str:
+        """`media` as engines are told (`actors.engine.media_policy`)."""
+        return self.media if isinstance(self.media, str) else ",".join(self.media)
+
+    @field_validator("media", mode="after")
+    @classmethod
+    def _some_host(cls, media: str | list[str]) -> str | list[str]:
+        if not media:
+            raise ValueError("name hosts, or say none or data")
+        return media

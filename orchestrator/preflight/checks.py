@@ -46,7 +46,9 @@ def _check_model(config: MeshConfig) -> Iterator[Finding]:
 
     try:
         trust = bool(config.engines.vllm.get("trust_remote_code", False))
-        spec = read_expert_spec(config.model.path, trust_remote_code=trust)
+        spec = read_expert_spec(
+            config.model.path, predictors=config.engines.predicts, trust_remote_code=trust
+        )
     except ValueError as error:
         yield Finding("experts", Level.FAILURE, str(error))
         return
@@ -67,6 +69,7 @@ def _check_model(config: MeshConfig) -> Iterator[Finding]:
 
 
 def _check_flags(config: MeshConfig) -> Iterator[Finding]:
+    yield from model.check_adapters(config.engines.vllm.get("lora_modules"))
     vllm = versions.package_folder("vllm")
     if vllm is not None:
         yield model.check_engine_flags(config.engines.vllm, model.known_engine_flags(vllm))

@@ -2,10 +2,13 @@
 
 import ast
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+from actors.experts.adapters import check_adapter
+from actors.experts.refusal import ModelRefused
 from actors.experts.spec import ExpertSpec
 from orchestrator.config.bytesize import format_bytes
 from orchestrator.config.pools import PoolConfig
@@ -13,6 +16,11 @@ from orchestrator.config.schema import MeshConfig
 from orchestrator.config.serving import ModelConfig
 from orchestrator.preflight.finding import Finding, Level
 
+FLAG_CLASSES = {
+    "engine/arg_utils.py": ("EngineArgs", "AsyncEngineArgs"),
+    "entrypoints/launchers/cli_args.py": ("BaseFrontendArgs",),
+}
+"""File of vLLM -> its classes whose fields are flags."""
 ENGINE_OVERHEAD_BYTES = 3 * 2**29
 """Rough room for Python, torch and vLLM in one engine, besides its KV cache."""
 EXPERT_MEMORY = "expert memory"
@@ -100,16 +108,28 @@ def check_host_memory(config: MeshConfig, spec: ExpertSpec, free_bytes: int) -> 
 
 
 def known_engine_flags(vllm: Path) -> frozenset[str]:
-    """Flags of vLLM's engine, read from its source: importing vLLM takes seconds."""
-    source = (vllm / "engine" / "arg_utils.py").read_text(encoding="utf-8")
+    """Flags of vLLM's engine and of its OpenAI application, read from its sources: importing vLLM
+    takes seconds."""
     return frozenset(
         field.target.id
-        for definition in ast.parse(source).body
-        if isinstance(definition, ast.ClassDef)
-        and definition.name in ("EngineArgs", "AsyncEngineArgs")
+        for file, classes in FLAG_CLASSES.items()
+        for definition in ast.parse((vllm / file).read_text(encoding="utf-8")).body
+        if isinstance(definition, ast.ClassDef) and definition.name in classes
         for field in definition.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     )
+
+
+def check_adapters(modules: Any) -> Iterator[Finding]:
+    """modules: vLLM's flag `lora_modules`, a list of `name=folder`."""
+    for module in modules if isinstance(modules, list) else []:
+        name, _, folder = str(module).partition("=")
+        try:
+            check_adapter(Path(folder))
+        except ModelRefused as refused:
+            yield Finding("adapters", Level.FAILURE, f"engines.vllm.lora_modules: {refused}")
+        else:
+            yield Finding("adapters", Level.OK, f"{name}: {folder}")
 
 
 def check_engine_flags(flags: Collection[str], known: Collection[str]) -> Finding:

@@ -212,3 +212,36 @@ def test_connections_between_nodes_are_authenticated_by_default(
 )
 def test_certificates_without_tls_are_refused(tmp_path: Path, router: str, reason: str) -> None:
     assert reason in fault(tmp_path, f"{SMALL}router: {router}\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "predicts"),
+    [
+        ("{}", False),
+        ("{speculative_config: {method: ngram, num_speculative_tokens: 2}}", False),
+        ("{speculative_config: {method: mtp, num_speculative_tokens: 1}}", True),
+        ('{speculative-config: \'{"method": "deepseek_mtp"}\'}', True),
+        ("{speculative_config: 'no JSON'}", False),
+    ],
+)
+def test_engines_that_predict_several_tokens(tmp_path: Path, flags: str, predicts: bool) -> None:
+    config = load_config(write(tmp_path, SMALL + f"engines: {{vllm: {flags}}}\n"))
+    assert config.engines.predicts is predicts
+
+
+@pytest.mark.parametrize(
+    ("media", "policy"),
+    [
+        ("none", "none"),
+        ("data", "data"),
+        ("[a.example.com, b.example.com]", "a.example.com,b.example.com"),
+    ],
+)
+def test_media(tmp_path: Path, media: str, policy: str) -> None:
+    config = load_config(write(tmp_path, SMALL + f"gateway: {{media: {media}}}\n"))
+    assert config.gateway.media_policy == policy
+
+
+@pytest.mark.parametrize("media", ["[]", "all", "['http://a.example.com']", "['*']"])
+def test_media_from_no_host(tmp_path: Path, media: str) -> None:
+    assert "gateway.media" in fault(tmp_path, SMALL + f"gateway: {{media: {media}}}\n")

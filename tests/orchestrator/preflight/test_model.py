@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from actors.experts.formats.mxfp4 import MXFP4
 from actors.experts.spec import Activation, ExpertSpec
@@ -100,14 +102,52 @@ def test_engine_flags_are_read_from_source(tmp_path: Path) -> None:
         "class AsyncEngineArgs(EngineArgs):\n    enable_log_requests: bool = False\n"
         "class Unrelated:\n    third: int = 0\n"
     )
+    application = tmp_path / "entrypoints" / "launchers" / "cli_args.py"
+    application.parent.mkdir(parents=True)
+    application.write_text("class BaseFrontendArgs:\n    chat_template: str | None = None\n")
     known = model.known_engine_flags(tmp_path)
-    assert known == {"max_num_seqs", "enable_log_requests"}
+    assert known == {"max_num_seqs", "enable_log_requests", "chat_template"}
 
 
 def test_flags_of_the_installed_vllm_are_found() -> None:
     folder = package_folder("vllm")
     assert folder is not None
-    assert {"max_num_seqs", "block_size", "enforce_eager"} <= model.known_engine_flags(folder)
+    known = model.known_engine_flags(folder)
+    assert {"max_num_seqs", "block_size", "enforce_eager", "lora_modules"} <= known
+
+
+def adapter(folder: Path, module: str) -> str:
+    """A tiny adapter of one module of layer 0, as `name=folder`."""
+    folder.mkdir()
+    matrix = torch.zeros(2, 2)
+    stem = f"base_model.model.model.layers.0.{module}"
+    tensors = {f"{stem}.lora_A.weight": matrix, f"{stem}.lora_B.weight": matrix.clone()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return f"{folder.name}={folder}"
+
+
+def test_adapters_of_what_stays_in_the_engine(tmp_path: Path) -> None:
+    modules = [
+        adapter(tmp_path / "a", "self_attn.q_proj"),
+        adapter(tmp_path / "b", "mlp.shared_experts.up_proj"),
+    ]
+    assert [finding.ok for finding in model.check_adapters(modules)] == [True, True]
+    assert list(model.check_adapters(None)) == []
+
+
+def test_an_adapter_of_routed_experts_is_refused_by_name(tmp_path: Path) -> None:
+    (finding,) = model.check_adapters([adapter(tmp_path / "a", "mlp.experts.3.gate_proj")])
+    assert not finding.ok
+    assert finding.message.replace(str(tmp_path), "DIR") == (
+        "engines.vllm.lora_modules: adapter DIR/a is for routed experts too (base_model.model.model"
+        ".layers.0.mlp.experts.3.gate_proj.lora_A.weight), which shards hold without adapters: "
+        "train one for attention and shared experts"
+    )
+
+
+def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
+    (finding,) = model.check_adapters([f"a={tmp_path}/nowhere"])
+    assert "nowhere has no safetensors files" in finding.message
 
 
 @pytest.mark.parametrize(
