@@ -161,7 +161,8 @@ class Controller:
     async def _set_up(self) -> None:
         """Read the journal, open the directory, run the core."""
         path, session = self._config.model.path, str(self._run_dir.path)
-        spec = await asyncio.to_thread(read_expert_spec, path)
+        predicts = self._config.engines.predicts
+        spec = await asyncio.to_thread(read_expert_spec, path, predictors=predicts)
         mark = await asyncio.to_thread(fingerprint, path)
         if self._recovering is not None:
             check_may_join(self._config, session, mark)

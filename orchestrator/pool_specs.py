@@ -20,7 +20,7 @@ def specs_of_pools(pools: dict[str, PoolConfig], base: ExpertSpec) -> dict[str, 
         if pool.checkpoint is None:
             continue
         try:
-            specs[name] = read_expert_spec(pool.checkpoint)
+            specs[name] = read_expert_spec(pool.checkpoint, predictors=base.predictors > 0)
             check_shapes(specs[name], base)
             check_checkpoint(specs[name])
         except (OSError, ValueError) as error:

@@ -51,6 +51,7 @@ class ExpertTensors:
            w2 [H, I] e4m3, w2_scale fp32 [ceil(H/128), ceil(I/128)].
     mxfp4: w13 [2I, H/2] uint8, two e2m1 per byte, even column in the low nibble;
            w13_scale [2I, H/32] uint8 (e8m0: 2 ** (byte - 127)); w2 [H, I/2], w2_scale [H, I/32].
+    int4:  w13 [2I, H/8] int32, w13_scale fp32 [2I, H/group]; w2 [H, I/8], w2_scale [H, I/group].
     int8:  w13 [2I, H] int8, w13_scale fp32 [2I, 1]; w2 [H, I], w2_scale [H, 1].
     Biases: w13_bias [2I] bf16, w2_bias [H] bf16, or None.
     """

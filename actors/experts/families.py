@@ -74,7 +74,11 @@ def _swiglu_oai(config: Config) -> Activation:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How one architecture is read. `*_keys` are config.json entries; the first present counts."""
+    """How one architecture is read. `*_keys` are config.json entries; the first present counts.
+
+    predictors_key: how many layers of multi-token prediction follow the others, under the same
+    names; None: the experts of such layers are not read.
+    """
 
     experts_keys: tuple[str, ...]
     intermediate_keys: tuple[str, ...]
@@ -82,6 +86,7 @@ class Family:
     activation: Callable[[Config], Activation]
     layouts: tuple[Layout, ...]
     has_bias: bool = False
+    predictors_key: str | None = None
     top_k_keys: tuple[str, ...] = ("num_experts_per_tok",)
 
 
@@ -112,6 +117,7 @@ FAMILIES: Mapping[str, Family] = {
         intermediate_keys=("moe_intermediate_size",),
         layers=_deepseek_v3_layers,
         activation=_silu,
+        predictors_key="num_nextn_predict_layers",
         layouts=(MLP_PROJ, MLP_FUSED),
     ),
     "DeepseekV4ForCausalLM": Family(
@@ -155,21 +161,28 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def read_expert_spec(
-    model_path: Path, *, trust_remote_code: bool = False, dry_run: DryRun | None = None
+    model_path: Path,
+    *,
+    predictors: bool = False,
+    trust_remote_code: bool = False,
+    dry_run: DryRun | None = None,
 ) -> ExpertSpec:
     """The routed experts of the checkpoint in `model_path`, from config.json and file headers.
 
     Where our families and formats do not read it, what vLLM's loader says, see `read_catalog`.
+    predictors: with those of the layers of multi-token prediction, which engines draft with.
     ModelRefused, in one line, for a model that cannot be served.
     """
     config = read_json(model_path / "config.json")
     architecture = (config.get("architectures") or ["none"])[0]
     if not names_experts(config):
         raise ModelRefused(_dense(model_path, architecture))
+    if predictors:
+        _check_predictors(model_path, config, architecture)
     own: ModelRefused | None = None
     if architecture in FAMILIES:
         try:
-            return _spec_of_family(model_path, config, architecture)
+            return _spec_of_family(model_path, config, architecture, predictors)
         except ModelRefused as refused:
             if not config.get("quantization_config"):
                 raise
@@ -182,9 +195,29 @@ def read_expert_spec(
     return spec_of_catalog(model_path, catalog)
 
 
-def _spec_of_family(model_path: Path, config: Config, architecture: str) -> ExpertSpec:
+def _check_predictors(model_path: Path, config: Config, architecture: str) -> None:
+    """ModelRefused unless there are layers of multi-token prediction whose experts are read."""
+    key = FAMILIES[architecture].predictors_key if architecture in FAMILIES else None
+    if key is None:
+        known = ", ".join(name for name, family in FAMILIES.items() if family.predictors_key)
+        raise ModelRefused(
+            f"{model_path}: shards do not serve the multi-token prediction of {architecture}, only "
+            f"of {known}: leave engines.vllm.speculative_config out, or use its method ngram"
+        )
+    if not config.get(key):
+        raise ModelRefused(
+            f"{model_path}/config.json: {key} is {config.get(key)}, so there is no multi-token "
+            "prediction to draft with: leave engines.vllm.speculative_config out"
+        )
+
+
+def _spec_of_family(
+    model_path: Path, config: Config, architecture: str, predictors: bool
+) -> ExpertSpec:
     family = FAMILIES[architecture]
     layers = tuple(family.layers(config))
+    drafting = int(config[family.predictors_key]) if predictors and family.predictors_key else 0
+    after = int(config["num_hidden_layers"]) if drafting else 0
     num_experts = _positive(model_path, config, family.experts_keys)
     if not layers:
         raise ModelRefused(_dense(model_path, architecture))
@@ -193,12 +226,15 @@ def _spec_of_family(model_path: Path, config: Config, architecture: str) -> Expe
     return ExpertSpec(
         architecture=architecture,
         model_path=model_path,
-        layers=layers,
+        layers=(*layers, *range(after, after + drafting)),
+        predictors=drafting,
         num_experts=num_experts,
         top_k=_positive(model_path, config, family.top_k_keys),
         hidden_size=_positive(model_path, config, ("hidden_size",)),
         intermediate_size=_positive(model_path, config, family.intermediate_keys),
-        weight_format=_weight_format(model_path, config, index, layout.probe(layers[0])),
+        weight_format=_weight_format(
+            model_path, config, index, next(filter(index.__contains__, layout.probes(layers[0])))
+        ),
         activation=family.activation(config),
         has_bias=family.has_bias,
     )
@@ -227,9 +263,9 @@ def find_layout(architecture: str, layer: int, index: TensorIndex) -> Layout:
     """The layout whose probe tensor the checkpoint has in `layer`."""
     layouts = FAMILIES[architecture].layouts
     for layout in layouts:
-        if layout.probe(layer) in index:
+        if any(probe in index for probe in layout.probes(layer)):
             return layout
-    known = " or ".join(layout.probe(layer) for layout in layouts)
+    known = " or ".join(layout.probes(layer)[0] for layout in layouts)
     raise ModelRefused(
         f"{index.model_path} has no tensor {known}: not a complete {architecture} checkpoint"
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from actors.experts.formats.base import Kind
+from actors.experts.formats.table import WEIGHT_SUFFIXES
 from actors.experts.spec import ExpertSpec
 
 
@@ -62,10 +63,11 @@ class Layout:
     scale_suffix: str = ".scale"
     bias_suffix: str = "_bias"
 
-    def probe(self, layer: int) -> str:
-        """A tensor name that exists in `layer` exactly when the checkpoint uses this layout."""
+    def probes(self, layer: int) -> tuple[str, ...]:
+        """One of these tensors exists in `layer` exactly when the checkpoint uses this layout."""
         stem = self._stem(layer, 0, self.projections[-1][1])
-        return stem + self.weight_suffix
+        packed = () if self.fused else WEIGHT_SUFFIXES
+        return tuple(stem + suffix for suffix in (self.weight_suffix, *packed))
 
     def sources(self, spec: ExpertSpec, layer: int, expert: int) -> Iterator[Source]:
         """Every tensor needed for one (layer, expert), in the order of `projections`."""
@@ -87,7 +89,7 @@ class Layout:
         """(kind, name suffix, shape of one expert, dtypes) of a [rows, columns] projection."""
         weight_format = spec.weight_format
         suffixes = {
-            Kind.WEIGHT: self.weight_suffix,
+            Kind.WEIGHT: weight_format.weight_suffix or self.weight_suffix,
             Kind.SCALE: weight_format.scale_suffix or self.scale_suffix,
         }
         for one in weight_format.stored(

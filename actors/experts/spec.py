@@ -39,6 +39,7 @@ class ExpertSpec:
     hidden_size:    H; rows on the wire are [T, H] bf16.
     intermediate_size: I of one routed expert.
     has_bias:       experts carry gate/up and down biases (gpt-oss).
+    predictors:     how many of `layers`, the last ones, are of multi-token prediction.
     catalog:        where vLLM's own loader finds the tensors; None where `families.py` says it.
     expert_bytes:   of one expert where the format does not say it (`VllmOwn`).
     """
@@ -53,6 +54,7 @@ class ExpertSpec:
     weight_format: NumberFormat
     activation: Activation
     has_bias: bool = False
+    predictors: int = 0
     catalog: ExpertCatalog | None = field(default=None, repr=False)
     expert_bytes: int | None = None
 

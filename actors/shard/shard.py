@@ -66,7 +66,7 @@ class ShardConfig:
     listen: addresses as text, see `actors.wire.address`; TCP port 0 picks a free one.
     emulated: speed and vendor stand for hardware that is not here; emulated_speed slows the shard.
     security: of its TCP connections. kernel: the one to take, by its key; None: the best.
-    spans: where those of sampled steps go.
+    predictors: with the layers of multi-token prediction. spans: where those of sampled steps go.
     stands_in: where `model_path` is not the mesh's checkpoint. setup: see `actors.origin`.
     """
 
@@ -82,6 +82,7 @@ class ShardConfig:
     log_level: str = "INFO"
     security: TcpSecurity = HANDSHAKE_ONLY
     kernel: str | None = None
+    predictors: bool = False
     spans: SpanSettings | None = None
     stands_in: StandsIn | None = None
     setup: str = ""
@@ -128,7 +129,7 @@ class ExpertShard:
         return self.describe()
 
     def _start(self) -> None:
-        self._spec = read_expert_spec(Path(self._config.model_path))
+        self._spec = self._read_spec(self._config.model_path)
         if self._config.device != "cpu":
             self._open_device()
         if self._config.device != "cpu" or self._spec.catalog is not None or self._config.kernel:
@@ -155,6 +156,9 @@ class ExpertShard:
         self._free_bytes = free_memory_bytes(self._device)
         self._detail = self._kernel.describe() + self._apart
 
+    def _read_spec(self, model_path: str) -> ExpertSpec:
+        return read_expert_spec(Path(model_path), predictors=self._config.predictors)
+
     def _check_stand_in(self, stands_in: StandsIn) -> None:
         """From here on this shard is one of the base checkpoint to whoever asks."""
         from actors.experts.variant import check_shapes
@@ -162,7 +166,7 @@ class ExpertShard:
 
         assert self._spec is not None
         assert self._kernel is not None
-        base = read_expert_spec(Path(stands_in.base_path))
+        base = self._read_spec(stands_in.base_path)
         check_shapes(self._spec, base)
         apart = check_results(self._kernel, self._spec, base, stands_in.tolerance, self._config.id)
         self._variant, self._fingerprint = self._fingerprint, fingerprint(base.model_path)

@@ -25,10 +25,15 @@ REASONS = {
     "nnodes": "an engine is on one node",
     "enable_dbo": "a step's layers run one after the other",
     "enable_lora": "adapters of routed experts are not in the shards",
+    "speculative_config": "of drafters only n-gram, suffix and DeepSeek-V3's own layers are served",
     "kv_transfer_config": "what a failed step wrote could not be taken back",
     "runner": "only models that generate are supported",
 }
 """vLLM flag -> why an engine of a mesh may not use it."""
+
+DRAFTERS_WITHOUT_MODEL = ("ngram", "ngram_gpu", "suffix")
+PREDICTORS = ("DeepSeekMTPModel",)
+"""Classes of multi-token prediction whose routed experts are in shards, see `families`."""
 
 
 def refuse_unsupported(config: "VllmConfig") -> None:
@@ -78,7 +83,17 @@ def unsupported_flags(config: "VllmConfig") -> list[str]:
         "nnodes": parallel.nnodes > 1 or parallel.distributed_executor_backend == "ray",
         "enable_dbo": parallel.use_ubatching,
         "enable_lora": config.lora_config is not None,
+        "speculative_config": not _drafts_with_the_mesh(config),
         "kv_transfer_config": config.kv_transfer_config is not None,
         "runner": config.model_config.runner_type != "generate",
     }
     return [flag for flag, used in in_use.items() if used]
+
+
+def _drafts_with_the_mesh(config: "VllmConfig") -> bool:
+    """Whether drafts, if there are any, take no routed experts but those that shards hold."""
+    drafting = config.speculative_config
+    if drafting is None or drafting.method in DRAFTERS_WITHOUT_MODEL:
+        return True
+    drafter = drafting.draft_model_config
+    return drafting.method == "mtp" and set(drafter.architectures) <= set(PREDICTORS)

@@ -109,10 +109,12 @@ def run_engine(
 @dataclass(frozen=True, slots=True)
 class Compared:
     """sizes: parameter bytes of monolithic vLLM and of the mesh's engine; sequences: token ids that
-    all were forced to, prompts with monolithic vLLM's answers."""
+    all were forced to, prompts with monolithic vLLM's answers; taken: share of the drafted tokens
+    that monolithic vLLM and the mesh's engine took, in all of its runs, 0.0 without drafts."""
 
     meshes: list[Comparison]
     sizes: dict[str, int]
+    taken: dict[str, float]
     sequences: list[list[int]]
 
 
@@ -125,21 +127,27 @@ def compare(
 
 
 def compare_weights(
-    request: dict[str, Any], meshes: Sequence[MeshShape], weights: Path | None = None
+    request: dict[str, Any],
+    meshes: Sequence[MeshShape],
+    weights: Path | None = None,
+    whole_request: dict[str, Any] | None = None,
 ) -> Compared:
     """Monolithic vLLM once, and each mesh.
 
     request: model, prompts, max_tokens, threads and flags of `benchmarks.harness.generate`.
-    weights: a checkpoint that shards load in the model's place.
+    weights: a checkpoint that shards load in the model's place. whole_request: what monolithic vLLM
+    is asked instead, such as a twin of the model in a format that it has kernels for.
     """
     with (
         tempfile.TemporaryDirectory(prefix="xm") as folder,
-        LocalMesh(Path(request["model"]), Path(folder), weights) as mesh,
+        LocalMesh(
+            Path(request["model"]), Path(folder), weights, predictors=predicts(request)
+        ) as mesh,
         ThreadPoolExecutor(1) as beside,
     ):
         forced_file = Path(folder) / "forced.json"
         # Beside each other: most of an engine's start is waiting.
-        running = beside.submit(run_whole, request, forced_file)
+        running = beside.submit(run_whole, whole_request or request, forced_file)
         remote = run_engine(
             request | {"forced_file": str(forced_file)},
             mesh.address,
@@ -150,7 +158,17 @@ def compare_weights(
     reference = whole["runs"]["monolithic"]
     comparisons = [compare_runs(name, reference, run) for name, run in remote["runs"].items()]
     sizes = {"monolithic": whole["parameter_bytes"], "mesh": remote["parameter_bytes"]}
-    return Compared(comparisons, sizes, sequences)
+    taken = {"monolithic": taken_of(whole), "mesh": taken_of(remote)}
+    return Compared(comparisons, sizes, taken, sequences)
+
+
+def predicts(request: dict[str, Any]) -> bool:
+    """Whether its engines draft with the model's layers of multi-token prediction."""
+    return bool(request.get("flags", {}).get("speculative_config", {}).get("method") == "mtp")
+
+
+def taken_of(answer: dict[str, Any]) -> float:
+    return float(answer["accepted"] / max(answer["drafted"], 1))
 
 
 def run_whole(request: dict[str, Any], forced_file: Path) -> dict[str, Any]:

@@ -5,8 +5,10 @@
 REQUEST: {"model", "prompts" (token ids), "max_tokens", "threads", "flags",
   "forced_file": where token ids to score will appear as JSON, or null for the run's own prompts
   with their answers,
+  "pictures": a file for each prompt, which has one image token; left out for none,
+  "lora": folder of an adapter that all prompts are for, or left out,
   "address": EXPERTMESH_ADDRESS or null, "runs": names}
-ANSWER: {"runs": {name: Run}, "parameter_bytes"}
+ANSWER: {"runs": {name: Run}, "parameter_bytes", "drafted" and "accepted" (tokens, of all runs)}
 
 Before each run it prints "serve NAME" and waits for a line on stdin: whoever started it changes the
 mesh in between. The engine stays. `forced` sequences are scored token by token (teacher forcing).
@@ -54,15 +56,28 @@ def generate(llm: "LLM", request: dict[str, Any]) -> Run:
     greedy = SamplingParams(
         max_tokens=request["max_tokens"], temperature=0.0, ignore_eos=True, logprobs=2
     )
-    prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
-    outputs = [output.outputs[0] for output in llm.generate(prompts, greedy, use_tqdm=False)]
+    answers = _answers(llm, request, request["prompts"], greedy)
+    outputs = [output.outputs[0] for output in answers]
     tokens = [list(output.token_ids) for output in outputs]
     own = [ids + more for ids, more in zip(request["prompts"], tokens, strict=True)]
     return Run(
         tokens,
         [[_gap(step) for step in output.logprobs or []] for output in outputs],
-        _score(llm, _await_json(request.get("forced_file")) or own),
+        _score(llm, request, _await_json(request.get("forced_file")) or own),
     )
+
+
+def _answers(llm: "LLM", request: dict[str, Any], ids: list[list[int]], params: Any) -> list[Any]:
+    """Outputs for these token ids, with the request's pictures and adapter."""
+    from vllm.lora.request import LoRARequest
+
+    prompts: list[Any] = [{"prompt_token_ids": one} for one in ids]
+    for prompt, picture in zip(prompts, request.get("pictures", []), strict=False):
+        from PIL import Image
+
+        prompt["multi_modal_data"] = {"image": Image.open(picture).convert("RGB")}
+    adapter = LoRARequest("adapter", 1, request["lora"]) if request.get("lora") else None
+    return llm.generate(prompts, params, use_tqdm=False, lora_request=adapter)
 
 
 def _await_json(path: str | None) -> Any:
@@ -76,19 +91,19 @@ def _gap(step: Any) -> float:
     return float(first - second)
 
 
-def _score(llm: "LLM", sequences: list[list[int]]) -> list[list[float]]:
+def _score(llm: "LLM", request: dict[str, Any], sequences: list[list[int]]) -> list[list[float]]:
     from vllm import SamplingParams
 
     only_prompt = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1)
-    outputs = llm.generate(
-        [{"prompt_token_ids": ids} for ids in sequences], only_prompt, use_tqdm=False
-    )
+    # A picture's tokens take the place of one.
     return [
         [
             float(step[token].logprob)
-            for token, step in zip(ids[1:], (output.prompt_logprobs or [])[1:], strict=True)
+            for token, step in zip(
+                output.prompt_token_ids[1:], (output.prompt_logprobs or [])[1:], strict=True
+            )
         ]
-        for ids, output in zip(sequences, outputs, strict=True)
+        for output in _answers(llm, request, sequences, only_prompt)
     ]
 
 
@@ -100,6 +115,7 @@ def load_engine(request: dict[str, Any]) -> "LLM":
         dtype="bfloat16",
         max_model_len=512,
         enable_prefix_caching=False,
+        disable_log_stats="speculative_config" not in request.get("flags", {}),
         worker_extension_cls="actors.engine.worker_extension.EngineWorker",
         **{"enforce_eager": True} | request.get("flags", {}),
     )
@@ -124,7 +140,18 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         runs[name] = asdict(generate(llm, request))
     assert llm is not None
     parameter_bytes = sum(llm.collective_rpc("expertmesh_parameter_bytes"))
-    return {"runs": runs, "parameter_bytes": parameter_bytes}
+    return {"runs": runs, "parameter_bytes": parameter_bytes} | drafts_of(llm)
+
+
+def drafts_of(llm: "LLM") -> dict[str, int]:
+    """Tokens that speculative decoding drafted, and those that the model took."""
+    if llm.llm_engine.vllm_config.speculative_config is None:
+        return {"drafted": 0, "accepted": 0}
+    counted = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
+    return {
+        "drafted": int(counted["vllm:spec_decode_num_draft_tokens"]),
+        "accepted": int(counted["vllm:spec_decode_num_accepted_tokens"]),
+    }
 
 
 if __name__ == "__main__":

@@ -66,16 +66,18 @@ class LocalMesh:
         model_path: Path,
         folder: Path,
         weights: Path | None = None,
+        predictors: bool = False,
         telemetry: TelemetryConfig | None = None,
     ) -> None:
         """folder: short path for the sockets (they may have 107 bytes).
 
         weights: another checkpoint for shards to load, which the mesh takes for `model_path`.
+        predictors: with the layers of multi-token prediction.
         telemetry: where shards send spans of sampled steps.
         """
         self._weights = weights or model_path
         self._telemetry = telemetry or TelemetryConfig()
-        self._spec = read_expert_spec(model_path)
+        self._spec = read_expert_spec(model_path, predictors=predictors)
         self._describer = Describer(self._spec)
         self._model_path, self._folder = model_path, folder
         self._processes: list[ChildProcess] = []
@@ -203,6 +205,7 @@ class LocalMesh:
         config = ShardConfig(
             id, "local", str(self._weights), "cpu", pool.threads,
             ("tcp:127.0.0.1:0" if tcp else self._socket(id),), log_level="WARNING",
+            predictors=self._spec.predictors > 0,
             spans=span_settings(self._telemetry, "local", "shard", id),
         )  # fmt: skip
 

@@ -29,7 +29,7 @@ def plan(
     """Print the plan for a config, from a uniform load or from a recorded one."""
     config = load_config(path)
     try:
-        spec = read_expert_spec(config.model.path)
+        spec = read_expert_spec(config.model.path, predictors=config.engines.predicts)
     except ValueError as error:
         raise UserError(str(error)) from error
     trace = read_trace(trace_path) if trace_path else None

@@ -30,7 +30,7 @@ def simulate_trace(
     """
     config = load_config(path)
     try:
-        spec = read_expert_spec(config.model.path)
+        spec = read_expert_spec(config.model.path, predictors=config.engines.predicts)
     except ValueError as error:
         raise UserError(str(error)) from error
     recorded = read_trace(trace_path)

@@ -211,6 +211,7 @@ class RayComponents:
             log_level=mesh.config.logging.level,
             security=tcp_security(mesh.config),
             kernel=pool.kernel,
+            predictors=mesh.spec.predictors > 0,
             spans=self._spans("shard", name.id),
             stands_in=StandsIn(base, tolerance) if tolerance is not None else None,
             setup=mesh.setups[self._pools[name]],

@@ -39,6 +39,8 @@ EFFECTS: dict[Path, Effect] = {
     ("model", "served_name"): Effect.FIXED,
     ("model", "max_model_len"): Effect.ENGINES,
     ("engines",): Effect.ENGINES,
+    # Decides whether shards hold the layers of multi-token prediction.
+    ("engines", "vllm", "speculative_config"): Effect.FIXED,
     ("engines", "replicas"): Effect.SIZE,
     ("engines", "max_replicas"): Effect.LIVE,
     ("router",): Effect.LIVE,

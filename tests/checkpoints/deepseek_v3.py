@@ -22,8 +22,11 @@ LEAD = 1.0
 EXPERT_GAIN = 1.2
 
 
-def make_deepseek_v3(directory: Path, *, seed: int) -> Path:
-    """Write a bf16 DeepSeek-V3 checkpoint: 4 layers, 32 experts in 4 groups, top-4."""
+def make_deepseek_v3(directory: Path, *, seed: int, predictors: int = 0) -> Path:
+    """Write a bf16 DeepSeek-V3 checkpoint: 4 layers, 32 experts in 4 groups, top-4.
+
+    predictors: layers of multi-token prediction behind them.
+    """
     source = WeightSource(seed)
     tensors = source.ends(HIDDEN, lead=LEAD)
     for layer in range(LAYERS):
@@ -32,11 +35,31 @@ def make_deepseek_v3(directory: Path, *, seed: int) -> Path:
         dense = layer < DENSE_LAYERS
         mlp = f"{prefix}.mlp"
         tensors |= gated_mlp(source, mlp, HIDDEN, DENSE_INTER) if dense else _moe(source, mlp)
+    for layer in range(LAYERS, LAYERS + predictors):
+        tensors |= _predictor(source, f"model.layers.{layer}", tensors)
     written = {
         name: tensor if name.endswith("correction_bias") else tensor.to(torch.bfloat16)
         for name, tensor in tensors.items()
     }
-    return write_model(directory, written, _config())
+    return write_model(directory, written, _config() | {"num_nextn_predict_layers": predictors})
+
+
+def _predictor(source: WeightSource, prefix: str, model: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A layer that guesses the token after next. It looks at the next token's embedding more than
+    at the hidden state, so that the favourite successor is its guess as well as the model's."""
+    embedded = torch.eye(HIDDEN) + source.linear(HIDDEN, HIDDEN, gain=0.1)
+    return {
+        f"{prefix}.embed_tokens.weight": model["model.embed_tokens.weight"],
+        f"{prefix}.enorm.weight": source.norm(HIDDEN),
+        f"{prefix}.hnorm.weight": source.norm(HIDDEN),
+        f"{prefix}.eh_proj.weight": torch.cat(
+            [embedded, source.linear(HIDDEN, HIDDEN, gain=0.3)], dim=1
+        ),
+        f"{prefix}.shared_head.norm.weight": model["model.norm.weight"],
+        f"{prefix}.shared_head.head.weight": model["lm_head.weight"],
+        **_attention(source, prefix),
+        **_moe(source, f"{prefix}.mlp"),
+    }
 
 
 def _attention(source: WeightSource, prefix: str) -> dict[str, Tensor]:

@@ -8,13 +8,15 @@ promised: the probabilities agree, and most prompts agree to the last token.
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from actors.experts.families import read_expert_spec
 from benchmarks.correctness import DEMO
-from benchmarks.harness.equality import Comparison, MeshShape, compare
+from benchmarks.harness.equality import Comparison, MeshShape, compare, compare_weights
 from benchmarks.harness.local_mesh import ShardShape
+from tests.checkpoints.deepseek_v3 import make_deepseek_v3
 from tests.checkpoints.make import make_checkpoint
 
 pytestmark = pytest.mark.vllm
@@ -24,6 +26,8 @@ PROMPTS, TOKENS = 8, 16
 # lot: the median says how near the arithmetic is, the mean also how often that happens.
 MEDIAN_DELTA, MEAN_DELTA = 0.01, 0.06
 EQUAL = PROMPTS // 2
+LEAST_TAKEN = 0.3
+"""Of the drafted tokens; a random draft would be taken once in hundred times."""
 MOST_SAVED = 1.1
 """vLLM pads what its kernels want in blocks."""
 
@@ -34,20 +38,30 @@ MESHES = (
 )
 
 
-def compare_with_whole(
-    model: Path, meshes: Sequence[MeshShape], **flags: object
-) -> tuple[list[Comparison], dict[str, int]]:
+def request_of(model: Path, **flags: object) -> dict[str, Any]:
     chosen = random.Random(0)
     prompts = [
         [chosen.randrange(10, 250) for _ in range(chosen.randrange(5, 20))] for _ in range(PROMPTS)
     ]
-    request = {
+    return {
         "model": str(model),
         "prompts": prompts,
         "max_tokens": TOKENS,
         "flags": {"max_num_seqs": PROMPTS, "max_num_batched_tokens": 512} | flags,
     }
-    return compare(request, meshes)
+
+
+def compare_with_whole(
+    model: Path, meshes: Sequence[MeshShape], **flags: object
+) -> tuple[list[Comparison], dict[str, int]]:
+    return compare(request_of(model, **flags), meshes)
+
+
+def assert_the_same(comparisons: list[Comparison]) -> None:
+    for comparison in comparisons:
+        assert comparison.median_delta <= MEDIAN_DELTA, comparison
+        assert comparison.mean_delta <= MEAN_DELTA, comparison
+        assert comparison.equal >= EQUAL, comparison
 
 
 def assert_without_experts(model: Path, sizes: dict[str, int]) -> None:
@@ -62,7 +76,6 @@ ALWAYS = ("qwen3_moe",)
 """Softmax and bf16. The demo, below, has other scores, hash layers and MXFP4."""
 OTHERS = (
     "mixtral",
-    "deepseek_v3",
     "deepseek_v4_bf16",
     "deepseek_v4_fp8",
     "deepseek_v4_mxfp4",
@@ -76,20 +89,27 @@ OTHERS = (
 def test_mesh_is_the_same_model(kind: str, tmp_path: Path) -> None:
     model = make_checkpoint(kind, tmp_path / kind)
     comparisons, sizes = compare_with_whole(model, MESHES)
-    for comparison in comparisons:
-        assert comparison.median_delta <= MEDIAN_DELTA, comparison
-        assert comparison.mean_delta <= MEAN_DELTA, comparison
-        assert comparison.equal >= EQUAL, comparison
+    assert_the_same(comparisons)
     assert_without_experts(model, sizes)
 
 
 @pytest.mark.long
 def test_compiled_engines_are_the_same_model(tmp_path: Path) -> None:
     model = make_checkpoint("qwen3_moe", tmp_path / "model")
-    (comparison,), _ = compare_with_whole(model, MESHES[1:], enforce_eager=False)
-    assert comparison.median_delta <= MEDIAN_DELTA, comparison
-    assert comparison.mean_delta <= MEAN_DELTA, comparison
-    assert comparison.equal >= EQUAL, comparison
+    comparisons, _ = compare_with_whole(model, MESHES[1:], enforce_eager=False)
+    assert_the_same(comparisons)
+
+
+@pytest.mark.long
+def test_layers_of_multi_token_prediction_are_served_by_shards(tmp_path: Path) -> None:
+    """DeepSeek-V3, which drafts two tokens: the mesh's engine takes as many of them."""
+    model = make_deepseek_v3(tmp_path / "model", seed=0, predictors=1)
+    drafts = {"method": "mtp", "num_speculative_tokens": 2}
+    compared = compare_weights(request_of(model, speculative_config=drafts), MESHES)
+    assert_the_same(compared.meshes)
+    assert_without_experts(model, compared.sizes)
+    assert compared.taken["monolithic"] > LEAST_TAKEN
+    assert compared.taken["mesh"] == pytest.approx(compared.taken["monolithic"], abs=0.1)
 
 
 def test_demo_model_differs_in_near_ties_only() -> None:

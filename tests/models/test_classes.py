@@ -10,10 +10,25 @@ from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 
 from actors.vllm_layers import held
+from actors.vllm_plugin.vllm_config import PREDICTORS, REASONS
 
 REFUSED = {"DeepseekV4HeterogeneousSharedRoutedExperts": "_get_quant_method"}
 """Of the installed vLLM, and what they define: AMD's DeepSeek-V4 with a shared expert among the
 routed ones, which vLLM builds on AMD's devices only."""
+
+
+FLAG_OF_TABLE = {
+    "_EMBEDDING_MODELS": "runner",
+    "_SEQUENCE_CLASSIFICATION_MODELS": "runner",
+    "_SPECULATIVE_DECODING_MODELS": "speculative_config",
+}
+"""Table of vLLM's registry -> the flag by which an engine of a mesh refuses its models."""
+NOT_SERVED = {
+    "DeepseekV3BidirectionalModel": "runner",
+    "InternS2MobiusMTP": "speculative_config",
+    "JambaForSequenceClassification": "runner",
+}
+"""Architectures with routed experts that are refused, and by which flag."""
 
 
 def test_classes_of_the_installed_vllm():
@@ -30,9 +45,21 @@ def test_classes_of_the_installed_vllm():
 def test_most_architectures_build_their_experts_by_the_same_class():
     """What is not `RoutedExperts` itself is one of the classes above."""
     with_experts = modules_with_experts()
-    built = {name for name, module in registered().items() if module in with_experts}
+    built = {name: entry for name, entry in registered().items() if entry.module in with_experts}
     assert len(built) >= 50
-    assert {"Glm4MoeForCausalLM", "OlmoeForCausalLM", "MiniMaxM2ForCausalLM"} <= built
+    assert {"Glm4MoeForCausalLM", "OlmoeForCausalLM", "MiniMaxM2ForCausalLM"} <= built.keys()
+    refused = {
+        name: FLAG_OF_TABLE[entry.table]
+        for name, entry in built.items()
+        if entry.table not in ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS")
+    }
+    assert refused == NOT_SERVED
+    assert set(refused.values()) <= REASONS.keys()
+
+
+def test_drafters_of_the_mesh_are_classes_of_vllm():
+    tables = {name: entry.table for name, entry in registered().items()}
+    assert {tables[name] for name in PREDICTORS} == {"_SPECULATIVE_DECODING_MODELS"}
 
 
 class Mixed:

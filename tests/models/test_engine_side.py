@@ -1,5 +1,6 @@
 """The model that an engine of a mesh builds: without experts, all else loaded, rows to the mesh."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -46,8 +47,12 @@ def load(tmp_path, monkeypatch):
     """Builds and loads the model of a kind as an engine of a mesh does."""
     before = dict(op_registry_oot)
 
-    def loaded(kind):
+    def loaded(kind, architecture=None):
         model = make_checkpoint(kind, tmp_path / kind)
+        if architecture:
+            file = model / "config.json"
+            config = json.loads(file.read_text()) | {"architectures": [architecture]}
+            file.write_text(json.dumps(config))
         spec = read_expert_spec(model, dry_run=dry_run_here)
         _ROPE_DICT.clear()  # the dry run's model has its tables on meta
         epoch = SimpleNamespace(layers=spec.layers, num_experts=spec.num_experts)
@@ -87,6 +92,29 @@ def test_every_layer_sends_its_rows_to_the_mesh(load, monkeypatch, kind):
         sums = layer.quant_method.apply(layer, rows, torch.ones(3, spec.top_k), ids, None, None)
         assert torch.equal(sums, 2 * rows)
     assert sorted(layer for layer, _ in backend.calls) == list(spec.layers)
+
+
+@pytest.fixture
+def new_architecture():
+    """A model class that vLLM gets from somebody else's plugin."""
+    from vllm.model_executor.models.glm4_moe import Glm4MoeForCausalLM
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    class BrandNewForCausalLM(Glm4MoeForCausalLM):
+        pass
+
+    ModelRegistry.register_model("BrandNewForCausalLM", BrandNewForCausalLM)
+    yield "BrandNewForCausalLM"
+    del ModelRegistry.models["BrandNewForCausalLM"]
+
+
+def test_an_architecture_that_is_registered_later_is_served_as_any_other(load, new_architecture):
+    model, spec = load("glm4_moe", new_architecture)
+    assert type(model).__name__ == spec.architecture == new_architecture
+    remote = [
+        layer for layer in model.modules() if isinstance(layer, routed_experts.RemoteRoutedExperts)
+    ]
+    assert len(remote) == len(spec.layers) == 1
 
 
 def test_a_mesh_of_another_model_is_refused(load):

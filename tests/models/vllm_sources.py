@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 FACTORY = "FusedMoEFactory"
@@ -31,20 +32,37 @@ def modules_with_experts() -> set[str]:
     }
 
 
-def registered() -> dict[str, str]:
-    """Architecture -> module below vllm, of every entry of vLLM's registry."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Of vLLM's registry. table: its variable, such as `_TEXT_GENERATION_MODELS`; module: below
+    vllm."""
+
+    table: str
+    module: str
+
+
+def registered() -> dict[str, Entry]:
+    """By architecture."""
     registry = vllm_folder() / "model_executor" / "models" / "registry.py"
     found = {}
-    for node in ast.walk(ast.parse(registry.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Dict):
-            for key, value in zip(node.keys, node.values, strict=True):
-                match key, value:
-                    case (
-                        ast.Constant(value=str(name)),
-                        ast.Tuple(elts=[ast.Constant(value=str(module)), ast.Constant()]),
-                    ):
-                        found[name] = _full(module)
+    for node in ast.parse(registry.read_text(encoding="utf-8")).body:
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name(id=table)], value=ast.Dict() as models)
+                | ast.AnnAssign(target=ast.Name(id=table), value=ast.Dict() as models)
+            ):
+                found |= {name: Entry(table, module) for name, module in _models(models)}
     return found
+
+
+def _models(table: ast.Dict) -> Iterator[tuple[str, str]]:
+    for key, value in zip(table.keys, table.values, strict=True):
+        match key, value:
+            case (
+                ast.Constant(value=str(name)),
+                ast.Tuple(elts=[ast.Constant(value=str(module)), ast.Constant()]),
+            ):
+                yield name, _full(module)
 
 
 def _full(module: str) -> str:

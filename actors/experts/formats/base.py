@@ -44,13 +44,15 @@ class NumberFormat(Protocol):
 
     name: in logs, status and benchmarks. label: in refusals, which list what is supported.
     quant_methods: values of `quant_method` it is stored under. dtypes: safetensors' names of those
-    its weights may have. scale_suffix: of its scales' names; None: as the model's layout says.
+    its weights may have. weight_suffix, scale_suffix: of the tensors' names; None: as the model's
+    layout says.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
     quant_methods: ClassVar[frozenset[str | None]]
     dtypes: ClassVar[tuple[str, ...]]
+    weight_suffix: ClassVar[str | None]
     scale_suffix: ClassVar[str | None]
 
     def why_not(self, quantisation: Quantisation) -> str | None:

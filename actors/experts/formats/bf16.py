@@ -20,6 +20,7 @@ class Bf16:
     label: ClassVar[str] = "bf16"
     quant_methods: ClassVar[frozenset[str | None]] = FP8_METHODS
     dtypes: ClassVar[tuple[str, ...]] = ("BF16",)
+    weight_suffix: ClassVar[str | None] = None
     scale_suffix: ClassVar[str | None] = None
 
     def why_not(self, quantisation: Quantisation) -> str | None:

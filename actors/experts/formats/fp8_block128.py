@@ -32,6 +32,7 @@ class Fp8Block128:
     label: ClassVar[str] = "fp8 in 128x128 blocks"
     quant_methods: ClassVar[frozenset[str | None]] = FP8_METHODS
     dtypes: ClassVar[tuple[str, ...]] = ("F8_E4M3",)
+    weight_suffix: ClassVar[str | None] = None
     scale_suffix: ClassVar[str | None] = None
 
     def why_not(self, quantisation: Quantisation) -> str | None:

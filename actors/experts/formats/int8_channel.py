@@ -28,6 +28,7 @@ class Int8Channel:
     label: ClassVar[str] = "int8 with a scale for each output row (compressed-tensors)"
     quant_methods: ClassVar[frozenset[str | None]] = frozenset({"compressed-tensors"})
     dtypes: ClassVar[tuple[str, ...]] = ("I8",)
+    weight_suffix: ClassVar[str | None] = None
     scale_suffix: ClassVar[str | None] = ".weight_scale"
 
     def why_not(self, quantisation: Quantisation) -> str | None:

@@ -25,6 +25,7 @@ class Mxfp4:
     label: ClassVar[str] = "mxfp4"
     quant_methods: ClassVar[frozenset[str | None]] = FP8_METHODS
     dtypes: ClassVar[tuple[str, ...]] = ("I8", "U8")
+    weight_suffix: ClassVar[str | None] = None
     scale_suffix: ClassVar[str | None] = None
 
     def why_not(self, quantisation: Quantisation) -> str | None:

@@ -21,6 +21,7 @@ class VllmOwn:
     label: ClassVar[str] = "what vLLM loads"
     quant_methods: ClassVar[frozenset[str | None]] = frozenset()
     dtypes: ClassVar[tuple[str, ...]] = ()
+    weight_suffix: ClassVar[str | None] = None
     scale_suffix: ClassVar[str | None] = None
 
     def why_not(self, quantisation: Quantisation) -> str | None:

@@ -70,6 +70,21 @@ def test_activation(name: str, activation: Activation, tmp_path):
     assert read_expert_spec(tmp_path).activation == activation
 
 
+def test_layers_of_multi_token_prediction_are_read_where_they_are_asked_for(tmp_path):
+    case = next(case for case in CASES if case.name == "v3-fp8")
+    truth = case.truth(SHAPE)
+    tensors = case.tensors(truth)
+    last = case.layers[-1]
+    config = case.config | {"num_hidden_layers": last, "num_nextn_predict_layers": 1}
+    write(tmp_path, config, tensors)
+    assert read_expert_spec(tmp_path).layers == tuple(case.layers[:-1])
+    assert read_expert_spec(tmp_path).predictors == 0
+    spec = read_expert_spec(tmp_path, predictors=True)
+    check_checkpoint(spec)
+    assert (spec.layers, spec.predictors) == (tuple(case.layers), 1)
+    assert torch.equal(ExpertReader(spec).read(last, 2).w2_scale, truth[last, 2].w2_scale)
+
+
 @pytest.mark.parametrize(
     ("change", "layers"),
     [

@@ -49,6 +49,27 @@ def refusal(path: Path) -> str:
     return message.replace(str(path), "MODEL")
 
 
+def prediction_refusal(path: Path, **config: object) -> str:
+    write(path, CONFIG | config, tensors())
+    with pytest.raises(ModelRefused) as refused:
+        read_expert_spec(path, predictors=True, dry_run=no_vllm)
+    return str(refused.value).replace(str(path), "MODEL")
+
+
+def test_multi_token_prediction_of_a_family_whose_layers_are_not_read(tmp_path):
+    assert prediction_refusal(tmp_path) == (
+        "MODEL: shards do not serve the multi-token prediction of Qwen3MoeForCausalLM, only of "
+        "DeepseekV3ForCausalLM: leave engines.vllm.speculative_config out, or use its method ngram"
+    )
+
+
+def test_multi_token_prediction_without_its_layers(tmp_path):
+    assert prediction_refusal(tmp_path, architectures=["DeepseekV3ForCausalLM"]) == (
+        "MODEL/config.json: num_nextn_predict_layers is None, so there is no multi-token "
+        "prediction to draft with: leave engines.vllm.speculative_config out"
+    )
+
+
 def test_no_config(tmp_path):
     expected = "MODEL has no config.json: give the directory of a Hugging Face checkpoint"
     assert refusal(tmp_path) == expected
@@ -187,10 +208,12 @@ def test_fp8_of_another_block_size(tmp_path):
 
 
 def test_unsupported_quantization(tmp_path):
-    write(tmp_path, CONFIG | {"quantization_config": {"quant_method": "gptq"}}, tensors())
+    write(tmp_path, CONFIG | {"quantization_config": {"quant_method": "aqlm"}}, tensors())
     assert refusal(tmp_path) == (
-        "MODEL: quantization gptq is not supported; supported are bf16, fp8 in 128x128 blocks, "
-        "mxfp4, int8 with a scale for each output row (compressed-tensors) "
+        "MODEL: quantization aqlm is not supported; supported are bf16, fp8 in 128x128 blocks, "
+        "mxfp4, int8 with a scale for each output row (compressed-tensors), "
+        "int4 in groups of 32, 64, 128 or a row (compressed-tensors), "
+        "int4 in groups of 32, 64, 128 or a row (gptq) "
         "(model.layers.0.mlp.experts.0.down_proj.weight in model.safetensors)"
         "; and vLLM does not take it either"
     )

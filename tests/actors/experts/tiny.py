@@ -17,6 +17,8 @@ from actors.experts.checkpoint import ExpertTensors
 from actors.experts.formats.base import NumberFormat
 from actors.experts.formats.bf16 import BF16
 from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.gptq_int4 import GPTQ_GROUP32
+from actors.experts.formats.int4_group import INT4_GROUP32, Int4Group
 from actors.experts.formats.int8_channel import INT8_CHANNEL
 from actors.experts.formats.mxfp4 import MXFP4
 
@@ -51,6 +53,22 @@ INT8_CONFIG = {
     "ignore": ["lm_head"],
 }
 
+GPTQ_CONFIG = {
+    "quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False,
+    "checkpoint_format": "gptq",
+}  # fmt: skip
+
+
+def int4_config(**weights: object) -> dict[str, Any]:
+    """As llm-compressor writes it for W4A16."""
+    args = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "actorder": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": args | weights}},
+        "ignore": ["re:.*self_attn.*", "re:.*shared_experts.*", "lm_head"],
+    }
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -73,6 +91,10 @@ def matrix(rows: int, columns: int, weight_format: NumberFormat, rng: torch.Gene
         weight = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8, generator=rng)
         scale = torch.randint(121, 125, (rows, columns // 32), dtype=torch.uint8, generator=rng)
         return weight, scale
+    if isinstance(weight_format, Int4Group):
+        words = torch.randint(-(2**31), 2**31, (rows, columns // 8), generator=rng).int()
+        scales = -(-columns // (weight_format.group or columns))
+        return words, torch.rand((rows, scales), generator=rng) * 0.01 + 0.005
     assert weight_format == INT8_CHANNEL
     weight = torch.randint(-127, 128, (rows, columns), dtype=torch.int8, generator=rng)
     return weight, torch.rand((rows, 1), generator=rng) * 0.001 + 0.0005
@@ -124,6 +146,22 @@ def one_by_one(
             for name, value in zip(names, (gate_scale, up_scale, one.w2_scale), strict=True):
                 tensors[f"{base}.{name}{scale}"] = store(value.contiguous())
     return tensors
+
+
+def turned(tensors: Tensors) -> Tensors:
+    """As GPTQ stores packed weights and their scales."""
+    return {
+        name.replace(".weight", ".qweight"): tensor.T.contiguous()
+        for name, tensor in tensors.items()
+    }
+
+
+def packed(tensors: Tensors) -> Tensors:
+    """With the names that compressed-tensors has for packed weights."""
+    return {
+        f"{name}_packed" if name.endswith(".weight") else name: tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def fused(truth: Truth) -> Tensors:
@@ -290,6 +328,20 @@ def cases(shape: Shape) -> list[Case]:
             every,
             INT8_CHANNEL,
             lambda truth: one_by_one(truth, mlp, PROJ, ".weight_scale"),
+        ),
+        Case(
+            "v3-int4",
+            v3 | {"quantization_config": int4_config(group_size=32)},
+            every[1:],
+            INT4_GROUP32,
+            lambda truth: packed(one_by_one(truth, mlp, PROJ, ".weight_scale")),
+        ),
+        Case(
+            "qwen3-gptq",
+            qwen3 | {"quantization_config": GPTQ_CONFIG},
+            every,
+            GPTQ_GROUP32,
+            lambda truth: turned(one_by_one(truth, mlp, PROJ, ".scales")),
         ),
         Case(
             "mixtral-bf16",

@@ -6,7 +6,7 @@ not matter here, together with a bound dx >= |computed - x| that follows from th
   rounding to a format   fl(x) = x (1 + d), |d| <= u. u = 2^-9 for bf16 (8 significant bits, to
                          nearest) and 2^-24 for fp32. Adds u (|x| + dx), and TINY where a
                          subnormal may be flushed to zero.
-  weights                e4m3, e2m1 and int8 values are exact in bf16. Times an fp32 scale they are
+  weights                e4m3, e2m1 and integers are exact in bf16. Times an fp32 scale they are
                          rounded once: u of the format the GEMM takes. MXFP4's powers of two and
                          bf16 weights are exact.
   a sum of n products    in any order in fp32, with a rounding for each product and each addition
@@ -117,7 +117,7 @@ def expert_output(
     expert: ExpertTensors, activation: Activation, rows: torch.Tensor, rounding: Rounding
 ) -> Bounded:
     """[n, H]: rows [n, H] through one expert."""
-    inexact = expert.w13.dtype in (torch.float8_e4m3fn, torch.int8)
+    inexact = expert.w13.dtype in (torch.float8_e4m3fn, torch.int8, torch.int32)
     w13, w2 = (weight.double() for weight in float_expert(expert))
     x = Bounded(rows.double(), torch.zeros_like(rows, dtype=torch.float64))
     both = linear(w13, expert.w13_bias, x, rounding, inexact)

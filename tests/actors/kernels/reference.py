@@ -21,6 +21,10 @@ def float_matrix(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tens
         return weight.float() * scale[row_block][:, column_block]
     if weight.dtype is torch.int8:
         return weight.float() * scale
+    if weight.dtype is torch.int32:
+        eighths = [(weight >> shift) & 15 for shift in range(0, 32, 4)]
+        values = torch.stack(eighths, -1).flatten(1).float() - 8
+        return values * scale.repeat_interleave(values.shape[1] // scale.shape[1], 1)
     nibbles = torch.stack([weight & 15, weight >> 4], -1).flatten(1)
     values = torch.tensor(E2M1)[nibbles.long()]
     return values * torch.exp2(scale.double() - 127).float().repeat_interleave(32, 1)

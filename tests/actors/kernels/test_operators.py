@@ -15,6 +15,13 @@ from hypothesis import strategies as st
 from actors.experts.formats.base import NumberFormat
 from actors.experts.formats.bf16 import BF16
 from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.gptq_int4 import GptqInt4
+from actors.experts.formats.int4_group import (
+    INT4_GROUP32,
+    INT4_GROUP64,
+    INT4_GROUP128,
+    INT4_ROW,
+)
 from actors.experts.formats.int8_channel import INT8_CHANNEL
 from actors.experts.formats.mxfp4 import MXFP4
 from actors.experts.formats.table import FORMATS
@@ -86,13 +93,14 @@ OPERATORS = [
     native(grouped_bf16_at_load, FP8, SILU, needs_vllm_ops),
     native(grouped_bf16_at_load, MXFP4, SILU, needs_vllm_ops),
     native(grouped_bf16_at_load, INT8_CHANNEL, SILU, needs_vllm_ops),
+    native(grouped_bf16_at_load, INT4_GROUP32, SILU, needs_vllm_ops),
     *(
         pytest.param(
             make,
             weight_format,
             activation,
             rounding,
-            id=f"{make.__name__}-{weight_format.name}-{activation.kind.value}-{activation.limit}",
+            id=f"{make.__name__}-{weight_format}-{activation.kind.value}-{activation.limit}",
         )
         for make, rounding in (
             (portable, IN_FP32),
@@ -100,7 +108,10 @@ OPERATORS = [
             (grouped_gemm, IN_BF16),
         )
         for weight_format in FORMATS
-        if make is not grouped_gemm or weight_format != INT8_CHANNEL
+        # Sizes here are no multiples of larger groups; gptq is kept as other int4.
+        if weight_format not in (INT4_GROUP64, INT4_GROUP128)
+        if not isinstance(weight_format, GptqInt4)
+        if make is not grouped_gemm or weight_format not in (INT8_CHANNEL, INT4_GROUP32, INT4_ROW)
         for activation in (SILU, CLAMPED, GPT_OSS)
     ),
 ]

@@ -32,6 +32,23 @@ def test_refused_by_name_in_one_line(config_of, flag, flags):
     assert "\n" not in str(refused.value)
 
 
+def test_a_drafter_with_a_model_of_its_own_is_refused(config_of):
+    from actors.vllm_plugin.vllm_config import refuse_unsupported
+
+    config = config_of()
+    drafter = {"method": "draft_model", "model": config.model_config.model}
+    config = config_of(speculative_config=drafter | {"num_speculative_tokens": 1})
+    with pytest.raises(ValueError, match="speculative_config: of drafters only n-gram, suffix"):
+        refuse_unsupported(config)
+
+
+def test_drafts_without_a_model_are_supported(config_of):
+    from actors.vllm_plugin.vllm_config import refuse_unsupported
+
+    drafts = {"method": "ngram", "num_speculative_tokens": 2}
+    refuse_unsupported(config_of(speculative_config=drafts))
+
+
 def test_tensor_parallelism_is_supported(config_of):
     from actors.vllm_plugin.vllm_config import refuse_unsupported, use_mesh_scheduler
 

@@ -58,6 +58,10 @@ def test_what_changes_while_the_mesh_runs(sections: dict, said: str, replaced: l
         ({"pools": {"cpu": {"memory": "7MiB"}}}, "its shards may hold more than that"),
         ({"pools": {"cpu": {"spares": 1}}}, "pools.cpu.spares: 0 -> 1"),
         ({"gateway": {"replicas": 2}}, "gateway.replicas: 1 -> 2"),
+        (
+            {"engines": {"vllm": {"speculative_config": {"method": "mtp"}}}},
+            "speculative_config.method: not set -> mtp",
+        ),
         ({"mesh": {"name": "other"}}, "mesh.name: sim -> other"),
         ({"logging": {"level": "debug"}}, "logging.level: info -> debug"),
     ],
