@@ -11,7 +11,7 @@ from actors.dispatch.service import learn
 from actors.wire import slots as part
 from actors.wire.bf16 import round_to_bf16
 from actors.wire.frame import HEADER_BYTES
-from actors.wire.layout import sum_bytes
+from actors.wire.layout import FP8, sum_bytes
 from native.compiled import compiled
 from native.pointers import pointer_to
 
@@ -64,10 +64,10 @@ def add_up(parts, first_row, rows, result, tokens, hidden):  # type: ignore[no-u
         for i in range(parts.shape[0]):
             if at[i] == first_row[i + 1] or rows[at[i]] != token:
                 continue
-            fp8 = parts[i, part.CODING]
+            coding = parts[i, part.CODING]
             sums = parts[i, part.ANSWER] + HEADER_BYTES
-            sums += sum_bytes(hidden, fp8) * (at[i] - first_row[i])
-            add_row(total, sums, fp8)
+            sums += sum_bytes(hidden, coding) * (at[i] - first_row[i])
+            add_row(total, sums, coding)
             at[i] += 1
         for h in range(hidden):
             out[token, h] = round_to_bf16(bits[h])
@@ -76,10 +76,10 @@ def add_up(parts, first_row, rows, result, tokens, hidden):  # type: ignore[no-u
 
 
 @compiled()
-def add_row(total, address, fp8):  # type: ignore[no-untyped-def]
+def add_row(total, address, coding):  # type: ignore[no-untyped-def]
     """total [H] += one row's partial sum."""
     hidden = total.shape[0]
-    if fp8:
+    if coding == FP8:
         codes = carray(pointer_to(address), (hidden,), np.uint16)
         for h in range(hidden):
             total[h] += np.uint32(np.uint32(codes[h]) << np.uint32(16)).view(np.float32)

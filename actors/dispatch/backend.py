@@ -30,19 +30,24 @@ class ExpertBackend(Protocol):
     ) -> Any:
         """Start one MoE layer of a batch.
 
-        layer: model layer index; rows: [T, H] bf16 on the CPU; topk_weights: [T, K] fp32;
-        topk_ids: [T, K] int32 logical experts (below 0: nothing to compute).
+        layer: model layer index; rows: [T, H] bf16, on the CPU unless `takes` their device;
+        topk_weights: [T, K] fp32; topk_ids: [T, K] int32 logical experts (below 0: nothing to
+        compute).
         sample: id of the sampled step that this is part of (`actors.tracing.ids`); 0: none.
         Returns the call to give to `wait`. `rows` must not change before `wait` returns.
         """
         ...
 
     def wait(self, call: Any) -> torch.Tensor:
-        """[T, H] bf16: the weighted sum of each row's experts.
+        """[T, H] bf16, on the CPU or where the rows were: the weighted sum of each row's experts.
 
         Raises:
             ExpertUnavailable.
         """
+        ...
+
+    def takes(self, device: torch.device) -> bool:
+        """Whether rows may be on this device."""
         ...
 
     def close(self) -> None: ...

@@ -21,12 +21,14 @@ import torch
 
 from actors.dispatch.adding import took_us
 from actors.dispatch.backend import ExpertUnavailable
+from actors.dispatch.device_rows import BatchRows
 from actors.dispatch.doubts import Doubts
 from actors.dispatch.flight import Answers, Flight
 from actors.dispatch.report import DispatchReport, report_of
 from actors.dispatch.shard_links import ShardLinks
 from actors.dispatch.split import AnyInts, ExpertsUnplaced, Floats, rest_of
 from actors.dispatch.view_source import ViewSource
+from actors.wire.device_memory import DeviceMemory
 from actors.wire.exchange import read_answer
 from actors.wire.frame import Fault
 from actors.wire.link import ClientLink, LinkClosed, LinkTimeout, RemoteError
@@ -50,8 +52,7 @@ class Call:
     """One MoE layer of one batch, on its way."""
 
     layer: int
-    rows: torch.Tensor
-    """[T, H] bf16, contiguous."""
+    rows: BatchRows
     flights: list[Flight]
     """The first one over all rows, the others over rows of shards that were lost or late."""
     result: torch.Tensor | None = None
@@ -71,9 +72,12 @@ class Call:
 class Dispatcher:
     """`ExpertBackend` that talks to the shards itself."""
 
-    def __init__(self, views: ViewSource, secret: bytes = b"") -> None:
+    def __init__(
+        self, views: ViewSource, secret: bytes = b"", device: DeviceMemory | None = None
+    ) -> None:
+        """device: of the rows that will be sent, if its memory may be shared."""
         self._views = views
-        self._links = ShardLinks(views, secret)
+        self._links = ShardLinks(views, secret, device)
         self._tally = self._links.tally
         self._follower = views.join()
         self._follower.report = self._report
@@ -91,10 +95,10 @@ class Dispatcher:
         sample: int = 0,
     ) -> Call:
         began_s = time.monotonic()
-        call = Call(layer, rows.contiguous(), [], sample=sample)
+        call = Call(layer, BatchRows(rows), [], sample=sample)
         if topk_weights.dtype is not torch.float32:
             topk_weights = topk_weights.float()
-        ids, weights = topk_ids.contiguous().numpy(), topk_weights.contiguous().numpy()
+        ids, weights = topk_ids.cpu().contiguous().numpy(), topk_weights.cpu().contiguous().numpy()
         self._follower.calls += 1
         try:
             flight = self._plan_or_wait(call, ids, weights)
@@ -106,7 +110,7 @@ class Dispatcher:
         self._post(call, flight)
         self._tally.sent.add(time.monotonic() - began_s)
         # Now, while the shards are at work.
-        call.result = torch.empty(rows.shape, dtype=torch.bfloat16)
+        call.result = torch.empty(rows.shape, dtype=torch.bfloat16, device=flight.sums_device)
         self._links.waiting.send_rest()
         return call
 
@@ -129,6 +133,9 @@ class Dispatcher:
         self._tally.calls += 1
         self._tally.waited.add(time.monotonic() - began_s)
         return call.result
+
+    def takes(self, device: torch.device) -> bool:
+        return device.type == "cpu" or self._links.shares_with(device)
 
     def _report(self) -> DispatchReport:
         return report_of(self._tally, self._links.told())
@@ -208,7 +215,7 @@ class Dispatcher:
         if outcome >= 0:
             return False
         doubts = call.doubts = call.doubts or Doubts()
-        for flight, shard in doubts.suspects(chosen, call.rows, call.result):
+        for flight, shard in doubts.suspects(chosen, call.rows.there, call.result):
             link = flight.links[shard]
             assert link is not None
             call.refused[link] = time.monotonic() + REFUSED_S

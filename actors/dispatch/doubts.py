@@ -58,7 +58,7 @@ class Doubts:
         self, chosen: Sequence[Piece], rows: torch.Tensor, result: torch.Tensor
     ) -> list[Piece]:
         """Of the answers that were added up, those to doubt. rows: of the call."""
-        well = torch.isfinite(rows).all(dim=1)
+        well = torch.isfinite(rows).all(dim=1).to(result.device)
         return [
             (flight, shard)
             for flight, shard in chosen

@@ -13,16 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from actors.dispatch.adding import NOT_ALL, add_up, collect
+from actors.dispatch import device_rows
+from actors.dispatch.adding import add_up, collect
+from actors.dispatch.device_rows import BatchRows, Place, gather, slots_for, through_host
 from actors.dispatch.posting import NO_ROOM, OUTCOMES, TELL, post_calls
 from actors.dispatch.service import first_due, learn
 from actors.dispatch.shard_links import HEARD_S, ShardLinks
 from actors.dispatch.split import Split
 from actors.wire import slots as part
 from actors.wire.exchange import Posted
-from actors.wire.layout import call_bytes, result_bytes
+from actors.wire.layout import DEVICE, call_bytes, result_bytes
 from actors.wire.link import ClientLink, LinkClosed
-from actors.wire.segment import Segment
+from actors.wire.segment import POSTED, SERVER_ASLEEP, Segment, slot_of
 
 Parts = part.Parts
 
@@ -43,15 +45,18 @@ class Flight:
         self.service = np.empty((0, 5))
         self.links: list[ClientLink | None] = []
         self.segments: list[Segment | None] = []
+        self.device = torch.device("cpu")
+        """Of the rows."""
+        self._any_there = False
         self.cover: dict[int, Flight] = {}
         """By shard, the flight that others compute its rows in."""
 
     def post(
-        self, links: ShardLinks, rows: torch.Tensor, layer: int, first_call_id: int, sample: int = 0
+        self, links: ShardLinks, rows: BatchRows, layer: int, first_call_id: int, sample: int = 0
     ) -> None:
         """Post what `split` gives to each shard; what cannot be posted is LOST.
 
-        rows: [T, H] bf16, contiguous. first_call_id: shard d's call has this id + d.
+        first_call_id: shard d's call has this id + d.
         sample: see `Header`.
         """
         split, table = self.split, links.table
@@ -62,23 +67,65 @@ class Flight:
         self.is_over = False
         self.service, self.posted_s = table.service, time.monotonic()
         self.links, self.segments = table.links, table.segments
+        self.device, self._any_there = rows.there.device, False
         view, at = links.view, 0
+        (tokens, hidden), epoch = rows.there.shape, view.epoch.number
         while at < shards:
+            slots = slots_for(table, split.first_row, rows)
+            source = rows.host.data_ptr() if through_host(slots, split.first_row) else 0
             stop, outcome = divmod(
                 post_calls(
-                    table.slots, table.service, self.parts, self.soft_s, at, split.first,
+                    slots, table.service, self.parts, self.soft_s, at, split.first,
                     split.first_row, split.rows, split.row_index, split.experts, split.weights,
-                    rows.data_ptr(), rows.shape[0], rows.shape[1], layer, view.epoch.number,
-                    first_call_id, view.soft_deadline_s, sample,
+                    source, tokens, hidden, layer, epoch, first_call_id, view.soft_deadline_s,
+                    sample,
                 ),
                 OUTCOMES,
             )  # fmt: skip
+            if slots is not table.slots and self._post_gathered(rows, at, stop):
+                outcome |= TELL
             if outcome & TELL:
                 self._tell(links, at, stop)
             if outcome & NO_ROOM:
-                stop += self._make_room(links, stop, rows.shape[1])
+                stop += self._make_room(links, stop, hidden)
                 table = links.table
             at = stop
+
+    def _post_gathered(self, rows: BatchRows, begin: int, end: int) -> bool:
+        """Post the calls whose rows stay on the device; whether a server has to be told."""
+        told = False
+        for shard in range(begin, end):
+            if not self._is_there(shard):
+                continue
+            link, segment = self.links[shard], self.segments[shard]
+            assert link is not None
+            assert link.area is not None
+            assert segment is not None
+            slot = slot_of(int(self.parts[shard, part.STATE]))
+            first, last = self.split.first_row[shard : shard + 2]
+            gather(rows, self.split.rows[first:last], link.area, slot)
+            self._any_there = True
+            segment.set(slot, POSTED)
+            if segment.words[SERVER_ASLEEP]:
+                self.parts[shard, part.TOLD] = told = True
+        return told
+
+    def _is_there(self, shard: int) -> bool:
+        """Whether the rows of a posted part, and its sums, are on the device."""
+        status, coding = self.parts[shard, [part.STATUS, part.CODING]].tolist()
+        return status not in (part.EMPTY, part.LOST) and coding == DEVICE
+
+    @property
+    def sums_device(self) -> torch.device:
+        """Where the sum of its answers is made."""
+        return self.device if self._any_there else torch.device("cpu")
+
+    def place(self, shard: int) -> Place:
+        """Where a part's answer is."""
+        link, segment = self.links[shard], self.segments[shard]
+        assert link is not None
+        assert segment is not None
+        return segment, link.area
 
     def _tell(self, links: ShardLinks, begin: int, end: int) -> None:
         for shard, told in enumerate(self.parts[begin:end, part.TOLD].tolist(), begin):
@@ -95,9 +142,9 @@ class Flight:
         """Grow the link to a shard; True where there is none, and its part is LOST."""
         (_, rows, assignments), link = self.split.share(shard), self.links[shard]
         assert link is not None
-        fp8 = int(self.parts[shard, part.CODING])
+        coding = int(self.parts[shard, part.CODING])
         grown = links.with_room(
-            link, call_bytes(rows, hidden, assignments, fp8), result_bytes(rows, hidden, fp8)
+            link, call_bytes(rows, hidden, assignments, coding), result_bytes(rows, hidden, coding)
         )
         if grown is None:
             self.mark_lost(shard)
@@ -145,15 +192,25 @@ class Flight:
         """Add all answers up, if they are there, and free their slots.
 
         result: [T, H] bf16, contiguous, to be filled. Returns the longest kernel time in us, or
-        NOT_ALL, and then everything is as it was.
+        NOT_ALL, and then everything is as it was, or NO_NUMBER less that time, and no slot is free.
         """
         split = self.split
+        if self._any_there:
+            return self._collect_there(result)
         compute_us = collect(
             self.parts, split.first_row, split.rows, result.data_ptr(), *result.shape,
             split.first, self.service, time.monotonic(),
         )  # fmt: skip
-        self.is_over = compute_us != NOT_ALL
+        self.is_over = compute_us >= 0
         return int(compute_us)
+
+    def _collect_there(self, result: torch.Tensor) -> int:
+        """As `collect`, where answers are on the device."""
+        posted = self.shards(part.AWAY, part.GOOD, part.ODD, part.LOST)
+        compute_us = Answers.of([(self, shard) for shard in posted]).add_up(result)
+        if compute_us >= 0:
+            self.free()
+        return compute_us
 
     def free(self) -> None:
         """Give back the slots of what was answered, and remember how long it took."""
@@ -170,6 +227,9 @@ class Answers:
     parts: Parts
     first_row: npt.NDArray[np.int32]
     rows: npt.NDArray[np.int32]
+    places: tuple[Place, ...]
+    """Empty where all answers are on the host."""
+    device: torch.device
 
     @classmethod
     def of(cls, chosen: Sequence[tuple[Flight, int]]) -> "Answers":
@@ -177,8 +237,20 @@ class Answers:
         batches = [flight.split.batch(shard).rows for flight, shard in chosen]
         first_row = np.cumsum([0, *map(len, batches)], dtype=np.int32)
         parts = np.array([flight.parts[shard] for flight, shard in chosen], np.int64)
-        return cls(parts, first_row, np.concatenate(batches))
+        places: tuple[Place, ...] = ()
+        if np.any(parts[:, part.CODING] == DEVICE):
+            places = tuple(flight.place(shard) for flight, shard in chosen)
+        return cls(parts, first_row, np.concatenate(batches), places, chosen[0][0].device)
 
     def add_up(self, result: torch.Tensor) -> int:
         """As `Flight.collect`, but no slot is freed."""
+        if self.places:
+            return device_rows.add_up(
+                self.parts, self.places, self.first_row, self.rows, result, self.device
+            )
+        if result.device.type != "cpu":
+            on_host = torch.empty(result.shape, dtype=result.dtype)
+            outcome = self.add_up(on_host)
+            result.copy_(on_host)
+            return outcome
         return int(add_up(self.parts, self.first_row, self.rows, result.data_ptr(), *result.shape))

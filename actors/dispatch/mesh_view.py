@@ -71,6 +71,7 @@ class MeshView:
     soft_deadline_s: longest wait for a shard before its rows are also sent to another replica.
     call_deadline_s: after it a shard that has not answered is given up.
     rows_between_nodes: how rows travel to shards on other nodes; on one node always as BF16.
+    device_ipc: whether engines offer shards on their node memory of their device.
     table, cost: what a dispatcher chooses replicas by, made with the view; cost is float64 [D, 3],
     see `placement.cost_model.cost_table`.
     """
@@ -87,6 +88,7 @@ class MeshView:
     shards: tuple[Peer, ...]
     routers: tuple[Peer, ...] = ()
     rows_between_nodes: RowCoding = RowCoding.BF16
+    device_ipc: bool = True
 
     table: RoutingTable = field(init=False)
     cost: npt.NDArray[np.float64] = field(init=False)

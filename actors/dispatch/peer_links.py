@@ -12,7 +12,9 @@ from actors.dispatch.connector import Connector, PeerKey, key_of
 from actors.dispatch.mesh_view import MeshView, Peer
 from actors.dispatch.report import ShardTally, Tally
 from actors.dispatch.view_source import ViewSource
+from actors.wire.address import Address
 from actors.wire.bell import Bell
+from actors.wire.device_memory import DeviceMemory
 from actors.wire.exchange import Posted, link_with_room
 from actors.wire.link import ClientLink, LinkClosed, LinkTimeout
 from actors.wire.transports import open_link
@@ -26,16 +28,24 @@ class PeerLinks:
     tally: what is reported of the peers."""
 
     def __init__(
-        self, views: ViewSource, peers_of: Callable[[MeshView], Sequence[Peer]], secret: bytes
+        self,
+        views: ViewSource,
+        peers_of: Callable[[MeshView], Sequence[Peer]],
+        secret: bytes,
+        device: DeviceMemory | None = None,
     ) -> None:
-        """peers_of: whom of a view to connect to."""
+        """peers_of: whom of a view to connect to. device: whose memory to share, if the view says
+        so."""
         self.bell = Bell()
         self.waiting = Waiting()
         self.losses = 0
         self.tally = Tally()
         self.changes = 0
+        self._secret, self._device = secret, device
         self.connector = Connector(
-            views, peers_of, lambda address: open_link(address, secret, self.bell)
+            views,
+            peers_of,
+            lambda address: self._open(address, views.current().device_ipc),
         )
         self._links: dict[PeerKey, ClientLink] = {}
         self._leaving: list[ClientLink] = []
@@ -44,6 +54,9 @@ class PeerLinks:
         """Incarnations that gave wrong answers."""
         self._owed: list[tuple[Posted, float]] = []
         """Calls nobody waits for, and when their links are given up."""
+
+    def _open(self, address: Address, device_ipc: bool) -> ClientLink:
+        return open_link(address, self._secret, self.bell, self._device if device_ipc else None)
 
     def get(self, peer: Peer) -> ClientLink | None:
         """The link to a peer, if there is one."""

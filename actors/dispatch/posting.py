@@ -20,6 +20,8 @@ from actors.wire.fp8_rows import encode_row
 from actors.wire.frame import HEADER_BYTES, FrameKind
 from actors.wire.frame_words import LONG_WORDS, WORDS, write_header
 from actors.wire.layout import (
+    DEVICE,
+    FP8,
     call_bytes,
     call_rows_at,
     call_weights_at,
@@ -53,7 +55,8 @@ def post_calls(  # type: ignore[no-untyped-def]
     slots, service, parts, soft_s, begin, first, first_row, rows, row_index, experts, weights,
     source, tokens, hidden, layer, epoch, call_id, longest_s, sample,
 ):  # fmt: skip
-    """Post from shard `begin` on. source: address of bf16 [T, H].
+    """Post from shard `begin` on. source: address of bf16 [T, H], not looked at where all rows stay
+    on a device. Calls whose rows do are written, and left to be POSTED.
 
     Returns OUTCOMES * (shard to go on with) + TELL | NO_ROOM. Stops after a large body so that its
     server can be told, and at a shard whose link has no free slot or too small ones.
@@ -69,10 +72,10 @@ def post_calls(  # type: ignore[no-untyped-def]
         if slots[shard, CONTROL] == 0:
             parts[shard, part.STATUS] = part.LOST
             continue
-        fp8 = slots[shard, CODING]
-        parts[shard, part.CODING] = fp8
-        length = call_bytes(count, hidden, assignments, fp8)
-        answer_length = result_bytes(count, hidden, fp8)
+        coding = slots[shard, CODING]
+        parts[shard, part.CODING] = coding
+        length = call_bytes(count, hidden, assignments, coding)
+        answer_length = result_bytes(count, hidden, coding)
         if length > slots[shard, REQUEST_BYTES] or answer_length > slots[shard, ANSWER_BYTES]:
             return OUTCOMES * shard + outcome | NO_ROOM
         words = part.control_words(slots[shard, CONTROL])
@@ -83,13 +86,14 @@ def post_calls(  # type: ignore[no-untyped-def]
         write_header(
             carray(pointer_to(at), (WORDS,), np.uint32),
             carray(pointer_to(at), (LONG_WORDS,), np.uint64),
-            CALL, epoch, call_id + shard, layer, count, hidden, assignments, fp8, length,
+            CALL, epoch, call_id + shard, layer, count, hidden, assignments, coding, length,
             sample,
         )  # fmt: skip
         body = carray(pointer_to(at + HEADER_BYTES), (length,), np.uint8)
-        fill_call(shard, first, first_row, rows, row_index, experts, weights, batch, body, fp8)
+        fill_call(shard, first, first_row, rows, row_index, experts, weights, batch, body, coding)
         state = FIRST_STATE + slot * STATE_STRIDE
-        publish(words, state, np.uint32(POSTED))
+        if coding != DEVICE:  # else when the rows are there, see `flight`
+            publish(words, state, np.uint32(POSTED))
         parts[shard, part.STATUS] = part.AWAY
         parts[shard, part.CONTROL] = slots[shard, CONTROL]
         parts[shard, part.STATE] = state
@@ -101,7 +105,7 @@ def post_calls(  # type: ignore[no-untyped-def]
         parts[shard, part.LENGTH] = answer_length
         predicted_s = service[shard, SCALE] * predict(service, shard, assignments)
         soft_s[shard] = soft_wait_s(predicted_s, longest_s)
-        if observe(words, SERVER_ASLEEP):
+        if coding != DEVICE and observe(words, SERVER_ASLEEP):
             parts[shard, part.TOLD] = 1
             outcome |= TELL
         written += length
@@ -112,9 +116,10 @@ def post_calls(  # type: ignore[no-untyped-def]
 
 @compiled()
 def fill_call(  # type: ignore[no-untyped-def]
-    shard, first, first_row, rows, row_index, experts, weights, source, body, fp8
+    shard, first, first_row, rows, row_index, experts, weights, source, body, coding
 ):
-    """Write the body of the CALL to `shard`: ids, weights and its rows of source [T, H]."""
+    """Write the body of the CALL to `shard`: ids, weights and its rows of source [T, H], unless
+    these stay on a device."""
     hidden = source.shape[1]
     begin, count = first_row[shard], first_row[shard + 1] - first_row[shard]
     at, assignments = first[shard], first[shard + 1] - first[shard]
@@ -126,7 +131,9 @@ def fill_call(  # type: ignore[no-untyped-def]
         indices[i] = row_index[at + i]
         ids[i] = experts[at + i]
         scales[i] = weights[at + i]
-    if fp8:
+    if coding == DEVICE:
+        return
+    if coding == FP8:
         codes_at = rows_at + scales_bytes(count)
         row_scales, codes = body[rows_at:codes_at].view(np.float32), body[codes_at:]
         for i in range(count):

@@ -90,6 +90,9 @@ class RouterClient:
                 if time.monotonic() >= self._deadline_s(call):
                     self._links.lose(posted.link, LinkTimeout("the router does not answer"))
 
+    def takes(self, device: torch.device) -> bool:
+        return device.type == "cpu"
+
     def close(self) -> None:
         self._links.close()
 

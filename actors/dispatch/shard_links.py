@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from actors.dispatch.connector import same_links
 from actors.dispatch.link_speed import UNMEASURED, LinkMeter
@@ -12,6 +13,7 @@ from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.peer_links import PeerLinks
 from actors.dispatch.report import ShardReport
 from actors.dispatch.view_source import ViewSource
+from actors.wire.device_memory import DeviceMemory
 from actors.wire.frame import RowCoding
 from actors.wire.link import ClientLink
 from actors.wire.segment import Segment
@@ -39,19 +41,24 @@ class LinkTable:
     """Links by shard of the view. Replaced as a whole, so flights keep the one they went out by.
 
     slots: int64 [D, SLOT_COLUMNS]; service: float64 [D, 5], kept up to date by `service.learn`.
+    shares: whether some link shares memory of a device.
     """
 
     slots: npt.NDArray[np.int64]
     service: npt.NDArray[np.float64]
     links: list[ClientLink | None]
     segments: list[Segment | None]
+    shares: bool = False
 
 
 class ShardLinks(PeerLinks):
     """`follow` comes first; shards are numbered as in the view that it adopted."""
 
-    def __init__(self, views: ViewSource, secret: bytes) -> None:
-        super().__init__(views, lambda view: view.shards, secret)
+    def __init__(
+        self, views: ViewSource, secret: bytes, device: DeviceMemory | None = None
+    ) -> None:
+        """device: where the engine has its rows, if it can share memory of it."""
+        super().__init__(views, lambda view: view.shards, secret, device)
         self._views = views
         self._meter = LinkMeter(views, secret)
         self._view: MeshView | None = None
@@ -110,6 +117,12 @@ class ShardLinks(PeerLinks):
             self._tabulate()
         return self._cost
 
+    def shares_with(self, device: torch.device) -> bool:
+        """Whether rows on `device` can stay there for some shard."""
+        if self._device is None or self._view is None:
+            return False
+        return self._device.device == device and self.table.shares
+
     def usable(self, without: set[ClientLink], late: bool = True) -> npt.NDArray[np.bool_]:
         """bool [D]: shards with a link. without: not to use. late: whether late ones count."""
         links = self.table.links
@@ -160,6 +173,7 @@ class ShardLinks(PeerLinks):
             np.array(service, np.float64),
             links,
             [link.segment if link else None for link in links],
+            any(link is not None and link.area is not None for link in links),
         )
         self._linked = np.array([link is not None for link in links], np.bool_)
         self._set_cost()

@@ -9,13 +9,20 @@ from actors.dispatch.backend import ExpertUnavailable
 from actors.dispatch.dispatcher import Call, Dispatcher
 from actors.dispatch.view_source import ViewSource
 from actors.tracing.step_spans import StepSpans
+from actors.wire.device_memory import DeviceMemory
 
 
 class TracedDispatcher(Dispatcher):
     """Sampled calls take the same way as others, and give the same bits."""
 
-    def __init__(self, views: ViewSource, secret: bytes, spans: StepSpans) -> None:
-        super().__init__(views, secret)
+    def __init__(
+        self,
+        views: ViewSource,
+        secret: bytes,
+        spans: StepSpans,
+        device: DeviceMemory | None = None,
+    ) -> None:
+        super().__init__(views, secret, device)
         self._spans = spans
         self._sent: dict[int, tuple[int, int]] = {}
         """When sampled calls began to be sent and were sent, by `id`; ns since 1970."""

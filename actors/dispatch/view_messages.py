@@ -128,6 +128,7 @@ class SettingsPart(Part):
     call_deadline_s: Seconds
     expert_wait_s: Seconds
     rows_between_nodes: Literal["BF16", "FP8"]
+    device_ipc: bool
 
 
 class ViewHead(Head):
@@ -137,7 +138,7 @@ class ViewHead(Head):
     """
 
     kind: Literal["view"] = "view"
-    schema_version: Literal[4] = 4
+    schema_version: Literal[5] = 5
     version: Version
     base: Version | None
     settings: SettingsPart

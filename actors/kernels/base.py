@@ -41,10 +41,11 @@ class ExpertKernel(Protocol):
     ) -> torch.Tensor:
         """Weighted partial sums of one batch.
 
-        rows: [R, H] bf16; row_index, experts: int32 [A], assignment a sends row `row_index[a]`
-        through logical expert `experts[a]` of `layer`, scaled by weights [A] fp32; R, A >= 1.
-        Returns contiguous [R, H] fp32 on the CPU: sum over a row's assignments, in ascending
-        assignment order; rows without an assignment are zero. With `out` they are written there.
+        rows: [R, H] bf16, on the CPU or on the kernel's device; row_index, experts: int32 [A],
+        assignment a sends row `row_index[a]` through logical expert `experts[a]` of `layer`, scaled
+        by weights [A] fp32, all three on the CPU; R, A >= 1. Returns contiguous [R, H] fp32 where
+        the rows are: sum over a row's assignments, in ascending assignment order; rows without an
+        assignment are zero. With `out` they are written there.
 
         Raises:
             ExpertsMissing: the layer holds not all of `experts`.

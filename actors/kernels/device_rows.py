@@ -2,7 +2,8 @@
 
 Rows travel once each way, however many experts each goes through: [R, H] bf16 there, [R, H] fp32
 back, and the assignments as one [3, A] array. Copies are plain ones from pageable memory; the only
-wait for the device is the copy of the sums.
+wait for the device is the copy of the sums. Rows that are on a device already, because engine and
+shard share its memory, and sums that go there, are not copied through the host.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ def compute_on_device(
 ) -> None:
     """Write the weighted partial sums [R, H] fp32 to `sums`.
 
-    Arguments as `ExpertKernel.compute` has them, on the CPU; slots int32 [A] instead of experts.
+    Arguments as `ExpertKernel.compute` has them; slots int32 [A] instead of experts. rows, sums: on
+    the CPU or on a device.
     Same bits as `sum_outputs` over the same outputs.
 
     Raises:

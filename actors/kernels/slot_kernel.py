@@ -87,7 +87,9 @@ class SlotKernel:
     ) -> torch.Tensor:
         held = self._store.layer(layer)
         slots = held.map.slots(experts)
-        sums = torch.empty(rows.shape, dtype=torch.float32) if out is None else out
+        sums = out
+        if sums is None:
+            sums = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
         if self.operator.device.type == "cpu":
             spread = torch.index_select(rows, 0, row_index, out=self._spread(len(experts), rows))
             outputs = self.operator.run(held.stacked, spread, slots, weights)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from actors.dispatch.backend import bf16_tensor
-from actors.wire.body import Bits16, CallBody, Floats, Fp8Rows, Ints
+from actors.wire.body import Bits16, CallBody, Floats, Fp8Rows, Ints, RowsElsewhere
 from actors.wire.connections import Request
 from actors.wire.fp8_rows import decode_rows
 from native.compiled import compiled
@@ -78,7 +78,8 @@ class MergedCalls:
             return f"row_index out of [0, {rows})"
         if fault == BAD_EXPERT:
             return f"expert out of [0, {self._num_experts})"
-        self._parts.append(body.rows)
+        if not isinstance(body.rows, RowsElsewhere):
+            self._parts.append(body.rows)
         self.num_rows += rows
         self.assignments = end
         return ""
@@ -93,7 +94,8 @@ class MergedCalls:
 
     @property
     def rows(self) -> torch.Tensor:
-        """[R, H] bf16: the rows of all calls, in the order they were added."""
+        """[R, H] bf16: the rows of all calls, in the order they were added; none of them are
+        elsewhere."""
         first_part = self._parts[0]
         if len(self._parts) == 1 and not isinstance(first_part, Fp8Rows):
             return bf16_tensor(first_part)

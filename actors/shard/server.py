@@ -27,12 +27,13 @@ from actors.kernels.scratch import LEAST_ASSIGNMENTS, is_out_of_memory
 from actors.shard.merging import MergedCalls, count_experts, fitting, row_pieces
 from actors.wire.address import Address
 from actors.wire.body import Floats, call_body
-from actors.wire.frame import MAX_ASSIGNMENTS, Fault, FrameKind, Header
+from actors.wire.frame import MAX_ASSIGNMENTS, Fault, FrameKind, Header, RowCoding
 from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from actors.wire.server import FrameServer, Request
 
 if TYPE_CHECKING:
     from actors.tracing.step_spans import StepSpans
+    from actors.wire.device_memory import DeviceMemory
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class ShardServer:
     most_assignments: rows and assignments of one kernel call (`actors.kernels.scratch`); may change
     while it serves. emulated_speed: 1.0 computes as fast as the hardware; below that every kernel
     call is stretched by waiting, so one machine can stand in for a mesh of unlike devices.
-    spans: of calls in sampled steps.
+    spans: of calls in sampled steps. device: the kernel's, if engines on this node may share memory
+    of theirs with it.
     """
 
     def __init__(
@@ -60,12 +62,13 @@ class ShardServer:
         most_assignments: int = MAX_ASSIGNMENTS,
         security: TcpSecurity = HANDSHAKE_ONLY,
         spans: "StepSpans | None" = None,
+        device: "DeviceMemory | None" = None,
     ) -> None:
         self._spec, self._spans = spec, spans
         self._kernel = kernel
         self._stretch = 1.0 / emulated_speed - 1.0
         self.most_assignments = most_assignments
-        self._frames = FrameServer(addresses, secret, self._handle, security)
+        self._frames = FrameServer(addresses, secret, self._handle, security, device)
         self._row_of_layer = {layer: row for row, layer in enumerate(spec.layers)}
         self.addresses = self._frames.addresses
         self.incarnation = self._frames.incarnation
@@ -92,14 +95,15 @@ class ShardServer:
         self._frames.stop()
 
     def _handle(self, requests: Sequence[Request]) -> None:
-        by_layer: dict[int, list[Request]] = defaultdict(list)
+        groups: dict[tuple[int, bool], list[Request]] = defaultdict(list)
         for request in requests:
-            fault = self._fault(request.header)
+            fault = self._fault(request.header) or area_fault(request)
             if fault:
                 self._frames.refuse(request, fault)
             else:
-                by_layer[request.header.layer].append(request)
-        for layer, group in by_layer.items():
+                there = request.header.coding is RowCoding.DEVICE
+                groups[request.header.layer, there].append(request)
+        for (layer, _), group in groups.items():
             for batch in fitting(group, self.most_assignments):
                 self._serve(layer, batch)
 
@@ -169,6 +173,9 @@ class ShardServer:
     def _compute(self, layer: int, group: list[Request]) -> list[Header]:
         """Put the sums where the answers go out from; returns the answers' headers."""
         answers = [result_header(request.header) for request in group]
+        if group[0].header.coding is RowCoding.DEVICE:
+            compute_s = self._compute_there(layer, group)
+            return [answer._replace(compute_us=int(compute_s * 1e6)) for answer in answers]
         rooms = [
             self._frames.room(request, answer.body_bytes)
             for request, answer in zip(group, answers, strict=True)
@@ -179,7 +186,7 @@ class ShardServer:
         if out is None:
             out = self._sums()
         start_s = time.perf_counter()
-        self._run_kernel(layer, out)
+        self._run_kernel(layer, self._batch.rows, torch.from_numpy(out))
         compute_s = time.perf_counter() - start_s
         if hand_out:
             first = 0
@@ -187,14 +194,42 @@ class ShardServer:
                 if room is not None:
                     write_sums(out[first : first + answer.rows], answer, room)
                 first += answer.rows
-        if self._stretch > 0:
-            time.sleep(compute_s * self._stretch)
-            compute_s *= 1.0 + self._stretch
+        compute_s = self._stretched(compute_s)
         return [answer._replace(compute_us=int(compute_s * 1e6)) for answer in answers]
 
-    def _run_kernel(self, layer: int, out: Floats) -> None:
-        """The batch's sums [R, H] into `out`, in pieces of whole rows if it is too large."""
-        batch, rows = self._batch, self._batch.rows
+    def _stretched(self, compute_s: float) -> float:
+        """Wait for as long as a slower device would go on; returns the time of both."""
+        if self._stretch > 0:
+            time.sleep(compute_s * self._stretch)
+        return compute_s * (1.0 + self._stretch)
+
+    def _compute_there(self, layer: int, group: list[Request]) -> float:
+        """Calls whose rows and sums lie in areas that are shared with their clients; returns when
+        the sums are there. Seconds of the kernel."""
+        start_s = time.perf_counter()
+        rows, sums = [], []
+        for request in group:
+            header, area = request.header, request.connection.area
+            assert area is not None, "see `area_fault`"
+            area.await_rows(request.slot)
+            rows.append(area.rows(request.slot, header.rows, header.hidden))
+            sums.append(area.sums(request.slot, header.rows, header.hidden))
+        if len(group) == 1:
+            self._run_kernel(layer, rows[0], sums[0])
+        else:
+            merged = torch.cat(rows)
+            out = torch.empty(merged.shape, dtype=torch.float32, device=merged.device)
+            self._run_kernel(layer, merged, out)
+            for place, part in zip(sums, torch.split(out, list(map(len, rows))), strict=True):
+                place.copy_(part)
+        assert area is not None
+        area.sums_written()
+        return self._stretched(time.perf_counter() - start_s)
+
+    def _run_kernel(self, layer: int, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """The batch's sums [R, H] of `rows` into `out`, in pieces of whole rows if it is too
+        large."""
+        batch = self._batch
         index, experts, weights = batch.row_index, batch.experts, batch.weights
         if max(batch.num_rows, batch.assignments) <= self.most_assignments:
             self._call_kernel(layer, rows, index, experts, weights, out)
@@ -220,7 +255,7 @@ class ShardServer:
         row_index: npt.NDArray[np.int32],
         experts: npt.NDArray[np.int32],
         weights: Floats,
-        out: Floats,
+        out: torch.Tensor,
     ) -> None:
         self._kernel.compute(
             layer,
@@ -228,7 +263,7 @@ class ShardServer:
             torch.from_numpy(row_index),
             torch.from_numpy(experts),
             torch.from_numpy(weights),
-            torch.from_numpy(out),
+            out,
         )
 
     def _sums(self) -> Floats:
@@ -266,7 +301,7 @@ class ShardServer:
     def _self_test(self, layer: int, expert: int) -> Exception | None:
         """Send one row of zeros through one expert; returns what was raised."""
         rows = torch.zeros((1, self._spec.hidden_size), dtype=torch.bfloat16)
-        out = np.empty((1, self._spec.hidden_size), np.float32)
+        out = torch.empty(rows.shape, dtype=torch.float32)
         one = np.ones(1, np.float32)
         try:
             self._call_kernel(
@@ -277,3 +312,15 @@ class ShardServer:
         except Exception as error:
             return error
         return None
+
+
+def area_fault(request: Request) -> str:
+    """Why a call's rows cannot be where it says; "" if they can."""
+    header, area = request.header, request.connection.area
+    if header.coding is not RowCoding.DEVICE:
+        return ""
+    if area is None:
+        return "rows in device memory that was not shared"
+    if request.slot >= area.shape.slots or not area.shape.has_room(header.rows, header.hidden):
+        return f"{header.rows} rows in a slot of {area.shape.rows_bytes} bytes"
+    return ""

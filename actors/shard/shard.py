@@ -36,6 +36,7 @@ from actors.shard.holdings import Holdings
 from actors.shard.server import ShardServer
 from actors.tracing.settings import SpanSettings
 from actors.watched import Watched
+from actors.wire.device_memory import device_memory_of
 from actors.wire.node import node_id
 from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from placement.cost_model import DeviceCost
@@ -150,6 +151,7 @@ class ExpertShard:
             most_assignments(self._spec, scratch_bytes(self._device)),
             self._config.security,
             self._spans(),
+            device_memory_of(torch.device(self._device)),
         )
         self._thread = threading.Thread(target=self._serve, name="expert-calls", daemon=True)
         self._thread.start()

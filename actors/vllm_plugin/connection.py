@@ -6,12 +6,18 @@ One backend per process: vLLM runs the layers of a model one after the other in 
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 
 from actors.dispatch.backend import ExpertBackend
 from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.subscription import SECRET_VARIABLE, Subscription
 from actors.experts.fingerprint import fingerprint
 from actors.tracing.settings import settings_of_process
+
+if TYPE_CHECKING:
+    from actors.wire.device_memory import DeviceMemory
 
 log = logging.getLogger("vllm.expertmesh")
 
@@ -73,8 +79,17 @@ def backend() -> ExpertBackend:
         if view.router_mode == "actor":
             _backend = RouterClient(_views, secret)
         else:
-            _backend = dispatcher_for(_views, secret, settings_of_process())
+            _backend = dispatcher_for(_views, secret, settings_of_process(), _device_memory())
     return _backend
+
+
+def _device_memory() -> "DeviceMemory | None":
+    """Of the device that this engine's rows are on."""
+    from vllm.platforms import current_platform
+
+    from actors.wire.device_memory import device_memory_of
+
+    return device_memory_of(torch.device(current_platform.device_type))
 
 
 def reset_backend() -> None:

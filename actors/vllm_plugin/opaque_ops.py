@@ -54,11 +54,13 @@ def send_rows(
     call = None
     if first < last and not failed_step.is_current():
         own = slice(first, last)
-        cpu_rows = rows[own].to(device="cpu", dtype=torch.bfloat16)
+        mesh, own_rows = backend(), rows[own].to(torch.bfloat16)
+        # The ids' copy waits until the device has come so far; the rows are there by then.
+        weights, ids = topk_weights[own].cpu(), topk_ids[own].cpu()
+        if own_rows.device.type != "cpu" and not mesh.takes(own_rows.device):
+            own_rows = own_rows.cpu()
         try:
-            call = backend().send(
-                layer, cpu_rows, topk_weights[own].cpu(), topk_ids[own].cpu(), traced_step.sample
-            )
+            call = mesh.send(layer, own_rows, weights, ids, traced_step.sample)
         except ExpertUnavailable as error:
             failed_step.declare(error, rank)
     _away[_last] = _Away(call, first, rank)

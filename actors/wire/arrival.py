@@ -5,13 +5,14 @@ bring a segment. Reads do not block, so a client that says nothing only takes a 
 among those that are on their way in.
 """
 
+import logging
 import os
 import socket
 import ssl
 from typing import TYPE_CHECKING, Protocol
 
 from actors.wire.connections import Connection, SharedConnection, StreamConnection
-from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, unpack_header
+from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, Header, unpack_header
 from actors.wire.handshake import ANSWER_BYTES, Challenge, welcome
 from actors.wire.records import server_stream
 from actors.wire.security import Protection, TcpSecurity
@@ -20,7 +21,11 @@ from actors.wire.streams import ByteStream, PlainStream, TlsStream, send_all
 from actors.wire.tcp_options import set_tcp_options
 
 if TYPE_CHECKING:
+    from actors.wire.device_area import DeviceArea
+    from actors.wire.device_memory import DeviceMemory
     from actors.wire.tls import ServerTls
+
+log = logging.getLogger(__name__)
 
 SOCKET_BUFFER_BYTES = 4 << 20
 
@@ -116,36 +121,74 @@ class TcpArrival:
 
 
 class UnixArrival:
-    """An ATTACH frame that brings the descriptors of a segment and a bell."""
+    """An ATTACH frame that brings the descriptors of a segment and a bell, and perhaps an offer of
+    device memory."""
 
-    def __init__(self, sock: socket.socket, peer: str, deadline_s: float, incarnation: int) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: str,
+        deadline_s: float,
+        incarnation: int,
+        device: "DeviceMemory | None" = None,
+    ) -> None:
+        """device: of this server."""
         self.sock, self.peer, self.deadline_s = sock, peer, deadline_s
         sock.setblocking(False)
-        self._incarnation = incarnation
-        self._head = b""
+        self._incarnation, self._device = incarnation, device
+        self._read = b""
+        self._header: Header | None = None
         self._descriptors: list[int] = []
 
     def read(self) -> Connection | None:
         try:
-            chunk, descriptors, _, _ = socket.recv_fds(self.sock, HEADER_BYTES - len(self._head), 2)
+            if self._header is None:
+                if not self._has(HEADER_BYTES):
+                    return None
+                self._header, self._read = self._checked(unpack_header(self._read)), b""
+            if not self._has(self._header.body_bytes):
+                return None
         except BlockingIOError:
             return None
-        self._descriptors += descriptors
-        if not chunk:
-            raise EOFError
-        self._head += chunk
-        if len(self._head) < HEADER_BYTES:
-            return None
-        header = unpack_header(self._head)
+        area = self._take_offer(self._header) if self._header.body_bytes else None
+        segment = open_segment(self._descriptors[0])
+        os.close(self._descriptors.pop(0))
+        self.sock.sendall(welcome(self._incarnation, area is not None))
+        return SharedConnection(self.sock, self.peer, segment, self._descriptors.pop(), area)
+
+    def _has(self, length: int) -> bool:
+        """Whether so much has been read by now. Raises BlockingIOError, EOFError."""
+        if len(self._read) < length:
+            chunk, descriptors, _, _ = socket.recv_fds(self.sock, length - len(self._read), 2)
+            self._descriptors += descriptors
+            if not chunk:
+                raise EOFError
+            self._read += chunk
+        return len(self._read) == length
+
+    def _checked(self, header: Header) -> Header:
         if header.kind is not FrameKind.ATTACH or len(self._descriptors) != 2:
             raise FrameError(
                 f"a client on this node begins with ATTACH and two descriptors, not with "
                 f"{header.kind.name} and {len(self._descriptors)}"
             )
-        segment = open_segment(self._descriptors[0])
-        os.close(self._descriptors.pop(0))
-        self.sock.sendall(welcome(self._incarnation))
-        return SharedConnection(self.sock, self.peer, segment, self._descriptors.pop())
+        return header
+
+    def _take_offer(self, header: Header) -> "DeviceArea | None":
+        """The client's device memory; None where this side cannot open it, and need not."""
+        try:
+            if self._device is None:
+                raise ValueError("this server is on no device that shares memory")
+            from actors.wire.device_area import open_area
+
+            return open_area(self._device, self._read)
+        except FrameError:
+            raise
+        except (ValueError, RuntimeError, OSError) as error:
+            if header.rows:
+                raise FrameError(f"no device memory for a larger link: {error}") from None
+            log.info("%s: rows go through the host: %s", self.peer, error)
+            return None
 
     def close(self) -> None:
         for descriptor in self._descriptors:

@@ -29,13 +29,23 @@ class Fp8Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsElsewhere:
+    """count rows that are not in the body, but in memory of a device."""
+
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+
+@dataclass(frozen=True, slots=True)
 class CallBody:
     """row_index, experts: [A]; weights: [A] fp32; rows: [R, H], bf16 bits if not in FP8."""
 
     row_index: Ints
     experts: Ints
     weights: Floats
-    rows: Bits16 | Fp8Rows
+    rows: Bits16 | Fp8Rows | RowsElsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,8 @@ def call_body(header: Header, body: memoryview) -> CallBody:
     weights = np.frombuffer(body, np.float32, count, weights_at)
     if header.coding is RowCoding.BF16:
         return CallBody(row_index, experts, weights, rows_of(body, rows, hidden, at))
+    if header.coding is RowCoding.DEVICE:
+        return CallBody(row_index, experts, weights, RowsElsewhere(rows))
     scales = np.frombuffer(body, np.float32, rows, at)
     at += scales_bytes(rows)
     codes = np.frombuffer(body, np.uint8, rows * hidden, at).reshape(rows, hidden)

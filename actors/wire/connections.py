@@ -8,7 +8,7 @@ import contextlib
 import os
 import socket
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from actors.wire.frame import HEADER_BYTES, FrameError, Header, unpack_header
 from actors.wire.segment import (
@@ -20,6 +20,9 @@ from actors.wire.segment import (
 )
 from actors.wire.streams import ByteStream
 from native.atomics import observe, publish
+
+if TYPE_CHECKING:
+    from actors.wire.device_area import DeviceArea
 
 FIRST_BUFFER_BYTES = 1 << 16
 BELL = b"!"
@@ -40,6 +43,8 @@ class Connection(Protocol):
 
     sock: socket.socket
     peer: str
+    area: "DeviceArea | None"
+    """Device memory that both sides share; None over TCP."""
 
     def read(self) -> list[Request]:
         """Complete frames; their bodies are valid until they are answered and `read` again.
@@ -74,6 +79,8 @@ class Connection(Protocol):
 
 class StreamConnection:
     """A client over TCP. Answers that the socket does not take now are queued, never waited for."""
+
+    area: "DeviceArea | None" = None
 
     def __init__(self, sock: socket.socket, stream: ByteStream, peer: str) -> None:
         """stream: the bytes of `sock`."""
@@ -158,8 +165,15 @@ class SharedConnection:
     wants_write = False
     has_more = False
 
-    def __init__(self, sock: socket.socket, peer: str, segment: Segment, bell: int) -> None:
-        self.sock, self.peer, self.bell = sock, peer, bell
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: str,
+        segment: Segment,
+        bell: int,
+        area: "DeviceArea | None" = None,
+    ) -> None:
+        self.sock, self.peer, self.bell, self.area = sock, peer, bell, area
         self.segment, self._words = segment, segment.words
 
     def read(self) -> list[Request]:
@@ -196,6 +210,7 @@ class SharedConnection:
         """Nothing is ever queued."""
 
     def close(self) -> None:
+        self.area = None  # before the client reads the end of the socket, and uses its memory again
         self.sock.close()
         if self.bell >= 0:
             os.close(self.bell)

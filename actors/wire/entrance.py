@@ -9,9 +9,13 @@ one that came first goes: one that has something to say takes a round trip to sa
 import contextlib
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from actors.wire.address import Address, listen
 from actors.wire.arrival import Arrival, TcpArrival, TcpHost, UnixArrival
+
+if TYPE_CHECKING:
+    from actors.wire.device_memory import DeviceMemory
 
 ARRIVAL_TIMEOUT_S = 2.0
 MOST_ARRIVALS = 64
@@ -27,14 +31,19 @@ class Entrance:
     """
 
     def __init__(
-        self, address: Address, clock: Callable[[], float], incarnation: int, host: TcpHost
+        self,
+        address: Address,
+        clock: Callable[[], float],
+        incarnation: int,
+        host: TcpHost,
+        device: "DeviceMemory | None" = None,
     ) -> None:
-        """Raises OSError where the address is taken."""
+        """device: of the server. Raises OSError where the address is taken."""
         self.sock, self.address = listen(address)
         self.sock.setblocking(False)
         self._inode = os.stat(address.host).st_ino if address.is_unix else 0
         self._clock = clock
-        self._incarnation, self._host = incarnation, host
+        self._incarnation, self._host, self._device = incarnation, host, device
         self.arrivals: list[Arrival] = []
         """Oldest first."""
 
@@ -52,7 +61,7 @@ class Entrance:
         deadline_s = self._clock() + ARRIVAL_TIMEOUT_S
         try:
             arrival: Arrival = (
-                UnixArrival(sock, name, deadline_s, self._incarnation)
+                UnixArrival(sock, name, deadline_s, self._incarnation, self._device)
                 if self.address.is_unix
                 else TcpArrival(sock, name, deadline_s, self._incarnation, self._host)
             )

@@ -11,14 +11,19 @@ Bodies, all contiguous and little-endian; rows come last, so every array is alig
   ROUTE   topk_ids i32 [T, K] | topk_weights f32 [T, K] | rows bf16 [T, H]     (A = T * K)
   ROUTED  rows bf16 [T, H]
   ERROR   UTF-8 text; the header's `rows` says what kind of fault it is (`Fault`)
-  ATTACH  nothing; a shared-memory segment's descriptor comes with it
-  WELCOME nothing; `call_id` is the server's incarnation
+  ATTACH  nothing, or an offer of device memory (`device_area`), which the server has to take where
+          `rows` is 1; a shared-memory segment's descriptor comes with it
+  WELCOME nothing; `call_id` is the server's incarnation, `rows` is 1 where it took the offer
   PROBE   rows bf16 [R, H], whatever they are
   PROBED  the same, sent back by the server without computing
 
 Rows of a CALL may be coded in FP8 instead, and its answer is then rounded to bf16: half the bytes.
   CALL    row_index | expert | weight | scale f32 [R] | rows e4m3 [R, H]       (value * scale)
   RESULT  sums bf16 [R, H]
+
+Or rows and sums lie in memory of a device that both sides share (`device_area`):
+  CALL    row_index | expert | weight
+  RESULT  nothing
 
 Experts travel as logical ids: a call is a pure function of (layer, expert, rows), whatever the
 epoch, so a row can be sent again to any replica and a plan change needs no pause.
@@ -45,6 +50,7 @@ MAX_HIDDEN = 1 << 16
 MAX_ASSIGNMENTS = 1 << 22
 MAX_BODY_BYTES = 1 << 30
 MAX_ERROR_BYTES = 4096
+MAX_OFFER_BYTES = 1 << 16
 
 
 class FrameError(ValueError):
@@ -81,7 +87,12 @@ class RowCoding(IntEnum):
     """Rows as the engine has them, sums in fp32: nothing is lost."""
     FP8 = 1
     """Rows in e4m3 with a scale each, sums in bf16 (see `fp8_rows`)."""
+    DEVICE = 2
+    """As BF16, in memory of a device (see `device_area`)."""
 
+
+IN_BODY = (RowCoding.BF16, RowCoding.FP8)
+"""Codings of rows that are in the body of their CALL, as between nodes."""
 
 _KINDS = {int(kind): kind for kind in FrameKind}
 _FAULTS = frozenset(Fault)
@@ -143,20 +154,19 @@ def body_bytes(
     coding: RowCoding = RowCoding.BF16,
 ) -> int:
     """Length of the body that the counts of a frame imply."""
-    fp8 = int(coding is RowCoding.FP8)
     match kind:
         case FrameKind.CALL:
-            return call_bytes(rows, hidden, assignments, fp8)
+            return call_bytes(rows, hidden, assignments, coding)
         case FrameKind.RESULT:
-            return result_bytes(rows, hidden, fp8)
+            return result_bytes(rows, hidden, coding)
         case FrameKind.ROUTE:
             return route_bytes(rows, hidden, assignments)
         case FrameKind.ROUTED | FrameKind.PROBE | FrameKind.PROBED:
             return routed_bytes(rows, hidden)
-        case FrameKind.ATTACH | FrameKind.WELCOME:
+        case FrameKind.WELCOME:
             return 0
-        case FrameKind.ERROR:
-            raise ValueError("the length of an ERROR body is its text's")
+        case FrameKind.ERROR | FrameKind.ATTACH:
+            raise ValueError(f"the length of the body of {kind.name} is its text's")
 
 
 def unpack_header(buffer: bytes | bytearray | memoryview) -> Header:
@@ -183,6 +193,9 @@ def unpack_header(buffer: bytes | bytearray | memoryview) -> Header:
             raise FrameError(f"error text of {length} bytes, at most {MAX_ERROR_BYTES} are allowed")
         if rows not in _FAULTS:
             raise FrameError(f"unknown fault {rows} in an ERROR frame")
+    elif kind is FrameKind.ATTACH:
+        if length > MAX_OFFER_BYTES:
+            raise FrameError(f"offer of {length} bytes, at most {MAX_OFFER_BYTES} are allowed")
     else:
         if rows > MAX_ROWS or hidden > MAX_HIDDEN or assignments > MAX_ASSIGNMENTS or hidden % 2:
             raise FrameError(f"counts out of bounds: {rows=} {hidden=} {assignments=}")

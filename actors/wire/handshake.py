@@ -23,6 +23,7 @@ transcript has everything that both sides chose, so that nobody in between can c
 import hmac
 import secrets
 import socket
+from typing import NamedTuple
 
 from actors.wire.frame import HEADER_BYTES, FrameError, FrameKind, Header, unpack_header
 from actors.wire.records import client_stream
@@ -46,10 +47,10 @@ def draw_incarnation() -> int:
     return secrets.randbits(INCARNATION_BITS) or 1
 
 
-def welcome(incarnation: int) -> bytes:
+def welcome(incarnation: int, took_offer: bool = False) -> bytes:
     """The WELCOME frame of the server with this incarnation."""
     frame = bytearray(HEADER_BYTES)
-    Header(FrameKind.WELCOME, incarnation, 0).pack_into(frame)
+    Header(FrameKind.WELCOME, incarnation, 0, rows=int(took_offer)).pack_into(frame)
     return bytes(frame)
 
 
@@ -60,20 +61,27 @@ def receive_welcome(stream: ByteStream) -> int:
         HandshakeError: the server left or said something else. OSError: the time is over.
     """
     try:
-        return read_welcome(receive_exactly(stream, HEADER_BYTES))
+        return read_welcome(receive_exactly(stream, HEADER_BYTES)).incarnation
     except EOFError as error:
         raise HandshakeError(str(error)) from None
 
 
-def read_welcome(frame: bytes | bytearray) -> int:
-    """The incarnation in a WELCOME frame. Raises HandshakeError: it is something else."""
+class Welcome(NamedTuple):
+    """incarnation: of the server. took_offer: it opened the device memory it was offered."""
+
+    incarnation: int
+    took_offer: bool
+
+
+def read_welcome(frame: bytes | bytearray) -> Welcome:
+    """What a WELCOME frame says. Raises HandshakeError: it is something else."""
     try:
         header = unpack_header(frame)
     except FrameError as error:
         raise HandshakeError(str(error)) from None
     if header.kind is not FrameKind.WELCOME or not header.call_id:
         raise HandshakeError(f"the server answered with {header.kind.name}, not with WELCOME")
-    return header.call_id
+    return Welcome(header.call_id, header.rows == 1)
 
 
 def proof(secret: bytes, role: bytes, transcript: bytes) -> bytes:

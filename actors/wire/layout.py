@@ -7,7 +7,7 @@ see `frame` for the table. No numba here: engines read views before they may loa
 import struct
 
 MAGIC = b"XMSH"
-VERSION = 3
+VERSION = 4
 HEADER_BYTES = 64
 
 _FIELDS = {
@@ -43,7 +43,8 @@ def body_bytes_of(header: bytes | bytearray | memoryview) -> int:
 
 
 # Bodies. Of a CALL, the arrays that have one value for each assignment come first, then the rows;
-# `fp8` says how these are coded: as bf16, or as scales and then codes.
+# `coding` says how these travel: as bf16, as scales and then codes, or not in the body at all.
+BF16, FP8, DEVICE = range(3)
 
 
 def call_weights_at(assignments: int) -> int:
@@ -61,18 +62,24 @@ def scales_bytes(rows: int) -> int:
     return 4 * rows
 
 
-def call_bytes(rows: int, hidden: int, assignments: int, fp8: int) -> int:
-    values = scales_bytes(rows) + rows * hidden if fp8 else 2 * rows * hidden
+def call_bytes(rows: int, hidden: int, assignments: int, coding: int) -> int:
+    values = 2 * rows * hidden
+    if coding == FP8:
+        values = scales_bytes(rows) + rows * hidden
+    elif coding == DEVICE:
+        values = 0
     return call_rows_at(assignments) + values
 
 
-def sum_bytes(hidden: int, fp8: int) -> int:
+def sum_bytes(hidden: int, coding: int) -> int:
     """Length of one row's sum in a RESULT: fp32, or bf16 where the rows came in FP8."""
-    return 2 * hidden if fp8 else 4 * hidden
+    if coding == DEVICE:
+        return 0
+    return 2 * hidden if coding == FP8 else 4 * hidden
 
 
-def result_bytes(rows: int, hidden: int, fp8: int) -> int:
-    return rows * sum_bytes(hidden, fp8)
+def result_bytes(rows: int, hidden: int, coding: int) -> int:
+    return rows * sum_bytes(hidden, coding)
 
 
 def route_rows_at(assignments: int) -> int:

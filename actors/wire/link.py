@@ -7,11 +7,14 @@ the slot. So whatever fills, waits for and adds up calls knows slots only (`slot
 a transport knows nothing of what they carry.
 """
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from actors.wire.address import Address
 from actors.wire.frame import Fault
 from actors.wire.segment import MAX_SLOTS, Segment, SegmentShape, shape_for
+
+if TYPE_CHECKING:
+    from actors.wire.device_area import DeviceArea
 
 CONNECT_TIMEOUT_S = 5.0
 CALLS_IN_FLIGHT = 4
@@ -47,6 +50,7 @@ class ClientLink(Protocol):
     is_polled: answers come in by `progress` only; else the server writes them itself, and the
         socket tells of wake-ups and of the server's end.
     closed: `close` was called; calls in the segment are not answered any more.
+    area: device memory for the rows of calls, a slot for each of the segment's, if there is any.
     """
 
     address: Address
@@ -54,6 +58,7 @@ class ClientLink(Protocol):
     segment: Segment
     is_polled: bool
     closed: bool
+    area: "DeviceArea | None"
 
     def fileno(self) -> int:
         """The socket: when it can be read, and while `wants_write` when it can be written,

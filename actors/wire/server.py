@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from actors.wire.address import Address
 from actors.wire.arrival import Arrival, TcpHost
@@ -26,6 +27,9 @@ from actors.wire.records import RecordError
 from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from actors.wire.shared_clients import SharedClients
 from actors.wire.spin_time import SpinTime
+
+if TYPE_CHECKING:
+    from actors.wire.device_memory import DeviceMemory
 
 __all__ = ["FrameServer", "Request"]
 
@@ -43,8 +47,11 @@ class FrameServer:
         secret: bytes,
         handler: Handler,
         security: TcpSecurity = HANDSHAKE_ONLY,
+        device: "DeviceMemory | None" = None,
     ) -> None:
-        """Bind at once, so that `addresses` holds real ports; serve with `run`.
+        """device: whose memory clients on this node may share with this server.
+
+        Bind at once, so that `addresses` holds real ports; serve with `run`.
 
         Raises:
             OSError: an address is taken. ValueError: the certificate for TLS cannot be used.
@@ -65,7 +72,7 @@ class FrameServer:
         self._spin_time = SpinTime()
         host = TcpHost(secret, security)
         self._entrances = [
-            Entrance(address, self._clock, self.incarnation, host) for address in addresses
+            Entrance(address, self._clock, self.incarnation, host, device) for address in addresses
         ]
         self.addresses = [entrance.address for entrance in self._entrances]
         for entrance in self._entrances:

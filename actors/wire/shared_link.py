@@ -2,42 +2,81 @@
 
 Requests and answers are written in place in a segment (see `segment.py`). The Unix socket carries
 the segment's and the bell's descriptor once, then the server's WELCOME, then single bytes that wake
-this side where it sleeps. Its end-of-file is the peer's death.
+this side where it sleeps. Its end-of-file is the peer's death. A client on a device offers memory
+of it when it attaches; where the server takes that, rows need not go through the host
+(`device_area`).
 """
 
 import contextlib
+import logging
 import os
 import socket
 
 from actors.wire.address import Address, connect
 from actors.wire.bell import Bell
+from actors.wire.device_area import AreaShape, DeviceArea, create_area
+from actors.wire.device_memory import DeviceMemory
 from actors.wire.frame import HEADER_BYTES, FrameKind, Header
-from actors.wire.handshake import HandshakeError, read_welcome, receive_welcome
+from actors.wire.handshake import HandshakeError, Welcome, read_welcome
 from actors.wire.link import CONNECT_TIMEOUT_S, FIRST_SHAPE, LinkClosed
+from actors.wire.retired_areas import RETIRED
 from actors.wire.segment import Segment, SegmentShape, create_segment
-from actors.wire.streams import PlainStream
+from actors.wire.streams import PlainStream, receive_exactly
+
+log = logging.getLogger(__name__)
 
 BELLS_AT_ONCE = 64
 
 
-def open_shared_link(address: Address, _: bytes, bell: Bell) -> "SharedLink":
+def open_shared_link(
+    address: Address, _: bytes, bell: Bell, device: DeviceMemory | None = None
+) -> "SharedLink":
     """See `transports.open_link`; no secret is needed where the socket's folder guards it."""
+    RETIRED.sweep()
+    area, offer = _area(device, FIRST_SHAPE.slots)
     sock = connect(address, CONNECT_TIMEOUT_S)
     try:
-        segment = _attach(sock, FIRST_SHAPE, bell)
-        incarnation = receive_welcome(PlainStream(sock))
+        segment = _attach(sock, FIRST_SHAPE, bell, offer)
+        welcome = _receive_welcome(sock)
     except BaseException:
-        sock.close()
+        if area is not None:  # the server may have opened it
+            RETIRED.add(sock, area)
+        else:
+            sock.close()
         raise
-    return SharedLink(address, bell, sock, segment, incarnation)
+    link = SharedLink(address, bell, sock, segment, welcome.incarnation)
+    if welcome.took_offer:
+        link.area, link.device = area, device
+    return link
 
 
-def _attach(sock: socket.socket, shape: SegmentShape, bell: Bell) -> Segment:
+def _area(device: DeviceMemory | None, slots: int) -> tuple[DeviceArea | None, bytes]:
+    """An area of this device and what to offer; none where the driver cannot."""
+    if device is None:
+        return None, b""
+    try:
+        return create_area(device, AreaShape(slots))
+    except (RuntimeError, OSError, ValueError) as error:
+        log.warning("no memory of %s is shared: %s", device.device, error)
+        return None, b""
+
+
+def _receive_welcome(sock: socket.socket) -> Welcome:
+    try:
+        return read_welcome(receive_exactly(PlainStream(sock), HEADER_BYTES))
+    except EOFError as error:
+        raise HandshakeError(str(error)) from None
+
+
+def _attach(
+    sock: socket.socket, shape: SegmentShape, bell: Bell, offer: bytes, must: bool = False
+) -> Segment:
+    """must: the server takes the offer, or else the connection ends."""
     segment, fd = create_segment(shape)
     try:
         hello = bytearray(HEADER_BYTES)
-        Header(FrameKind.ATTACH, 0, 0).pack_into(hello)
-        socket.send_fds(sock, [hello], [fd, bell.fd])
+        Header(FrameKind.ATTACH, 0, len(offer), rows=int(must)).pack_into(hello)
+        socket.send_fds(sock, [hello, offer], [fd, bell.fd])
     finally:
         os.close(fd)
     return segment
@@ -45,7 +84,10 @@ def _attach(sock: socket.socket, shape: SegmentShape, bell: Bell) -> Segment:
 
 class SharedLink:
     """See `ClientLink`. It grows by a second connection, which is used before its WELCOME came: the
-    server's answers are the same whenever it takes the connection in."""
+    server's answers are the same whenever it takes the connection in.
+
+    device: whose memory the server shares with this side; None: nothing is shared.
+    """
 
     is_polled = False
     wants_write = False
@@ -56,6 +98,8 @@ class SharedLink:
     ) -> None:  # fmt: skip
         self.address, self.incarnation, self.segment = address, incarnation, segment
         self.closed = False
+        self.area: DeviceArea | None = None
+        self.device: DeviceMemory | None = None
         self._bell = bell
         self._socket = sock
         self._socket.setblocking(False)
@@ -86,25 +130,35 @@ class SharedLink:
         self._greeting += chunk
         if len(self._greeting) == HEADER_BYTES:
             self._greeted = True
-            if read_welcome(self._greeting) != self.incarnation:
+            if read_welcome(self._greeting).incarnation != self.incarnation:
                 raise LinkClosed(f"{self.address} is another process now")
 
     def grown(self, shape: SegmentShape) -> "SharedLink":
+        """The server took an offer before, so the new one is used at once: where it is not taken
+        the connection ends, and rows are sent again."""
+        area, offer = _area(self.device, shape.slots)
         sock = None
         try:
             sock = connect(self.address, 0.0)
-            segment = _attach(sock, shape, self._bell)
+            segment = _attach(sock, shape, self._bell, offer, must=area is not None)
         except OSError as error:
             if sock is not None:
                 sock.close()
             raise LinkClosed(f"{self.address}: {error}") from error
-        return SharedLink(self.address, self._bell, sock, segment, self.incarnation, greeted=False)
+        link = SharedLink(self.address, self._bell, sock, segment, self.incarnation, greeted=False)
+        link.area, link.device = area, self.device
+        return link
 
     @property
     def is_idle(self) -> bool:
         return not self.segment.busy()
 
     def close(self) -> None:
+        if self.closed:
+            return
         self.closed = True
+        if self.area is not None:
+            RETIRED.add(self._socket, self.area)
+            return
         with contextlib.suppress(OSError):
             self._socket.close()

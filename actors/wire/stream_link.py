@@ -7,6 +7,7 @@ socket did not take at once and receives answers straight into the slots of thei
 import contextlib
 import socket
 from collections import deque
+from typing import TYPE_CHECKING
 
 from actors.wire.address import Address, connect
 from actors.wire.frame import HEADER_BYTES
@@ -16,10 +17,13 @@ from actors.wire.link import CONNECT_TIMEOUT_S, FIRST_SHAPE, LinkClosed
 from actors.wire.segment import ANSWERED, POSTED, TAKEN, Segment, SegmentShape, private_segment
 from actors.wire.streams import ByteStream
 
+if TYPE_CHECKING:
+    from actors.wire.device_area import DeviceArea
+
 SOCKET_BUFFER_BYTES = 4 << 20
 
 
-def open_stream_link(address: Address, secret: bytes, _: object) -> "StreamLink":
+def open_stream_link(address: Address, secret: bytes, _: object, __: object = None) -> "StreamLink":
     """See `transports.open_link`."""
     sock = connect(address, CONNECT_TIMEOUT_S)
     try:
@@ -40,6 +44,7 @@ class StreamLink:
     """See `ClientLink`. Answers come in any order."""
 
     is_polled = True
+    area: "DeviceArea | None" = None
 
     def __init__(self, address: Address, stream: ByteStream, incarnation: int) -> None:
         self.address, self.incarnation = address, incarnation

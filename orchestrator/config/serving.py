@@ -97,6 +97,13 @@ class RowsBetweenNodes(StrEnum):
     FP8 = "fp8"
 
 
+class DeviceIpc(StrEnum):
+    """Whether rows may stay on devices between an engine and shards on its node."""
+
+    AUTO = "auto"
+    OFF = "off"
+
+
 class RouterConfig(Section):
     """Token dispatch between engines and shards."""
 
@@ -116,6 +123,10 @@ class RouterConfig(Section):
     rows_between_nodes: RowsBetweenNodes = RowsBetweenNodes.BF16
     """`fp8`: rows to shards on other nodes take one byte for each value and answers two, half the
     traffic of `bf16`; answers then differ a little (docs/performance.md)."""
+    device_ipc: DeviceIpc = DeviceIpc.AUTO
+    """`auto`: rows between an engine and shards on its node stay in memory of their devices where
+    both are of one vendor and its driver can share it, at 48 MiB of the engine's device for each
+    shard (docs/hardware.md); with `mode: embedded` only. `off`: all rows go through the host."""
     between_nodes_security: Protection = Protection.AUTHENTICATED
     """What protects the mesh's own connections between nodes (docs/security.md). `authenticated`:
     whatever was changed, repeated or made up on its way ends the connection; it can be read.

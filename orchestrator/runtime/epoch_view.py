@@ -8,6 +8,7 @@ from actors.dispatch.mesh_view import MeshView, Peer, ViewVersion
 from actors.wire.address import parse_address
 from actors.wire.frame import RowCoding
 from orchestrator.actor_names import ActorName
+from orchestrator.config.serving import DeviceIpc
 from orchestrator.control.lifecycle import Kind
 from orchestrator.control.planning import Grid
 from orchestrator.control.state import Description, Epoch, State
@@ -45,6 +46,7 @@ def view_of(state: State, mesh: Mesh, peers: Mapping[PeerKey, Peer]) -> MeshView
         call_deadline_s=config.router.call_deadline_s,
         expert_wait_s=config.router.expert_wait_s,
         rows_between_nodes=RowCoding[config.router.rows_between_nodes.name],
+        device_ipc=config.router.device_ipc is DeviceIpc.AUTO,
         epoch=_plan_epoch(state, epoch, shards),
         shards=tuple(_weighted(_peer(id, state, mesh, peers), epoch) for id in shards),
         routers=tuple(

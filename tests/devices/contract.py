@@ -25,6 +25,7 @@ from actors.kernels.base import ExpertsMissing
 from actors.kernels.calibration import measure_cost
 from actors.kernels.choose import choose_operator
 from actors.kernels.slot_kernel import SlotKernel
+from actors.wire.device_memory import DRIVERS
 from tests.actors.kernels.bounds import IN_BF16, bounded_reference
 from tests.actors.kernels.building import (
     CLAMPED,
@@ -158,7 +159,10 @@ CHECKS = {
 def device_of(name: str) -> torch.device:
     """The stand-in is registered here; torch imports vendors' packages by itself."""
     if name == STANDIN:
-        return importlib.import_module("tests.devices.standin").register()
+        device: torch.device = importlib.import_module("tests.devices.standin").register()
+        memory = importlib.import_module("tests.devices.standin_memory")
+        DRIVERS[STANDIN] = memory.StandInMemory
+        return device
     return torch.device(name)
 
 

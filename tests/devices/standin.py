@@ -17,6 +17,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 NAME = "standin"
 MEMORY_BYTES = 1 << 30
+copied_bytes = 0
+"""From and to the host, so far."""
 
 
 class Module:
@@ -103,7 +105,10 @@ def is_device(value: Any) -> bool:
 def copy_from(
     source: torch.Tensor, target: torch.Tensor, _non_blocking: bool = False
 ) -> torch.Tensor:
-    """Between the device and the CPU, either way."""
+    """Between the device and the CPU, either way, or within the device."""
+    global copied_bytes  # noqa: PLW0603 - one stand-in per process
+    if source.device.type != target.device.type:
+        copied_bytes += source.numel() * source.element_size()
     take(target).copy_(take(source))
     return target
 

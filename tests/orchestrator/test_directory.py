@@ -19,7 +19,7 @@ from actors.dispatch.view_coding import decode_view, encode_view
 from actors.dispatch.view_messages import FROM_DIRECTORY, AdoptedHead, HelloHead
 from actors.dispatch.view_source import NO_VERSION
 from actors.wire.address import Address, connect
-from actors.wire.frame import RowCoding
+from actors.wire.frame import IN_BODY, RowCoding
 from actors.wire.handshake import OPENING_BYTES, HandshakeError, greet_server
 from actors.wire.messages import PREFIX, Head, pack, read_head, receive_message
 from orchestrator.directory import MAX_HEAD_BYTES, Directory
@@ -97,7 +97,7 @@ def test_a_subscriber_gets_the_newest_view_and_every_later_one(tmp_path: Path) -
     run(test, tmp_path)
 
 
-@pytest.mark.parametrize("coding", list(RowCoding))
+@pytest.mark.parametrize("coding", IN_BODY)
 def test_the_coding_of_rows_goes_through_the_directory(tmp_path: Path, coding: RowCoding) -> None:
     async def test(directory: Directory, local: Address, _: Address) -> None:
         await directory.publish(replace(view(1), rows_between_nodes=RowCoding(1 - coding)))

@@ -17,7 +17,7 @@ from actors.dispatch.deadlines import SOFT_FLOOR_S, soft_wait_s
 from actors.dispatch.dispatcher import Call, Dispatcher
 from actors.kernels.base import ExpertsMissing
 from actors.wire.address import Address
-from actors.wire.frame import RowCoding
+from actors.wire.frame import IN_BODY, RowCoding
 from placement.cost_model import DeviceCost
 from tests.actors.dispatch.test_dispatcher import (
     HALVES,
@@ -226,7 +226,7 @@ def test_shard_without_a_replica_that_misses_the_hard_deadline(mesh: Mesh, stack
     eventually(is_back)
 
 
-@pytest.mark.parametrize("coding", RowCoding)
+@pytest.mark.parametrize("coding", IN_BODY)
 def test_rows_of_a_lost_shard_are_sent_again_in_their_coding(tmp_path, stack, coding) -> None:
     mesh = Mesh(tmp_path, "tcp")
     stack.callback(mesh.close)

@@ -18,7 +18,7 @@ from actors.dispatch.view_messages import ReportHead
 from actors.router.server import RouterServer
 from actors.shard.server import ShardServer
 from actors.wire.address import Address, parse_address
-from actors.wire.frame import RowCoding
+from actors.wire.frame import IN_BODY, RowCoding
 from tests.actors.fakes import (
     HIDDEN,
     AffineKernel,
@@ -122,7 +122,7 @@ def test_clients_with_either_row_coding_are_merged() -> None:
     plan = epoch([{0: [0, 1, 2, 3], 1: [0, 1, 2, 3]}], num_experts=4)
     dispatchers = [
         Dispatcher(StaticViews(view(plan, server.addresses, rows=coding)), SECRET)
-        for coding in RowCoding
+        for coding in IN_BODY
     ]
     busy, go_on = threading.Event(), threading.Event()
     with running(server):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from actors.dispatch.mesh_view import MeshView, Peer
 from actors.dispatch.view_coding import decode_view, encode_view
-from actors.wire.frame import RowCoding
+from actors.wire.frame import IN_BODY, RowCoding
 from actors.wire.messages import PREFIX, lengths
 from tests.actors.dispatch.views import (
     EDITS,
@@ -58,7 +58,7 @@ def test_each_kind_of_edit(edit: Callable[..., MeshView]) -> None:
         assert content(decoded(encode_view(new, base), base)) == content(new)
 
 
-@pytest.mark.parametrize("coding", list(RowCoding))
+@pytest.mark.parametrize("coding", IN_BODY)
 def test_the_coding_of_rows_arrives(coding: RowCoding) -> None:
     view = replace(random_view(np.random.default_rng(0)), rows_between_nodes=coding)
     assert decoded(encode_view(view)).rows_between_nodes is coding
@@ -143,6 +143,8 @@ def edited(message: bytes, path: str, value: Any) -> tuple[bytes, bytes]:
         ("settings.call_deadline_s", -1.0, "call_deadline_s"),
         ("settings.call_deadline_s", "soon", "call_deadline_s"),
         ("settings.rows_between_nodes", "FP4", "rows_between_nodes"),
+        ("settings.rows_between_nodes", "DEVICE", "rows_between_nodes"),
+        ("settings.device_ipc", None, "device_ipc"),
         ("shards", None, "leaves out its peers"),
         ("routers", None, "leaves out its peers"),
         ("shards.order", None, "leaves out the order"),

@@ -61,6 +61,7 @@ def random_view(random: Random, number: int = 1, shards: int = 4) -> MeshView:
         shards=tuple(random_peer(random, f"shard-{number}-{i}") for i in range(shards)),
         routers=(random_peer(random, "router-0"),),
         rows_between_nodes=RowCoding(int(random.integers(2))),
+        device_ipc=bool(random.integers(2)),
     )
 
 

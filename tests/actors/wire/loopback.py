@@ -13,6 +13,7 @@ from actors.kernels.base import ExpertKernel
 from actors.wire.address import Address
 from actors.wire.bell import Bell
 from actors.wire.body import call_body, sums_of
+from actors.wire.device_memory import DeviceMemory
 from actors.wire.frame import HEADER_BYTES, FrameKind, Header, body_bytes, unpack_header
 from actors.wire.link import FIRST_SHAPE
 from actors.wire.segment import ANSWERED, POSTED, TAKEN, SegmentShape, private_segment
@@ -28,7 +29,9 @@ class LoopbackAddress(Address):
         return "loopback"
 
 
-def open_loopback_link(address: Address, _: bytes, __: Bell) -> "LoopbackLink":
+def open_loopback_link(
+    address: Address, _: bytes, __: Bell, ___: DeviceMemory | None
+) -> "LoopbackLink":
     if address.host not in KERNELS:
         raise ConnectionRefusedError(f"nobody is behind {address}")
     return LoopbackLink(address, FIRST_SHAPE)
@@ -38,6 +41,7 @@ class LoopbackLink:
     """See `ClientLink`. Answers are there when `notify` returns, so its socket has no news."""
 
     incarnation = 0
+    area = None
     is_polled = False
     wants_write = False
     is_idle = True

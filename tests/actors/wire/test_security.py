@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from actors.wire.address import Address, connect, listen, parse_address
 from actors.wire.body import sums_of
-from actors.wire.frame import HEADER_BYTES, FrameKind, Header, body_bytes
+from actors.wire.frame import HEADER_BYTES, MAGIC, VERSION, FrameKind, Header, body_bytes
 from actors.wire.handshake import (
     ANSWER_BYTES,
     GREETING,
@@ -264,7 +264,7 @@ def test_what_is_said_can_be_read_where_it_is_authenticated_and_not_where_it_is_
             client = Client(relay.address)
             assert_served(client)
             client.close()
-            assert (b"XMSH\x03" in b"".join(relay.heard_from_client)) is readable
+            assert (MAGIC + bytes([VERSION]) in b"".join(relay.heard_from_client)) is readable
 
 
 def test_a_tls_certificate_of_somebody_else_is_refused(caplog) -> None:
