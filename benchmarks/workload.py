@@ -28,7 +28,7 @@ from benchmarks.harness.timed_engine import Stream, TimedEngine, Timing, Workloa
 from benchmarks.throughput import make_model
 from placement.cost_model import DeviceCost
 from placement.workload.lengths import geometric, lognormal, recorded
-from placement.workload.pipeline import Flow, flow
+from placement.workload.pipeline import Flow, Pipeline, flow
 from placement.workload.service import EngineCost, ExpertSide
 from placement.workload.simulate import simulated_tokens_per_s
 
@@ -90,9 +90,8 @@ def predict(
         [tokens for one in streams for tokens in one.prompt_tokens],
         [tokens for one in streams for tokens in one.new_tokens],
     )
-    found = flow(lengths, cost, side, engines, shards, AT_ONCE, STEP_TOKENS)
-    played = simulated_tokens_per_s(lengths, cost, side, engines, shards, AT_ONCE, STEP_TOKENS)
-    return found, played
+    given = Pipeline(lengths, cost, side, engines, shards, AT_ONCE, STEP_TOKENS)
+    return flow(given), simulated_tokens_per_s(given)
 
 
 def measure(arguments: argparse.Namespace) -> Report:

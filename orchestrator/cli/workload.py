@@ -9,7 +9,7 @@ from rich.console import Console
 
 from orchestrator.cli.tables import console_for, print_json, table
 from orchestrator.scale.workload_file import PaperWorkload, costs_of, read_workload
-from placement.workload.pipeline import Flow
+from placement.workload.pipeline import Flow, Pipeline
 from placement.workload.ratio import Rated, Ratio, find_ratio
 from placement.workload.simulate import simulated_tokens_per_s
 
@@ -23,9 +23,8 @@ def plan_workload(path: Path, as_json: bool, console: Console | None = None) -> 
     lengths = workload.requests.lengths()
 
     def play(found: Flow) -> float:
-        return simulated_tokens_per_s(
-            lengths, engine, side, found.engines, found.shards, found.batch, choice.step_tokens
-        )
+        numbers = (found.engines, found.shards, found.batch, choice.step_tokens)
+        return simulated_tokens_per_s(Pipeline(lengths, engine, side, *numbers))
 
     ratio = find_ratio(lengths, engine, side, choice, wanted, play)
     body = as_body(workload, ratio)

@@ -55,6 +55,29 @@ class Flow:
     limit: str
 
 
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """engines, each with `batch` requests at once, over shards. step_tokens: most rows of a step,
+    of prompts and decoding together."""
+
+    lengths: Lengths
+    engine: EngineCost
+    side: ExpertSide
+    engines: int
+    shards: int
+    batch: int
+    step_tokens: int
+
+    @property
+    def chunk(self) -> int:
+        """Most prompt tokens of a step. Raises ValueError: there is no room for any."""
+        if self.step_tokens <= self.batch:
+            raise ValueError(
+                f"a step of {self.step_tokens} tokens has no room for prompts beside {self.batch}"
+            )
+        return self.step_tokens - self.batch
+
+
 def steps_of(slot: SlotLoad, batch: int) -> list[Step]:
     """Kinds of steps of a batch that is always full, by how many slots read a prompt."""
     chance = min(slot.prompt_chance, 1.0)
@@ -67,21 +90,11 @@ def steps_of(slot: SlotLoad, batch: int) -> list[Step]:
     return [Step(step.chance / total, step.rows, step.prompt_rows) for step in found]
 
 
-def flow(
-    lengths: Lengths,
-    engine: EngineCost,
-    side: ExpertSide,
-    engines: int,
-    shards: int,
-    batch: int,
-    step_tokens: int,
-) -> Flow:
-    """step_tokens: most rows of a step, of prompts and decoding together.
-
-    Raises:
-        ValueError: a batch that leaves no room for prompts in a step.
-    """
-    slot = slot_load(lengths, chunk_of(step_tokens, batch))
+def flow(given: Pipeline) -> Flow:
+    """Raises ValueError: a batch that leaves no room for prompts in a step."""
+    side, engine = given.side, given.engine
+    engines, shards, batch = given.engines, given.shards, given.batch
+    slot = slot_load(given.lengths, given.chunk)
     steps = steps_of(slot, batch)
     calls = [side.call(step.rows + step.prompt_rows, shards) for step in steps]
     own = [engine.seconds(step.rows, step.prompt_rows, slot.context) for step in steps]
@@ -110,13 +123,6 @@ def flow(
         saturating=alone_s / shard_s,
         limit=_limit(alone_s, engines * shard_s, engines * link_s),
     )
-
-
-def chunk_of(step_tokens: int, batch: int) -> int:
-    """Most prompt tokens of a step."""
-    if step_tokens <= batch:
-        raise ValueError(f"a step of {step_tokens} tokens has no room for prompts beside {batch}")
-    return step_tokens - batch
 
 
 def _within(rounds: list[tuple[float, float]], part: float) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from placement.workload.lengths import Lengths
-from placement.workload.pipeline import ENGINES, LINKS, SHARDS, Flow, flow
+from placement.workload.pipeline import ENGINES, LINKS, SHARDS, Flow, Pipeline, flow
 from placement.workload.service import EngineCost, ExpertSide
 
 ALTERNATIVES = 4
@@ -133,7 +133,7 @@ def _confirmed(one: Rated, wanted: Wanted) -> bool:
 
 def _flows(lengths: Lengths, engine: EngineCost, side: ExpertSide, choice: Choice) -> list[Flow]:
     return [
-        flow(lengths, engine, side, engines, shards, batch, choice.step_tokens)
+        flow(Pipeline(lengths, engine, side, engines, shards, batch, choice.step_tokens))
         for batch in choice.batches
         for shards in range(choice.least_shards, choice.most_shards + 1)
         for engines in range(1, choice.most_engines + 1)

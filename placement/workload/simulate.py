@@ -12,7 +12,7 @@ import numpy as np
 
 from placement.types import FloatArray
 from placement.workload.lengths import Lengths
-from placement.workload.pipeline import chunk_of
+from placement.workload.pipeline import Pipeline
 from placement.workload.service import EngineCost, ExpertSide
 
 WARM_PART = 0.3
@@ -21,23 +21,13 @@ LAYERS = 8
 """Layers of a step that are played; the model's others go as these do."""
 
 
-def simulated_tokens_per_s(
-    lengths: Lengths,
-    engine: EngineCost,
-    side: ExpertSide,
-    engines: int,
-    shards: int,
-    batch: int,
-    step_tokens: int,
-    steps: int = 200,
-    seed: int = 0,
-) -> float:
+def simulated_tokens_per_s(given: Pipeline, steps: int = 200, seed: int = 0) -> float:
     """Tokens a second of all engines, over `steps` steps of the first."""
     rng = np.random.default_rng(seed)
-    chunk = chunk_of(step_tokens, batch)
-    players = [Engine(lengths, batch, chunk, rng) for _ in range(engines)]
+    engine, side, shards = given.engine, given.side, given.shards
+    players = [Engine(given.lengths, given.batch, given.chunk, rng) for _ in range(given.engines)]
     free_s = np.zeros(shards)
-    called = [(0.0, number) for number in range(engines)]
+    called = [(0.0, number) for number in range(given.engines)]
     heapify(called)
     warm = int(WARM_PART * steps)
     made, began_s = 0.0, 0.0

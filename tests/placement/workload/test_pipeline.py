@@ -16,7 +16,7 @@ from placement.workload.lengths import (
     recorded,
     slot_load,
 )
-from placement.workload.pipeline import flow, steps_of
+from placement.workload.pipeline import Pipeline, flow, steps_of
 from placement.workload.service import EngineCost, ExpertSide, LinkCost, expected_largest
 from placement.workload.simulate import shard_seconds, simulated_tokens_per_s
 
@@ -51,10 +51,8 @@ def test_equal_times_agree_exactly_with_the_pipeline_played(
     """One output token each: every step is the same, for every engine."""
     same = independent(fixed(prompt), fixed(1))
     side = all_experts(cost)
-    found = flow(same, engine, side, engines, shards, batch, STEP_TOKENS)
-    played = simulated_tokens_per_s(
-        same, engine, side, engines, shards, batch, STEP_TOKENS, steps=30
-    )
+    given = Pipeline(same, engine, side, engines, shards, batch, STEP_TOKENS)
+    found, played = flow(given), simulated_tokens_per_s(given, steps=30)
     assert found.tokens_per_s == pytest.approx(played, rel=1e-6)
 
 
@@ -63,8 +61,8 @@ def test_equal_times_agree_exactly_with_the_pipeline_played(
 def test_random_times_agree_within_a_tenth(engines: int, shards: int) -> None:
     side = ExpertSide(8, 64, 8, 768, DeviceCost(1e-4, 4e-5, 5e-6))
     engine = EngineCost(2e-3, 1e-4, 3e-5, 1e-7)
-    found = flow(mixed, engine, side, engines, shards, 16, 2048)
-    played = simulated_tokens_per_s(mixed, engine, side, engines, shards, 16, 2048, steps=400)
+    given = Pipeline(mixed, engine, side, engines, shards, 16, 2048)
+    found, played = flow(given), simulated_tokens_per_s(given, steps=400)
     assert found.tokens_per_s == pytest.approx(played, rel=0.1)
 
 
@@ -73,15 +71,14 @@ def test_more_of_anything_is_never_slower(
     engine: EngineCost, side: ExpertSide, engines: int, shards: int, batch: int
 ) -> None:
     def tokens_per_s(*numbers: int) -> float:
-        return flow(mixed, engine, side, *numbers, STEP_TOKENS).tokens_per_s
+        return flow(Pipeline(mixed, engine, side, *numbers, STEP_TOKENS)).tokens_per_s
 
     assert tokens_per_s(engines + 1, shards, batch) >= tokens_per_s(engines, shards, batch) * (
         1 - 1e-9
     )
     slower = replace(side, cost=side.cost.scaled(0.5))
-    assert flow(mixed, engine, slower, engines, shards, batch, STEP_TOKENS).tokens_per_s <= (
-        tokens_per_s(engines, shards, batch)
-    )
+    given = Pipeline(mixed, engine, slower, engines, shards, batch, STEP_TOKENS)
+    assert flow(given).tokens_per_s <= tokens_per_s(engines, shards, batch)
 
 
 @given(engine_costs, sides, st.integers(1, 4), st.integers(1, 8), st.sampled_from([0.25, 8.0]))
@@ -99,8 +96,8 @@ def test_a_clock_that_runs_faster_changes_nothing_else(
         links.shard_bytes_per_s / factor,
     )  # fmt: skip
     other = replace(side, cost=side.cost.scaled(1 / factor), links=slower)
-    one = flow(mixed, engine, side, engines, shards, 8, STEP_TOKENS)
-    two = flow(mixed, timed, other, engines, shards, 8, STEP_TOKENS)
+    one = flow(Pipeline(mixed, engine, side, engines, shards, 8, STEP_TOKENS))
+    two = flow(Pipeline(mixed, timed, other, engines, shards, 8, STEP_TOKENS))
     assert two.tokens_per_s * factor == pytest.approx(one.tokens_per_s)
     assert (two.limit, two.shard_busy) == (one.limit, pytest.approx(one.shard_busy))
 
@@ -109,7 +106,7 @@ def test_a_clock_that_runs_faster_changes_nothing_else(
 def test_nothing_is_busier_than_all_the_time(
     engine: EngineCost, side: ExpertSide, engines: int, shards: int
 ) -> None:
-    found = flow(mixed, engine, side, engines, shards, 8, STEP_TOKENS)
+    found = flow(Pipeline(mixed, engine, side, engines, shards, 8, STEP_TOKENS))
     for busy in (found.engine_busy, found.shard_busy, found.link_busy):
         assert 0 <= busy <= 1 + 1e-9
     assert found.step_p95_s >= found.step_s * 0.5
@@ -165,4 +162,4 @@ def test_a_call_takes_what_drawn_ones_take(rows: int, shards: int) -> None:
 def test_a_batch_that_fills_a_step_is_refused() -> None:
     side = all_experts(DeviceCost(1e-4, 1e-5, 1e-6))
     with pytest.raises(ValueError, match="no room for prompts beside 64"):
-        flow(mixed, EngineCost(1e-3, 0, 0, 0), side, 1, 1, 64, 64)
+        flow(Pipeline(mixed, EngineCost(1e-3, 0, 0, 0), side, 1, 1, 64, 64))

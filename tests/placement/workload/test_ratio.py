@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from placement.cost_model import DeviceCost
 from placement.workload.lengths import geometric, independent, lognormal
-from placement.workload.pipeline import flow
+from placement.workload.pipeline import Pipeline, flow
 from placement.workload.ratio import Choice, Ratio, Wanted, find_ratio
 from placement.workload.service import EngineCost, ExpertSide
 
@@ -89,7 +89,7 @@ def test_it_is_the_cheapest_of_all_that_reach_it() -> None:
         for engines in range(1, 6)
         for shards in range(1, 9)
         for batch in choice.batches
-        for one in [flow(MIXED, ENGINE, SIDE, engines, shards, batch, 2048)]
+        for one in [flow(Pipeline(MIXED, ENGINE, SIDE, engines, shards, batch, 2048))]
         if one.tokens_per_s >= 900.0 and one.step_p95_s <= 0.08
     ]
     assert found.met
