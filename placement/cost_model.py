@@ -39,6 +39,30 @@ class DeviceCost:
         return DeviceCost(self.call_s / speed, self.read_s / speed, self.row_s / speed)
 
 
+@dataclass(frozen=True, slots=True)
+class WayCost:
+    """Of the way to a device: seconds of a small message there and back, and for each byte of a
+    large one, either direction."""
+
+    round_trip_s: float
+    byte_s: float
+
+
+def over_way(
+    cost: DeviceCost, way: WayCost, row_bytes: int, rows_per_assignment: float
+) -> DeviceCost:
+    """What a call costs whoever waits for it at the other end of a way.
+
+    row_bytes: of one row there and its sum back. rows_per_assignment: at most 1, less where a row
+    meets several experts of the device, see `expected_reads`.
+    """
+    return DeviceCost(
+        cost.call_s + way.round_trip_s,
+        cost.read_s,
+        cost.row_s + rows_per_assignment * row_bytes * way.byte_s,
+    )
+
+
 TYPICAL_COST = DeviceCost(call_s=50e-6, read_s=40e-6, row_s=5e-6)
 """Of a device whose config gives a relative speed of 1.0 in place of measurements: one core with
 AVX512-BF16, bf16 weights, hidden 768, intermediate 384. Only the ratios matter to a split."""

@@ -19,7 +19,7 @@ from actors.watched import Watcher
 from actors.wire.node import node_id
 from orchestrator import cluster
 from orchestrator.actor_names import ActorName
-from orchestrator.checkpoints import check_same
+from orchestrator.checkpoints import Checkpoint, check_shard
 from orchestrator.config.pools import PoolConfig
 from orchestrator.control.actions import StartComponent
 from orchestrator.control.clients import Gone
@@ -32,6 +32,7 @@ from orchestrator.runtime.describing import Describer, describe_other, memory_of
 from orchestrator.runtime.mesh import Mesh, tcp_security
 from orchestrator.runtime.process import Process
 from orchestrator.runtime.room import no_room_for, unless
+from orchestrator.runtime.way_costs import WayCosts
 from orchestrator.telemetry.step_tracing import span_settings
 from orchestrator.upgrade.effects import ENGINES, ROUTERS
 
@@ -46,12 +47,14 @@ class RayComponents:
 
     placed: set when dispatchers have a first view; what cannot start before waits for it. refusals:
     why components would not start, other than by dying; a mesh that never served gives up then.
+    ways: what the ways to shards cost.
     """
 
     def __init__(self, mesh: Mesh, term: int, logs: Path, told: Told) -> None:
         """term: of this controller. logs: folder of this machine's Ray worker logs."""
         self.placed = asyncio.Event()
         self.refusals: list[UserError] = []
+        self.ways = WayCosts()
         self._mesh = mesh
         self._term = term
         self._watches = 0
@@ -157,18 +160,18 @@ class RayComponents:
     def _check_checkpoint(self, name: ActorName, said: ShardDescription) -> None:
         """Raises UserError where the shard's node has another checkpoint than this one, or than
         other shards of its pool."""
-        own = (f"the controller on {_host(node_id())}", self._mesh.fingerprint)
-        other = (f"{name.id} on {_host(said.node)}", said.fingerprint)
-        check_same(str(self._mesh.config.model.path), [own, other])
-        pool = self._pools[name]
-        of_pool = [
-            (f"{one.name.id} on {_host(one.said.node)}", one.said.variant)
+        own = Checkpoint(f"the controller on {_host(node_id())}", self._mesh.fingerprint)
+        pool, base = self._pools[name], str(self._mesh.config.model.path)
+        others = [
+            _checkpoint(one.name, one.said, self._pools[one.name])
             for one in self
             if isinstance(one.said, ShardDescription)
-            and self._pools.get(one.name) == pool
+            and one.name in self._pools
+            and one.name != name
             and not one.died.done()
         ]
-        check_same(str(self._mesh.pool(pool).checkpoint), of_pool)
+        paths = (base, str(self._mesh.pool(pool).checkpoint))
+        check_shard(_checkpoint(name, said, pool), others, own, *paths)
 
     def _refuse(self, process: Process, error: UserError) -> Gone:
         """It must not go on half started; the next try is a new process."""
@@ -259,7 +262,8 @@ class RayComponents:
             and not other.died.done()
         ]
         pool = self._pool_of(name)
-        return self._describer.shard(said, pool, memory_of_shard(said, pool, others))
+        memory_bytes, way = memory_of_shard(said, pool, others), self.ways.of(name.id)
+        return self._describer.shard(said, pool, memory_bytes, way, 1 + len(others))
 
     def _pool_of(self, name: ActorName) -> PoolConfig:
         return self._mesh.pool(self._pools[name])
@@ -272,6 +276,11 @@ class RayComponents:
             if handle is not None:
                 return self._add(name, handle)
         return None
+
+
+def _checkpoint(name: ActorName, said: ShardDescription, pool: str) -> Checkpoint:
+    who = f"{name.id} on {_host(said.node)}"
+    return Checkpoint(who, said.fingerprint, pool, said.variant)
 
 
 def _host(node: str) -> str:

@@ -9,19 +9,31 @@ from orchestrator.config.pools import PoolConfig
 from orchestrator.control.keys import EXPERT, Keys, PlacedKey
 from orchestrator.control.state import Description, Order
 from orchestrator.mesh_plan import REFERENCE_TOKENS
-from placement.cost_model import TYPICAL_COST, DeviceCost, expected_reads
+from placement.cost_model import TYPICAL_COST, DeviceCost, WayCost, expected_reads, over_way
 
 
 class Describer:
     """Remembers the last conversion of each process: what a shard holds seldom changes."""
 
     def __init__(self, spec: ExpertSpec) -> None:
+        self._spec = spec
         self._reads = expected_reads(spec.num_experts, REFERENCE_TOKENS * spec.top_k)
         self._keys: dict[int, tuple[int, Keys, Keys]] = {}
 
-    def shard(self, said: ShardDescription, pool: PoolConfig, memory_bytes: int) -> Description:
-        """memory_bytes: what it may fill, see `memory_of_shard`."""
+    def shard(
+        self,
+        said: ShardDescription,
+        pool: PoolConfig,
+        memory_bytes: int,
+        way: WayCost | None = None,
+        shards: int = 1,
+    ) -> Description:
+        """memory_bytes: what it may fill, see `memory_of_shard`. way: to it, where it was measured
+        and counts. shards: how many the mesh has, over which a row's experts are spread."""
         cost = cost_of(said, pool)
+        if way is not None:
+            rows = expected_reads(shards, self._spec.top_k)
+            cost = over_way(cost, way, _row_bytes(self._spec.hidden_size), rows)
         row_s = self._row_s(cost)
         held, loading = self._keys_of(said)
         return Description(
@@ -55,6 +67,11 @@ class Describer:
 
 def _placed(keys: Iterable[tuple[str, int, int]]) -> Keys:
     return frozenset(PlacedKey(*key) for key in keys)
+
+
+def _row_bytes(hidden: int) -> int:
+    """Of a row in bf16 and its sum in fp32."""
+    return 2 * hidden + 4 * hidden
 
 
 def describe_other(said: RouterDescription | EngineDescription) -> Description:

@@ -64,7 +64,8 @@ class DirectoryFollowers:
         }
 
     def slowness(self) -> Mapping[str, Mapping[str, float]]:
-        """See `clients.Followers`."""
+        """See `clients.Followers`. What the ways to shards cost is taken from the same reports."""
+        self._learn_ways()
         reports = {
             _id(one): (one.report, one.reported_s)
             for one in self._directory.subscribers
@@ -79,6 +80,17 @@ class DirectoryFollowers:
             self._slowness.forget(gone)
         self._heard_s = {id: at_s for id, (_, at_s) in reports.items()}
         return told
+
+    def _learn_ways(self) -> None:
+        told = [
+            (one.node, one.report) for one in self._directory.subscribers if one.report is not None
+        ]
+        nodes = {
+            process.name.id: process.said.node
+            for process in self._components
+            if isinstance(process.said, ShardDescription) and not process.died.done()
+        }
+        self._components.ways.learn(told, nodes)
 
     def wrong(self) -> Mapping[str, Mapping[str, int]]:
         """See `clients.Followers`."""

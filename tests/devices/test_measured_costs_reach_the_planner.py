@@ -1,5 +1,7 @@
 """From what shards measured to what they are given: the constant of a call, the cost of a row."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from orchestrator.control.plan_request import PlanRequest, ShardRoom
 from orchestrator.control.planning import make_plan
 from orchestrator.runtime.describing import Describer
 from orchestrator.runtime.intent import keys_of
-from placement.cost_model import DeviceCost
+from placement.cost_model import DeviceCost, WayCost
 from tests.actors.kernels.building import make_spec
 
 SPEC = make_spec(BF16, num_experts=60)
@@ -26,13 +28,13 @@ def said(cost: DeviceCost) -> ShardDescription:
     )  # fmt: skip
 
 
-def given(*costs: DeviceCost) -> list[float]:
+def given(*costs: DeviceCost, ways: Sequence[WayCost | None] = (None, None)) -> list[float]:
     """Part of the load of each shard of these measured costs, with room for half the experts."""
     pool = PoolConfig(vendor="nvidia", device="cuda")
     describer, keys, rooms = Describer(SPEC), keys_of(SPEC), {}
     half = (len(keys) // 2 + 1) * SPEC.bytes_per_expert
-    for number, cost in enumerate(costs):
-        tells = describer.shard(said(cost), pool, half)
+    for number, (cost, way) in enumerate(zip(costs, ways, strict=True)):
+        tells = describer.shard(said(cost), pool, half, way, len(costs))
         rooms[f"s{number}"] = ShardRoom(
             tells.capacity_bytes, tells.key_bytes, tells.rate, tells.call_rows
         )
@@ -65,3 +67,18 @@ def test_a_shard_of_slow_calls_is_given_less_though_its_rows_are_as_quick() -> N
     slow = DeviceCost(20 * PLAIN.call_s, PLAIN.read_s, PLAIN.row_s)
     quick, other = given(PLAIN, slow)
     assert other < 0.8 * quick
+
+
+def test_a_shard_behind_a_slow_way_is_given_less() -> None:
+    """64 values to a row: 384 bytes there and back, of which three rows come with four
+    assignments."""
+    slow = WayCost(0.0, 1e-6 / 100)
+    near, far = given(PLAIN, PLAIN, ways=(None, slow))
+    row_s = PLAIN.row_s + 0.4 * PLAIN.read_s
+    assert far / near == pytest.approx(row_s / (row_s + 0.75 * 384 * slow.byte_s), rel=0.3)
+    assert far < 0.6 * near
+
+
+def test_a_shard_behind_a_long_way_is_given_less() -> None:
+    near, far = given(PLAIN, PLAIN, ways=(None, WayCost(20 * PLAIN.call_s, 0.0)))
+    assert far < 0.8 * near
