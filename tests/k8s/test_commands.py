@@ -187,6 +187,19 @@ def test_rights_that_are_missing_are_named(desk):
     )
 
 
+@pytest.mark.parametrize(
+    ("verb", "method"),
+    [("apply", "GET"), ("diff", "PATCH"), ("status", "GET"), ("delete", "DELETE")],
+)
+def test_rights_that_are_missing_are_named_by_every_verb(desk, verb, method):
+    desk.run("apply")
+    desk.server.refuse(
+        method, "ray", 403, times=99,
+        message=f'User "eve" cannot {method.lower()} resource "rayclusters" in API group "ray.io"',
+    )  # fmt: skip
+    assert f"error: you may not {method.lower()} rayclusters: have" in desk.refused(verb)
+
+
 def test_somebody_unknown_is_told_so(desk):
     desk.kubeconfig = desk.server.kubeconfig(desk.folder, token="wrong")
     assert "does not know you: log in to it again" in desk.refused("apply")
@@ -242,11 +255,12 @@ def test_no_server_is_one_line(desk, tmp_path):
     assert "does not answer" in desk.refused("apply")
 
 
-def test_a_server_that_hangs_is_one_line(desk, monkeypatch):
+@pytest.mark.parametrize("verb", ["apply", "diff", "status", "delete"])
+def test_a_server_that_hangs_is_one_line(desk, monkeypatch, verb):
     monkeypatch.setattr(api_module, "REQUEST_TIMEOUT_S", 0.2)
     monkeypatch.setattr(api_module.KubernetesApi.__init__, "__defaults__", (0.2,))
     with desk.store.lock:
-        assert "does not answer (timed out)" in desk.refused("status")
+        assert "does not answer (timed out)" in desk.refused(verb)
 
 
 @pytest.mark.parametrize(
