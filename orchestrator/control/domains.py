@@ -27,6 +27,8 @@ def kept_together(turn: Turn, copies: Copies) -> Keys:
     """Keys with several copies, all of them in one domain, where there are others."""
     by_domain: dict[str, list[Keys]] = {}
     for id, keys in copies.items():
+        if id not in turn.intent.places or id not in turn.facts.components:
+            continue  # a plan keeps what cordoned shards held, until the next one
         by_domain.setdefault(domain_of(turn, id), []).append(keys)
     if len(by_domain) < 2:
         return NO_KEYS

@@ -50,15 +50,6 @@ class ComponentDied:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeLost:
-    """A node left the cluster, with every process on it."""
-
-    now_s: float
-    node: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class LinkLost:
     """A dispatcher's link to a shard ended. The shard is asked; nothing else follows."""
 
@@ -154,7 +145,6 @@ Event = (
     | ComponentSaid
     | ProbeMissed
     | ComponentDied
-    | NodeLost
     | LinkLost
     | ShardWrong
     | DispatcherSaid

@@ -38,7 +38,9 @@ def test_two_copies_of_everything(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(200, 206))
 def test_two_pools_and_two_engines(seed: int) -> None:
-    simulate(seed, TWO_POOLS, faults_s=100.0, heal_s=150.0, settings=ROLLING)
+    """One pool is a failure domain, each node of the other is one."""
+    settings = replace(ROLLING, domains={"gpu": "a rack"})
+    simulate(seed, TWO_POOLS, faults_s=100.0, heal_s=150.0, settings=settings)
 
 
 def test_a_seed_replays() -> None:
