@@ -1,6 +1,8 @@
 """Verbs on a mesh that serves: each does what it says, and the requests meanwhile succeed."""
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -166,3 +168,47 @@ def test_what_is_known_is_told_while_the_controller_is_away(verbs_mesh: MeshProc
     assert verbs_mesh.component(ComponentKind.CONTROLLER)["state"] == "ready"
     run(verbs_mesh, "cordon", "ascend-1")
     run(verbs_mesh, "uncordon", "ascend-1")
+
+
+@contextmanager
+def unreadable_numbers(model: Path, layer: int) -> Iterator[None]:
+    """What shards read of this layer's experts meanwhile is no number, as from a bad disk."""
+    (path,) = model.glob("*.safetensors")
+    whole = path.read_bytes()
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    tensors = json.loads(whole[8:begin])
+    bad = bytearray(whole)
+    for name, tensor in tensors.items():
+        if f".layers.{layer}.mlp.experts." in name and "down_proj" in name:
+            first, end = (begin + offset for offset in tensor["data_offsets"])
+            bad[first:end] = b"\xff" * (end - first)  # NaN in bf16
+    with path.open("r+b") as file:
+        file.write(bad)
+        file.flush()
+        try:
+            yield
+        finally:
+            file.seek(0)
+            file.write(whole)
+
+
+def test_a_shard_that_answers_no_numbers_is_replaced_and_nobody_gets_them(
+    verbs_mesh: MeshProcess, tiny_model: Path
+) -> None:
+    """Quarantine: its rows are computed by others, it is ended, and its successor is sound."""
+    copies = told(verbs_mesh, "experts")["copies"]["1"]
+    assert min(copies) > 1, "others can be asked"
+    before = {s["id"]: s for s in told(verbs_mesh, "shards")["shards"]}["nvidia-1"]
+
+    def quarantined() -> bool:
+        events = verbs_mesh.get("/api/v1/events?after=-200").json()["events"]
+        return any(e["step"] == "quarantine" and e["subject"] == "nvidia-1" for e in events)
+
+    with served_meanwhile(verbs_mesh):
+        with unreadable_numbers(tiny_model, layer=1):
+            os.kill(before["pid"], signal.SIGKILL)
+            wait_until(quarantined, WAIT_S, "the shard is found out")
+        wait_until(lambda: verbs_mesh.get("/api/v1/cluster").json()["settled"], WAIT_S, "settled")
+    after = {s["id"]: s for s in told(verbs_mesh, "shards")["shards"]}["nvidia-1"]
+    assert (after["life"], after["copies"] > 0) == ("ready", True)
+    assert after["generation"] >= before["generation"] + 2
