@@ -8,7 +8,7 @@ one continues the requests of the failed one.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -71,8 +71,11 @@ def add_errors(outputs: Outputs, ended: Iterable[Request]) -> Outputs:
 class MeshScheduler(Scheduler):
     """vLLM's scheduler for one step at a time."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, clock: Callable[[], float] = time.monotonic, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._clock = clock
         self._failed_steps = FailedSteps()
         self._resumed = ResumedRequests()
         self._sampler = StepSampler.of_process()
@@ -91,7 +94,7 @@ class MeshScheduler(Scheduler):
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if self.policy == SchedulingPolicy.PRIORITY:
-            limits = self._online_first.limits(self.running, self.waiting, time.monotonic())
+            limits = self._online_first.limits(self.running, self.waiting, self._clock())
             self.max_num_active_reqs = limits.sequences
             self.max_num_scheduled_tokens = limits.tokens
             # vLLM goes through them in this order: what is left is for prompts that wait behind.
