@@ -24,7 +24,7 @@ REASONS = {
     "enable_hc_sp": "sequence parallelism would give each rank other rows",
     "nnodes": "an engine is on one node",
     "enable_dbo": "a step's layers run one after the other",
-    "enable_lora": "adapters of routed experts are not in the shards",
+    "enable_lora": "name lora_target_modules without experts: shards hold no adapters",
     "speculative_config": "of drafters only n-gram, suffix and DeepSeek-V3's own layers are served",
     "kv_transfer_config": "what a failed step wrote could not be taken back",
     "runner": "only models that generate are supported",
@@ -82,7 +82,7 @@ def unsupported_flags(config: "VllmConfig") -> list[str]:
         "enable_hc_sp": parallel.enable_hc_sp,
         "nnodes": parallel.nnodes > 1 or parallel.distributed_executor_backend == "ray",
         "enable_dbo": parallel.use_ubatching,
-        "enable_lora": config.lora_config is not None,
+        "enable_lora": _adapts_experts(config),
         "speculative_config": not _drafts_with_the_mesh(config),
         "kv_transfer_config": config.kv_transfer_config is not None,
         "runner": config.model_config.runner_type != "generate",
@@ -97,3 +97,12 @@ def _drafts_with_the_mesh(config: "VllmConfig") -> bool:
         return True
     drafter = drafting.draft_model_config
     return drafting.method == "mtp" and set(drafter.architectures) <= set(PREDICTORS)
+
+
+def _adapts_experts(config: "VllmConfig") -> bool:
+    """Whether adapters might be for routed experts: vLLM would wrap those too, if nothing else is
+    said."""
+    lora = config.lora_config
+    if lora is None:
+        return False
+    return lora.target_modules is None or any("expert" in name for name in lora.target_modules)

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from actors.experts.families import read_expert_spec
 from benchmarks.correctness import DEMO
 from benchmarks.harness.equality import Comparison, MeshShape, compare, compare_weights
 from benchmarks.harness.local_mesh import ShardShape
+from tests.checkpoints.adapter import FUSED_MODULES, RANK, make_adapter
+from tests.checkpoints.aria import IMAGE_ID, make_aria
 from tests.checkpoints.deepseek_v3 import make_deepseek_v3
 from tests.checkpoints.make import make_checkpoint
 
@@ -75,7 +78,6 @@ def assert_without_experts(model: Path, sizes: dict[str, int]) -> None:
 ALWAYS = ("qwen3_moe",)
 """Softmax and bf16. The demo, below, has other scores, hash layers and MXFP4."""
 OTHERS = (
-    "mixtral",
     "deepseek_v4_bf16",
     "deepseek_v4_fp8",
     "deepseek_v4_mxfp4",
@@ -110,6 +112,39 @@ def test_layers_of_multi_token_prediction_are_served_by_shards(tmp_path: Path) -
     assert_without_experts(model, compared.sizes)
     assert compared.taken["monolithic"] > LEAST_TAKEN
     assert compared.taken["mesh"] == pytest.approx(compared.taken["monolithic"], abs=0.1)
+
+
+@pytest.mark.long
+def test_an_adapter_of_attention_and_drafts_of_n_grams_pass_through(tmp_path: Path) -> None:
+    """Mixtral, against monolithic vLLM without drafts and with the adapter merged into weights."""
+    model = make_checkpoint("mixtral", tmp_path / "model")
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    make_adapter(model, adapter, merged, seed=1)
+    request = request_of(
+        model,
+        enable_lora=True,
+        max_lora_rank=RANK,
+        lora_target_modules=FUSED_MODULES,
+        speculative_config={
+            "method": "ngram", "num_speculative_tokens": 3,
+            "prompt_lookup_min": 1, "prompt_lookup_max": 3,
+        },
+    ) | {"lora": str(adapter)}  # fmt: skip
+    compared = compare_weights(request, MESHES, whole_request=request_of(merged))
+    assert_the_same(compared.meshes)
+
+
+@pytest.mark.long
+def test_pictures_reach_the_experts(tmp_path: Path) -> None:
+    model = make_aria(tmp_path / "model", seed=0)
+    request = request_of(model)
+    for number, prompt in enumerate(request["prompts"]):
+        prompt.insert(3, IMAGE_ID)
+        colours = Image.effect_noise((60, 40), 90).point(lambda x, n=number: (x * (n + 1)) % 256)
+        colours.convert("RGB").save(tmp_path / f"{number}.png")
+    request["pictures"] = [str(tmp_path / f"{number}.png") for number in range(PROMPTS)]
+    compared = compare_weights(request, MESHES[1:])
+    assert_the_same(compared.meshes)
 
 
 def test_demo_model_differs_in_near_ties_only() -> None:

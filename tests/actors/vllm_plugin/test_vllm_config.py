@@ -22,6 +22,7 @@ def config_of(tmp_path_factory):
         ("pipeline_parallel_size", {"pipeline_parallel_size": 2}),
         ("data_parallel_size", {"data_parallel_size": 2}),
         ("enable_lora", {"enable_lora": True}),
+        ("enable_lora", {"enable_lora": True, "lora_target_modules": ["qkv_proj", "experts"]}),
     ],
 )
 def test_refused_by_name_in_one_line(config_of, flag, flags):
@@ -42,11 +43,17 @@ def test_a_drafter_with_a_model_of_its_own_is_refused(config_of):
         refuse_unsupported(config)
 
 
-def test_drafts_without_a_model_are_supported(config_of):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"enable_lora": True, "lora_target_modules": ["qkv_proj", "o_proj"]},
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+    ],
+)
+def test_what_stays_in_the_engine_is_supported(config_of, flags):
     from actors.vllm_plugin.vllm_config import refuse_unsupported
 
-    drafts = {"method": "ngram", "num_speculative_tokens": 2}
-    refuse_unsupported(config_of(speculative_config=drafts))
+    refuse_unsupported(config_of(**flags))
 
 
 def test_tensor_parallelism_is_supported(config_of):
