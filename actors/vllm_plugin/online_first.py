@@ -8,7 +8,9 @@ the prompts in it. So while online requests come,
   that come next. What they take, batch requests give back as they end;
 - prompts of batch requests have a few of a step's tokens, however many wait: with what batch
   requests decode in the step a sixteenth of them, or as many again as they decode;
-- in a step that begins an online prompt they have none, and in the next one twice as many.
+- a step that begins an online prompt leaves batch requests out, as long as such steps take no more
+  than an eighth of the time, and never twice on end. The first token then comes as soon as on an
+  idle engine, once the step before is over.
 
 Without online requests batch requests have everything, from `RECENT_S` after the last one on. None
 that runs is interrupted: what it has computed would be lost.
@@ -27,6 +29,10 @@ RESERVED_PART = 8
 BATCH_PART = 16
 """A step's tokens divided by this are for batch requests, if they do not decode more than half of
 that."""
+ALONE_PART = 8
+"""Steps without batch requests take at most this part of the time, ..."""
+ALONE_MOST_S = 0.5
+"""... but for so much at once."""
 RECENT_S = 60.0
 
 
@@ -44,12 +50,11 @@ class Scheduled(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """sequences: that may run. tokens: computed in one step. batch_prompts: whether those of batch
-    requests that run already are among them."""
+    """sequences: that may run. tokens: computed in one step. online_only: by online requests."""
 
     sequences: int
     tokens: int
-    batch_prompts: bool = True
+    online_only: bool = False
 
 
 class OnlineFirst:
@@ -61,8 +66,7 @@ class OnlineFirst:
         self._full = full
         self._splits_prompts = splits_prompts
         self._seen_s = float("-inf")
-        self._held_back = False
-        """Whether the step before computed no prompts of batch requests."""
+        self._alone = _Allowance()
 
     def limits(
         self, running: Iterable[Scheduled], waiting: Iterable[Scheduled], now_s: float
@@ -79,14 +83,14 @@ class OnlineFirst:
             return StepLimits(sequences, self._full.tokens)
         begins = bool(coming) and len(running) < sequences
         begins |= any(is_online(r) and r.is_prefill_chunk for r in running)
-        more = 2 if self._held_back else 1
-        self._held_back = begins and not self._held_back
+        leaves_out = not all(map(is_online, running))
+        alone = self._alone.take(begins and leaves_out, now_s)
         online = sum(_missing(r) for r in [*running, *coming] if is_online(r))
         decoding = sum(_missing(r) for r in running if not (is_online(r) or r.is_prefill_chunk))
-        tokens = online + decoding
-        if not self._held_back:
-            tokens += more * max(1, self._full.tokens // BATCH_PART - decoding, decoding)
-        return StepLimits(sequences, min(self._full.tokens, tokens), not self._held_back)
+        if alone:
+            return StepLimits(sequences, min(self._full.tokens, online), online_only=True)
+        tokens = online + decoding + max(1, self._full.tokens // BATCH_PART - decoding, decoding)
+        return StepLimits(sequences, min(self._full.tokens, tokens))
 
     def _sequences(self, running: list[Scheduled], coming: list[Scheduled]) -> int:
         most = self._full.sequences
@@ -94,6 +98,25 @@ class OnlineFirst:
         taken = sum(map(is_online, running)) + len(coming)
         with_batch = most - reserved + min(taken, reserved // 2)
         return min(most, max(with_batch, len(running) + len(coming)))
+
+
+class _Allowance:
+    """Steps of online requests alone, of which there may be some."""
+
+    def __init__(self) -> None:
+        self._left_s = ALONE_MOST_S
+        self._before_s: float | None = None
+        """When the step before began."""
+        self._was_alone = False
+
+    def take(self, wanted: bool, now_s: float) -> bool:
+        """Whether the step that begins now is one."""
+        took_s = 0.0 if self._before_s is None else now_s - self._before_s
+        self._before_s = now_s
+        gained_s = -took_s if self._was_alone else took_s / ALONE_PART
+        self._left_s = min(ALONE_MOST_S, self._left_s + gained_s)
+        self._was_alone = wanted and not self._was_alone and self._left_s > 0
+        return self._was_alone
 
 
 def is_online(request: Scheduled) -> bool:

@@ -99,17 +99,17 @@ class MeshScheduler(Scheduler):
             self.max_num_scheduled_tokens = limits.tokens
             # vLLM goes through them in this order: what is left is for prompts that wait behind.
             self.running.sort(key=_computes_batch_prompt)
-            if not limits.batch_prompts:
-                self._hold_back_prompts()
+            if limits.online_only:
+                self._leave_out_batch_requests()
         step = super().schedule(*args, **kwargs)
         if self._sampler is not None:
             self._sampler.mark(step, lambda id: self.requests[id].trace_headers)
         return step
 
-    def _hold_back_prompts(self) -> None:
-        """Compute no more of batch requests' prompts in the step that is scheduled next."""
+    def _leave_out_batch_requests(self) -> None:
+        """Of the step that is scheduled next; they stay where they are."""
         for request in self.running:
-            if _computes_batch_prompt(request):
+            if not is_online(request):
                 # vLLM counts the step first, and looks at this then.
                 after = self.current_step + 2
                 request.next_decode_eligible_step = max(request.next_decode_eligible_step, after)

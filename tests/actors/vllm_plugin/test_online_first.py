@@ -71,27 +71,33 @@ def test_prompts_of_batch_requests_are_computed_a_few_tokens_at_a_time():
     assert beside_online(decoding(BATCH, 100)).tokens == 100 + 100
 
 
-def test_a_step_that_begins_an_online_prompt_computes_it_whole_and_none_of_batch_requests():
-    waiting = [Request(ONLINE, prompt=700), Request(BATCH)]
+def test_a_step_that_begins_an_online_prompt_leaves_batch_requests_out():
     running = decoding(BATCH, 40) + decoding(ONLINE, 3)
-    assert beside_online(running, waiting) == StepLimits(60, 743, batch_prompts=False)
+    waiting = [Request(ONLINE, prompt=700), Request(BATCH)]
+    assert beside_online(running, waiting) == StepLimits(60, 703, online_only=True)
     begun = [Request(ONLINE, prompt=700, num_computed_tokens=100)]
-    chunk = [Request(BATCH, prompt=900, num_computed_tokens=100)]
-    assert beside_online(running + begun + chunk) == StepLimits(60, 643, batch_prompts=False)
+    assert beside_online(running + begun) == StepLimits(60, 603, online_only=True)
+    # Nobody is left out, nothing can begin, nothing begins.
+    assert not beside_online(decoding(ONLINE, 3), waiting).online_only
+    assert not beside_online(decoding(BATCH, 64), waiting).online_only
+    assert not beside_online(running, [Request(BATCH)]).online_only
     assert beside_online(waiting=[Request(ONLINE, prompt=9000)]).tokens == FULL.tokens
 
 
-def test_the_next_step_computes_twice_as_many_of_batch_requests():
-    first, waiting = OnlineFirst(FULL), [Request(ONLINE, prompt=10)]
-    steps = [first.limits(decoding(BATCH, 28), waiting, n / 1000) for n in range(4)]
-    assert [step.tokens for step in steps] == [38, 38 + 200] * 2
-    assert [step.batch_prompts for step in steps] == [False, True] * 2
-    assert first.limits(decoding(BATCH, 28), [], 0.1).tokens == 28 + 100
+def test_batch_requests_are_left_out_of_no_two_steps_on_end():
+    first, waiting = OnlineFirst(FULL), [Request(ONLINE)]
+    alone = [first.limits(decoding(BATCH), waiting, n / 1000).online_only for n in range(6)]
+    assert alone == [True, False] * 3
 
 
-def test_nothing_is_held_back_for_online_requests_that_cannot_begin():
-    full_of_batch = decoding(BATCH, 64)
-    assert beside_online(full_of_batch, [Request(ONLINE)]).batch_prompts
+def test_batch_requests_are_left_out_of_an_eighth_of_the_time_in_the_long_run():
+    first, now_s, without_s = OnlineFirst(FULL), 0.0, 0.0
+    while now_s < 100:
+        alone = first.limits(decoding(BATCH), [Request(ONLINE)], now_s).online_only
+        took_s = 0.06 if alone else 0.08
+        now_s += took_s
+        without_s += took_s if alone else 0.0
+    assert 0.1 < without_s / now_s < 1 / 8 + 0.01
 
 
 def test_prompts_that_cannot_be_split_are_not():

@@ -109,7 +109,9 @@ def test_the_operators_have_these_names():
         assert hasattr(getattr(torch.ops, library), operator)
 
 
-def test_vllms_scheduler_computes_no_batch_prompts_in_a_step_that_begins_an_online_one(config_of):
+def test_vllms_scheduler_leaves_batch_requests_out_of_a_step_that_begins_an_online_prompt(
+    config_of,
+):
     import torch
     from vllm.sampling_params import SamplingParams
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -147,10 +149,10 @@ def test_vllms_scheduler_computes_no_batch_prompts_in_a_step_that_begins_an_onli
     add("batch", 100, 100)
     assert step() == {"batch": 100}  # nobody online: all at once
     add("first", 0, 20)
-    assert step() == {"batch": 1, "first": 20}
+    assert step() == {"first": 20}
     add("long", 100, 60)
-    assert step() == {"batch": 1, "first": 1, "long": 2 * 9}
+    assert step() == {"batch": 1, "first": 1, "long": 9}
     add("second", 0, 30)
-    assert step() == {"batch": 1, "first": 1, "second": 30}
-    assert step() == {"batch": 1, "first": 1, "second": 1, "long": 2 * 9}
+    assert step() == {"first": 1, "second": 30}
+    # The prompt that was begun before takes no tokens of the request behind it.
     assert step() == {"batch": 1, "first": 1, "second": 1, "long": 9}
