@@ -72,7 +72,8 @@ class Flight:
         (tokens, hidden), epoch = rows.there.shape, view.epoch.number
         while at < shards:
             slots = slots_for(table, split.first_row, rows)
-            source = rows.host.data_ptr() if through_host(slots, split.first_row) else 0
+            from_host = rows.on_host or through_host(slots, split.first_row)
+            source = rows.host.data_ptr() if from_host else 0
             stop, outcome = divmod(
                 post_calls(
                     slots, table.service, self.parts, self.soft_s, at, split.first,
