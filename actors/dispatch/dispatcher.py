@@ -132,6 +132,7 @@ class Dispatcher:
             self._release(call)
         self._tally.calls += 1
         self._tally.waited.add(time.monotonic() - began_s)
+        self._tally.served.add(1e-6 * call.compute_us)
         return call.result
 
     def takes(self, device: torch.device) -> bool:

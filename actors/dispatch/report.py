@@ -46,7 +46,8 @@ NONE = ShardTally()
 class Tally:
     """starved: calls that waited because nobody could take some rows. resent: parts of calls that
     went to another shard too. failed: calls that ended in an error. sent: time to split and post a
-    call; waited: time until its answers were added up, of what `wait` was asked for."""
+    call; waited: time until its answers were added up, of what `wait` was asked for; served: time
+    that the slowest of its shards computed for."""
 
     calls: int = 0
     starved: int = 0
@@ -54,6 +55,7 @@ class Tally:
     failed: int = 0
     sent: Durations = field(default_factory=Durations)
     waited: Durations = field(default_factory=Durations)
+    served: Durations = field(default_factory=Durations)
     shards: dict[str, ShardTally] = field(default_factory=dict)
 
     def shard(self, id: str) -> ShardTally:
@@ -105,6 +107,7 @@ class DispatchReport:
     failed: int = 0
     sent: DurationSums = DurationSums()
     waited: DurationSums = DurationSums()
+    served: DurationSums = DurationSums()
     shards: tuple[ShardReport, ...] = ()
 
 
@@ -123,6 +126,7 @@ def report_of(tally: Tally, shards: Sequence[ShardReport]) -> DispatchReport:
         tally.failed,
         tally.sent.total(),
         tally.waited.total(),
+        tally.served.total(),
         tuple(told),
     )
 
@@ -142,6 +146,7 @@ def joined(reports: Sequence[DispatchReport]) -> DispatchReport:
         sum(report.failed for report in reports),
         sum((report.sent for report in reports), DurationSums()),
         sum((report.waited for report in reports), DurationSums()),
+        sum((report.served for report in reports), DurationSums()),
         tuple(shards.values()),
     )
 

@@ -65,6 +65,7 @@ class ReportHead(Head):
     failed: Count
     sent: DurationsPart
     waited: DurationsPart
+    served: DurationsPart
     shards: tuple[ShardPart, ...]
 
     @classmethod
@@ -82,6 +83,7 @@ class ReportHead(Head):
             self.failed,
             sums(self.sent),
             sums(self.waited),
+            sums(self.served),
             tuple(ShardReport(**shard.model_dump()) for shard in self.shards),
         )
 

@@ -20,6 +20,12 @@ DISPATCH = Board(
             quantiles("expertmesh_dispatch_wait_seconds"),
         ),
         Panel(
+            "Time of the slowest shard",
+            "That a call's slowest shard computed for; the rest of the wait is the way.",
+            "s",
+            quantiles("expertmesh_dispatch_service_seconds"),
+        ),
+        Panel(
             "Time to split and post a call",
             "The dispatcher's own work before shards begin.",
             "s",

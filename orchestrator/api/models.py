@@ -163,6 +163,8 @@ class DispatchView(View):
     """To split and post a call."""
     waited: DurationsView
     """Until a call's answers were added up, from when they were asked for."""
+    served: DurationsView
+    """That the slowest of a call's shards computed for."""
     shards: list[ShardSeenView]
 
 

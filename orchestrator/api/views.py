@@ -139,6 +139,7 @@ def _dispatch(report: DispatchReport, age_s: float) -> DispatchView:
         failed=report.failed,
         sent=DurationsView(counts=list(report.sent.counts), sum_s=report.sent.sum_s),
         waited=DurationsView(counts=list(report.waited.counts), sum_s=report.waited.sum_s),
+        served=DurationsView(counts=list(report.served.counts), sum_s=report.served.sum_s),
         shards=[
             ShardSeenView(
                 id=shard.id,

@@ -5,6 +5,7 @@ Pure. Dispatchers come and go with their engines; what one did that has ended st
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from prometheus_client.core import Metric as Family
 
@@ -14,7 +15,7 @@ from orchestrator.telemetry.families import family
 from orchestrator.telemetry.table import BY_NAME
 
 COUNTS = ("calls", "failed", "starved", "resent", "late", "refused", "lost_links")
-SPANS = ("send", "wait")
+SPANS = ("send", "wait", "service")
 _RANGES = len(BOUNDS_S) + 1
 
 Numbers = tuple[float, ...]
@@ -55,8 +56,8 @@ def _numbers(did: DispatchView) -> Numbers:
         sum(shard.refused for shard in did.shards),
         sum(shard.lost for shard in did.shards),
     )
-    spans = (*did.sent.counts, did.sent.sum_s, *did.waited.counts, did.waited.sum_s)
-    return tuple(map(float, (*counts, *spans)))
+    spans = [(*of.counts, of.sum_s) for of in (did.sent, did.waited, did.served)]
+    return tuple(map(float, chain(counts, *spans)))
 
 
 def dispatch_families(totals: DispatchTotals) -> Iterable[Family]:

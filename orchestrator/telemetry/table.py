@@ -310,6 +310,13 @@ DISPATCH = (
         (),
         "Time until a call's answers were added up, from when the engine asked for them.",
     ),
+    Metric(
+        "expertmesh_dispatch_service_seconds",
+        _H,
+        "s",
+        (),
+        "Time that the slowest of a call's shards computed for.",
+    ),
 )
 """From the dispatchers, over all of them."""
 

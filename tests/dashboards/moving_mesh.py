@@ -205,7 +205,7 @@ PLACE: dict[str, Any] = {
 }  # fmt: skip
 DURATIONS: dict[str, Any] = {"counts": [0, 5, 9] + [1] * 11, "sum_s": 0.25}
 DID: dict[str, Any] = {
-    "told_ago_s": 0.5, "failed": 0, "sent": DURATIONS, "waited": DURATIONS,
+    "told_ago_s": 0.5, "failed": 0, "sent": DURATIONS, "waited": DURATIONS, "served": DURATIONS,
     "shards": [{"id": "cambricon-0", "scale": 2.25, "is_late": False, "late": 3, "refused": 0,
                 "lost": 1}],
 }  # fmt: skip

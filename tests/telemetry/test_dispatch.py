@@ -40,6 +40,7 @@ def test_durations_are_cumulative_and_shards_are_summed() -> None:
     assert shown["expertmesh_dispatch_wait_seconds_bucket+Inf"] == 50
     assert shown["expertmesh_dispatch_wait_seconds_count"] == 50
     assert shown["expertmesh_dispatch_wait_seconds_sum"] == 0.5
+    assert shown["expertmesh_dispatch_service_seconds_count"] == 50
     assert shown["expertmesh_dispatch_late_total"] == 6
     assert shown["expertmesh_dispatch_lost_links_total"] == 2
 

@@ -37,6 +37,7 @@ def test_a_report_has_the_views_shards_and_those_that_left() -> None:
     tally = Tally(calls=7, starved=1, resent=2, failed=3)
     tally.sent.add(0.25)
     tally.waited.add(0.5)
+    tally.served.add(0.125)
     tally.shard("b").refused = 4
     tally.shard("b").lost = 5
     for gone in ("z", "y"):
@@ -44,7 +45,7 @@ def test_a_report_has_the_views_shards_and_those_that_left() -> None:
     shards = (ShardReport("a", 11, scale=1.5), ShardReport("b", 12, is_late=True))
     told = report_of(tally, shards)
     assert (told.calls, told.starved, told.resent, told.failed) == (7, 1, 2, 3)
-    assert (told.sent.sum_s, told.waited.sum_s) == (0.25, 0.5)
+    assert (told.sent.sum_s, told.waited.sum_s, told.served.sum_s) == (0.25, 0.5, 0.125)
     assert told.shards == (
         ShardReport("a", 11, scale=1.5),
         ShardReport("b", 12, is_late=True, refused=4, lost=5),
@@ -59,17 +60,18 @@ def durations(at: int, sum_s: float) -> DurationSums:
 
 def test_reports_of_one_process_are_added_up_and_the_worst_of_a_shard_counts() -> None:
     one = DispatchReport(
-        1, 2, 3, 4, durations(0, 0.5), durations(1, 2.0),
+        1, 2, 3, 4, durations(0, 0.5), durations(1, 2.0), durations(1, 1.5),
         (ShardReport("a", 9, 1.0, True, 1, 2, 3), ShardReport("b", 8, 3.0)),
     )  # fmt: skip
     other = DispatchReport(
-        10, 20, 30, 40, durations(0, 0.25), durations(2, 4.0),
+        10, 20, 30, 40, durations(0, 0.25), durations(2, 4.0), durations(2, 3.0),
         (ShardReport("a", 9, 2.0, False, 10, 20, 30), ShardReport("b", 8, 1.0)),
     )  # fmt: skip
     both = joined([one, other])
     assert (both.calls, both.starved, both.resent, both.failed) == (11, 22, 33, 44)
     assert (both.sent.counts[0], both.sent.sum_s) == (2, 0.75)
     assert (both.waited.counts[:3], both.waited.sum_s) == ((0, 1, 1), 6.0)
+    assert (both.served.counts[:3], both.served.sum_s) == ((0, 1, 1), 4.5)
     assert both.shards == (ShardReport("a", 9, 2.0, True, 11, 22, 33), ShardReport("b", 8, 3.0))
     assert joined([other, one]).shards[0] == both.shards[0]
 
