@@ -11,6 +11,14 @@ and moves copies by itself. All from the outside: streams, expert load, events.
                            nan: the controller saw nothing to gain
   moves                    changes of the placement that ended in this traffic
   itl_p99_ms               time between two pieces while copies moved; quiet_p99_ms: otherwise
+
+With `--drawn`, in place of texts: the planner's own loads (Zipf, log-normal), given to the shards
+by a dispatcher without an engine; half of the experts change places in popularity after a while.
+
+  even_turned              balancedness as served in the first seconds after that
+  even_after               in the last seconds
+  table                    what dispatchers make of this load on the planner's own placement for it
+  back_s                   until it is `EVEN_GOAL` of the table
 """
 
 import argparse
@@ -26,8 +34,14 @@ from typing import Any
 
 import numpy as np
 
+from actors.experts.families import read_expert_spec
+from actors.experts.spec import ExpertSpec
 from benchmarks.correctness import DEMO
+from benchmarks.harness.drawn_load import DrawnLoad
 from benchmarks.harness.report import Report, Target, run_benchmark
+from benchmarks.planner_served import served_balancedness
+from benchmarks.planner_workloads import Case, draw
+from placement.planner import plan_placement
 from tests.e2e.mesh_process import MeshProcess
 from tests.nodes.meshes import MODEL
 from tests.nodes.streams import Stream
@@ -41,7 +55,13 @@ DOMAINS = ("en", "py", "zh", "en")
 ITL_GOAL = 1.1
 BACK_GOAL_S = 15.0
 EVEN_GOAL = 0.95
-"""Of what the traffic before had in the end."""
+"""Of what the traffic before had in the end, and of the planner's table."""
+SHARDS = 3
+SWAPPED = 0.5
+"""Part of the experts that change places in popularity when a drawn load turns."""
+DRAWN_WINDOW_S = 3.0
+"""Of the balancedness after that: a window that begins before the rebalance ends still counts the
+old placement."""
 
 
 @dataclass(slots=True)
@@ -172,6 +192,8 @@ def run_phase(
 
 def measure(arguments: argparse.Namespace) -> Report:
     phase_s = QUICK_PHASE_S if arguments.quick else PHASE_S
+    if arguments.drawn:
+        return measure_drawn(phase_s)
     prompts = demo_prompts()
     runs: list[dict[str, Any]] = []
     with small_mesh() as mesh:
@@ -182,6 +204,64 @@ def measure(arguments: argparse.Namespace) -> Report:
             runs.append({"traffic": domain, "even_before": before, **row})
     notes = [f"{STREAMS} streams of {TOKENS} tokens, {phase_s:g} s of each kind of text"]
     return Report("rebalance", runs, targets(runs), notes)
+
+
+def table_of(mesh: MeshProcess, spec: ExpertSpec, load: np.ndarray, case: Case) -> float:
+    """Balancedness on the placement that the planner makes for this load and these shards."""
+    shards = mesh.get("/api/v1/shards").json()["shards"]
+    held = shards[0]["held_bytes"] / shards[0]["copies"]
+    layers = len(spec.layers)
+    slots = [max(1, int(shard["capacity_bytes"] // held - 1) // layers) for shard in shards]
+    placed = plan_placement(load, case.speed, np.tile(slots, (layers, 1)))
+    return served_balancedness(case, placed.experts, load)
+
+
+def run_drawn(mesh: MeshProcess, kind: str, phase_s: float) -> dict[str, Any]:
+    """One load that turns after `phase_s`."""
+    spec = read_expert_spec(DEMO / "checkpoint")
+    shape = (len(spec.layers), SHARDS)
+    case = Case(
+        name=kind, layers=shape[0], experts=spec.num_experts, top_k=spec.top_k,
+        speed=np.ones(SHARDS), slots=np.zeros(shape, int), kind=kind, windows=2, batches=1,
+        swap_at=1, swap_fraction=SWAPPED, seed=3,
+    )  # fmt: skip
+    before, after = draw(case)[:, 0].astype(float)
+    watch = Watch(mesh)
+    address = mesh.quick_status()["address"]
+    with DrawnLoad(address, spec, before, seed=3) as load:
+        look_until(watch, time.time() + phase_s)
+        load.popularity, turned_s = after, time.time()
+        look_until(watch, turned_s + phase_s)
+    table = table_of(mesh, spec, after, case)
+    seconds = [at_s for at_s, _ in watch.seen if at_s >= turned_s + DRAWN_WINDOW_S]
+    back = (s for s in seconds if watch.balancedness(s - DRAWN_WINDOW_S, s) >= EVEN_GOAL * table)
+    return {
+        "load": kind,
+        "failed": int(bool(load.failed)),
+        "steps": load.steps,
+        "even_before": watch.balancedness(turned_s - WINDOW_S, turned_s),
+        "even_turned": watch.balancedness(turned_s, turned_s + DRAWN_WINDOW_S),
+        "even_after": watch.balancedness(seconds[-1] - WINDOW_S, seconds[-1]),
+        "table": table,
+        "back_s": next(back, float("inf")) - turned_s,
+    }
+
+
+def look_until(watch: Watch, end_s: float) -> None:
+    while time.time() < end_s:
+        watch.look()
+        time.sleep(LOOK_S)
+
+
+def measure_drawn(phase_s: float) -> Report:
+    with small_mesh() as mesh:
+        runs = [run_drawn(mesh, kind, phase_s) for kind in ("zipf", "lognormal")]
+    found = [Target("failed loads", sum(run["failed"] for run in runs), 0, "max", "")]
+    for run in runs:
+        name = f"{run['load']}: {EVEN_GOAL} of the planner's table"
+        found.append(Target(name, run["back_s"], BACK_GOAL_S, "max", "s", timed=True))
+    notes = [f"{phase_s:g} s before and after the load turns, {SHARDS} shards, no engine's rows"]
+    return Report("rebalance drawn", runs, found, notes)
 
 
 def targets(runs: Sequence[dict[str, Any]]) -> list[Target]:
@@ -201,4 +281,6 @@ def targets(runs: Sequence[dict[str, Any]]) -> list[Target]:
 
 
 if __name__ == "__main__":
-    run_benchmark(__doc__, measure)
+    run_benchmark(
+        __doc__, measure, lambda parser: parser.add_argument("--drawn", action="store_true")
+    )
