@@ -16,7 +16,6 @@ slowest.
 import argparse
 import asyncio
 import json
-import os
 import tempfile
 import threading
 import time
@@ -31,6 +30,7 @@ from actors.experts.families import read_expert_spec
 from actors.experts.spec import ExpertSpec
 from actors.shard.shard import ShardConfig
 from benchmarks.correctness import DEMO
+from benchmarks.expert_source import drop_pages
 from benchmarks.harness.child_process import ChildProcess, make_shard
 from benchmarks.harness.local_mesh import NO_LIMIT_BYTES, load
 from benchmarks.harness.report import Report, Target, run_benchmark
@@ -82,17 +82,6 @@ def _expert(prefix: str) -> dict[str, torch.Tensor]:
 
 def files_of(model: Path) -> list[Path]:
     return sorted(model.glob("*.safetensors"))
-
-
-def drop_pages(files: Sequence[Path]) -> None:
-    """Have the next reads come from the disk."""
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
 
 
 def read_s(files: Sequence[Path]) -> float:
@@ -161,7 +150,7 @@ def measure(arguments: argparse.Namespace) -> Report:
             times = []
             for work in ("read", "load"):
                 if pages == "dropped":
-                    drop_pages(files)
+                    drop_pages(spec)
                 times.append(read_s(files) if work == "read" else asyncio.run(load_s(spec, folder)))
             runs.append(
                 {
