@@ -56,7 +56,8 @@ def plan_placement(
         max_moves_per_layer: copies to load per layer at most, beyond the unavoidable ones of
             experts that are left with fewer than `min_copies` devices. None: plan anew.
         failure_domains: int [D] failure domain of each device; an expert's two hottest
-            replicas are kept apart where slots and the move budget allow.
+            replicas are kept apart where slots and the move budget allow. With two copies of
+            each, and no domain with room for more than one of each, none has both in one domain.
         seed: draws the load changes a plan is judged by; equal input and seed give an equal plan.
         offset: float [D] constant cost of each device per layer, in tokens (see `cost_model`).
         min_copies: devices every expert must live on; 2 survives the loss of any one device.

@@ -1,7 +1,12 @@
 """Keeps an expert's two hottest replicas in different failure domains.
 
 The constructions already avoid a shared domain; this mends what is left after the local search, by
-exchanging the second hottest replica with a like-loaded single expert, or an empty slot, elsewhere.
+exchanging the second hottest replica with a like-loaded one of another expert, or an empty slot,
+elsewhere. No exchange leaves the other expert with all its replicas in one domain.
+
+With two copies of every expert, and no domain with room for more than one of each, there always is
+such an exchange without a move budget: if every expert with a replica outside a domain also had one
+inside, then an expert with two inside would need one slot more than the domain has.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from native.kernel import entry, kernel
 from placement.problem import LayerProblem, Problem, layer_of
 from placement.search.draft import holds
 from placement.search.flow import solve
-from placement.search.replicas import Flow, new_flow
+from placement.search.replicas import Flow, new_flow, slot_flow
 from placement.types import EMPTY, IntArray
 
 ROUNDS = 4
@@ -84,30 +89,58 @@ def exchange(
     a = f.device[stub]
     sa = f.slot[stub]
     e = f.expert[i]
-    if experts[a, sa] != e:
-        return 0  # an earlier exchange of this pass moved it
     best = -1
     best_slot = -1
+    best_shift = 0.0
     least = np.inf
     for b in range(speed.shape[0]):
         if domain[b] == domain[keep] or holds(experts, b, e):
             continue
         for sb in range(slots[b]):
             g = experts[b, sb]
-            if g != EMPTY and (f.copies[g] > 1 or holds(experts, a, g)):
-                continue
-            shift = f.flow[stub] - (load[g] if g != EMPTY else 0.0)
+            back = 0.0
+            if g != EMPTY:
+                if holds(experts, a, g) or only_there(f, g, b, domain[a], domain):
+                    continue
+                back = slot_flow(f, experts, load, b, sb)
+            shift = f.flow[stub] - back
             harm = max((f.load[b] + shift) / speed[b], (f.load[a] - shift) / speed[a])
             if harm < least:
                 least = harm
                 best = b
                 best_slot = sb
+                best_shift = shift
     if best < 0:
         return 0
     g = experts[best, best_slot]
+    if g != EMPTY and f.copies[g] > 1:
+        relocate(f, g, best, a, sa)
+    relocate(f, e, a, best, best_slot)
     experts[best, best_slot] = e
     experts[a, sa] = g
-    shift = f.flow[stub] - (load[g] if g != EMPTY else 0.0)
-    f.load[best] += shift
-    f.load[a] -= shift
+    f.load[best] += best_shift
+    f.load[a] -= best_shift
     return 1 if g == EMPTY else 2
+
+
+@kernel
+def only_there(f: Flow, g: int, b: int, there: int, domain: NDArray[np.int64]) -> bool:
+    """Whether expert g has replicas besides device b's, and all of them in domain `there`."""
+    if f.copies[g] == 1:
+        return False
+    i = f.rank[g]
+    for stub in range(f.first[i], f.first[i + 1]):
+        if f.device[stub] != b and domain[f.device[stub]] != there:
+            return False
+    return True
+
+
+@kernel
+def relocate(f: Flow, e: int, before: int, after: int, slot: int) -> None:
+    """Notes that the replica of `e` on device `before` is in a slot of device `after`."""
+    i = f.rank[e]
+    for stub in range(f.first[i], f.first[i + 1]):
+        if f.device[stub] == before:
+            f.device[stub] = after
+            f.slot[stub] = slot
+            return

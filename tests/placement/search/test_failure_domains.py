@@ -73,3 +73,31 @@ def test_two_copies_survive_any_one_device(seed, devices, experts, spare):
 def test_too_few_slots_for_two_copies_are_named():
     with pytest.raises(ValueError, match="3 slots on 2 devices for 2 experts in 2 copies each"):
         plan_placement([[1.0, 2.0]], [1.0, 1.0], [2, 1], min_copies=2)
+
+
+def in_one_domain(experts, domains) -> int:
+    """Experts of all layers with several copies, all of them in one domain."""
+    found = 0
+    for layer in experts:
+        for e in range(layer.max() + 1):
+            devices = np.unique(np.nonzero(layer == e)[0])
+            found += int(devices.size > 1 and np.unique(domains[devices]).size == 1)
+    return found
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(1, 4), st.integers(0, 5))
+def test_two_copies_survive_any_one_domain_where_the_room_allows(seed, count, each, spare):
+    """No domain has room for more than one copy of every expert, so two domains can hold each."""
+    rng = np.random.default_rng(seed)
+    experts = int(rng.integers(each, 24))
+    domains = rng.permutation(np.repeat(np.arange(count), each))
+    slots = np.full(count * each, experts // each)
+    while slots.sum() > max(2 * experts + spare, count * each):
+        slots[rng.choice(np.flatnonzero(slots > 1))] -= 1
+    if slots.sum() < 2 * experts:
+        return
+    load = rng.lognormal(0, 1, (2, experts)) * 100
+    speed = rng.choice([0.4, 1.0], count * each)
+    plan = plan_placement(load, speed, slots, min_copies=2, failure_domains=domains)
+    assert in_one_domain(plan.experts, domains) == 0
