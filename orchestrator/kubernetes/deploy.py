@@ -12,13 +12,16 @@ from enum import StrEnum
 
 from orchestrator.errors import UserError
 from orchestrator.kubernetes.api import OWN_MANAGERS, ConflictError, KubernetesApi
-from orchestrator.kubernetes.kinds import PROMETHEUS, kind_of, title
+from orchestrator.kubernetes.kinds import KUBERAY, KUBERNETES, PROMETHEUS, kind_of, title
 from orchestrator.kubernetes.naming import CONFIG_HASH, Object
 from orchestrator.kubernetes.refusals import missing_kinds
 from orchestrator.kubernetes.yaml_text import as_yaml
 
-INSTALL_KUBERAY = "install KubeRay's operator with its CRDs (docs/kubernetes.md)"
-INSTALL_PROMETHEUS = "install it, or set kubernetes.monitoring_namespace: null"
+FIXES = {
+    KUBERAY: "install KubeRay's operator with its CRDs (docs/kubernetes.md)",
+    KUBERNETES: "use Kubernetes 1.21 or newer",
+    PROMETHEUS: "install it, or set kubernetes.monitoring_namespace: null",
+}
 SERVER_FIELDS = (
     "managedFields", "resourceVersion", "generation", "uid", "creationTimestamp", "selfLink",
     "finalizers", "ownerReferences",
@@ -51,8 +54,7 @@ def check_installed(api: KubernetesApi, objects: Iterable[Object]) -> None:
             continue
         served = api.served_versions(group)
         if version not in served:
-            fix = INSTALL_PROMETHEUS if installer == PROMETHEUS else INSTALL_KUBERAY
-            raise missing_kinds(group, version, served, installer, fix)
+            raise missing_kinds(group, version, served, installer, FIXES[installer])
 
 
 def apply_all(
@@ -69,27 +71,49 @@ def apply_all(
 
 def _apply(api: KubernetesApi, item: Object, *, force: bool, dry_run: bool) -> Applied:
     live = _live(api, item)
+    if live is not None:
+        _check_stays(item, live)
     if live is not None and runs_with_other_config(item, live):
         note = "the mesh runs with its earlier config: apply with --restart to start it again"
         return Applied(title(item), Change.KEPT, note)
     wanted, note = keep_sizes(item, live)
-    made = _apply_own(api, wanted, force=force, dry_run=dry_run)
+    made = _apply_own(api, wanted, live, force=force, dry_run=dry_run)
     if live is None:
         return Applied(title(item), Change.CREATED, note)
     same = comparable(live) == comparable(made)
     return Applied(title(item), Change.UNCHANGED if same else Change.CHANGED, note)
 
 
-def _apply_own(api: KubernetesApi, item: Object, *, force: bool, dry_run: bool) -> Object:
+def _check_stays(item: Object, live: Object) -> None:
+    """What is applied to an object that is being deleted goes with it."""
+    if "deletionTimestamp" in live["metadata"]:
+        holders = ", ".join(live["metadata"].get("finalizers", [])) or "its grace period"
+        raise UserError(
+            f"{title(item)} is being deleted (it waits for {holders})",
+            "apply again when it is gone",
+        )
+
+
+def _apply_own(
+    api: KubernetesApi, item: Object, live: Object | None, *, force: bool, dry_run: bool
+) -> Object:
     """Take over fields of `expertmesh k8s scale` without asking, of others only with `force`."""
     try:
         return api.apply(item, force=force, dry_run=dry_run)
     except ConflictError as error:
         if not force and error.managers and error.managers <= OWN_MANAGERS:
-            return _apply_own(api, item, force=True, dry_run=dry_run)
+            return _apply_own(api, item, live, force=True, dry_run=dry_run)
+        if live is not None and not _would_change(api, item, live):
+            return live
         raise UserError(
             f"{title(item)}: {error}", "leave the fields to them, or apply with --force"
         ) from error
+
+
+def _would_change(api: KubernetesApi, item: Object, live: Object) -> bool:
+    """A list that others wrote differs from ours by the server's defaults in it, which makes a
+    conflict of a change that is none."""
+    return comparable(api.apply(item, force=True, dry_run=True)) != comparable(live)
 
 
 def runs_with_other_config(item: Object, live: Object) -> bool:

@@ -7,7 +7,7 @@ from orchestrator.kubernetes.naming import Object
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """group: "" for Kubernetes' core. installs: who brings it, where it is not Kubernetes' own."""
+    """group: "" for Kubernetes' core. installs: who brings it, where not every cluster has it."""
 
     group: str
     version: str
@@ -28,6 +28,7 @@ class Kind:
         return f"{folder}/{name}" if name else folder
 
 
+KUBERNETES = "Kubernetes"
 KUBERAY = "KubeRay's operator"
 PROMETHEUS = "Prometheus' operator"
 RAY_CLUSTER = Kind("ray.io", "v1", "rayclusters", KUBERAY)
@@ -42,7 +43,7 @@ KINDS = {
     "ServiceAccount": Kind("", "v1", "serviceaccounts"),
     "PersistentVolumeClaim": Kind("", "v1", "persistentvolumeclaims"),
     "NetworkPolicy": Kind("networking.k8s.io", "v1", "networkpolicies"),
-    "PodDisruptionBudget": Kind("policy", "v1", "poddisruptionbudgets"),
+    "PodDisruptionBudget": Kind("policy", "v1", "poddisruptionbudgets", KUBERNETES),
     "Role": Kind("rbac.authorization.k8s.io", "v1", "roles"),
     "PodMonitor": Kind("monitoring.coreos.com", "v1", "podmonitors", PROMETHEUS),
     "PrometheusRule": Kind("monitoring.coreos.com", "v1", "prometheusrules", PROMETHEUS),

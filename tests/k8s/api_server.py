@@ -22,7 +22,7 @@ from tests.k8s.api_store import Refused, Store, matches
 
 TOKEN = "of-a-test"
 _OBJECT = re.compile(r"(/apis?/.+?)/namespaces/([\w-]+)/(\w+)(?:/([\w.-]+))?")
-GROUPS = {"ray.io": ["v1"], "monitoring.coreos.com": ["v1"]}
+GROUPS = {"policy": ["v1"], "ray.io": ["v1"], "monitoring.coreos.com": ["v1"]}
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """What a Kubernetes API server keeps: objects, who set which field, what changed when.
 
 Server-side apply works as documented, on whole lists: a field whose value another manager set is a
-conflict unless forced; a field that a manager no longer applies goes.
+conflict unless forced; a field that a manager no longer applies goes. As at a real server, defaults
+of a CRD are filled in after conflicts have been looked for, so a list without them conflicts with
+the same list as it is kept; and what has finalizers stays, marked as being deleted.
 """
 
 import copy
@@ -126,6 +128,11 @@ class Store:
 
     def delete(self, key: Key) -> Object:
         gone = self.get(key)
+        if gone["metadata"].get("finalizers"):
+            gone["metadata"]["deletionTimestamp"] = "2026-11-26T12:00:00Z"
+            self.objects[key] = gone
+            self._note(key, "MODIFIED", gone)
+            return copy.deepcopy(gone)
         del self.objects[key]
         self.owners.pop(key, None)
         self._note(key, "DELETED", gone)
@@ -139,6 +146,7 @@ class Store:
 
     def _keep(self, key: Key, made: Object, owners: dict[Path, str], dry_run: bool) -> Object:
         live = self.objects.get(key)
+        fill_in(made)
         metadata = made.setdefault("metadata", {})
         metadata.setdefault("namespace", key[1])
         metadata.setdefault("name", key[2])
@@ -164,6 +172,13 @@ class Store:
             self.react(self)
 
 
+def fill_in(item: Object) -> None:
+    """Defaults of KubeRay's CRD, in a list that belongs to one manager as a whole."""
+    if item.get("kind") == "RayCluster":
+        for group in item["spec"].get("workerGroupSpecs", []):
+            group.update({"numOfHosts": 1, "priority": 0} | group)
+
+
 def matches(item: Object, selector: str) -> bool:
     labels = item["metadata"].get("labels", {})
     return all(labels.get(k) == v for k, v in (p.split("=", 1) for p in selector.split(",") if p))
@@ -183,7 +198,7 @@ def leaves(item: Object, path: Path = ()) -> dict[Path, Any]:
 def without_identity(item: Object) -> Object:
     made = {k: v for k, v in item.items() if k not in ("apiVersion", "kind", "status")}
     metadata = made.pop("metadata", {})
-    told = {k: v for k, v in metadata.items() if k in ("labels", "annotations")}
+    told = {k: v for k, v in metadata.items() if k in ("labels", "annotations", "finalizers")}
     return json.loads(json.dumps(made | ({"metadata": told} if told else {})))
 
 

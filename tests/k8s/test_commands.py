@@ -214,17 +214,25 @@ def test_somebody_unknown_is_told_so(desk):
 )
 @pytest.mark.parametrize("verb", ["apply", "diff", "status"])
 def test_kinds_that_are_not_there_are_named(desk, groups, words, verb):
-    desk.server.groups = groups
+    desk.server.groups = {"policy": ["v1"]} | groups
     assert words in desk.refused(verb)
     assert desk.store.objects == {}
 
 
 def test_without_prometheus_operator_the_key_is_named(desk):
     desk.write(MESH.replace("kubernetes: {monitoring_namespace: null}", ""))
-    desk.server.groups = {"ray.io": ["v1"]}
+    del desk.server.groups["monitoring.coreos.com"]
     err = desk.refused("apply")
     assert "Prometheus' operator is not installed" in err
     assert "kubernetes.monitoring_namespace: null" in err
+
+
+def test_a_kubernetes_that_is_too_old_is_named_before_anything_is_made(desk):
+    desk.server.groups["policy"] = ["v1beta1"]
+    err = desk.refused("apply")
+    assert "serves policy in v1beta1, not in v1" in err
+    assert "use Kubernetes 1.21 or newer" in err
+    assert desk.store.objects == {}
 
 
 def test_a_missing_namespace_is_named(desk):
@@ -235,6 +243,27 @@ def test_a_missing_namespace_is_named(desk):
 def test_what_the_server_does_not_take_is_passed_on(desk):
     desk.server.refuse("PATCH", "rayclusters", 422, 'RayCluster "chat" is invalid: spec: bad')
     assert 'does not take RayCluster/chat: RayCluster "chat" is invalid' in desk.refused("apply")
+
+
+def test_a_field_that_the_crd_does_not_have_is_no_reason_to_try_again(desk):
+    desk.server.refuse(
+        "PATCH", "rayclusters", 500,
+        "failed to create typed patch object: .spec.authOptions: field not declared in schema",
+    )  # fmt: skip
+    err = desk.refused("apply")
+    assert "does not take RayCluster/chat" in err
+    assert "the CRD may be older than KubeRay 1.7" in err
+
+
+def test_what_is_being_deleted_is_not_applied(desk):
+    desk.run("apply")
+    cluster = desk.store.get(KEY)
+    cluster["metadata"]["finalizers"] = ["ray.io/gcs-ft-redis-cleanup-finalizer"]
+    desk.store.put(KEY, cluster)
+    desk.store.delete(KEY)
+    err = desk.refused("apply")
+    assert "RayCluster/chat is being deleted (it waits for ray.io/gcs-ft-redis-cleanup" in err
+    assert "apply again when it is gone" in err
 
 
 @pytest.mark.parametrize("status", [0, 429, 503])
