@@ -1,4 +1,5 @@
-"""The table of docs/models.md: what `benchmarks.architectures` found, one line of it a row.
+"""The table of docs/models.md: what `benchmarks.architectures` found, one line of it a row, beside
+the line of `benchmarks.architecture_rounding` for its kind.
 
   python -m benchmarks.architecture_table [LINES.jsonl] [--into FILE.md]
 
@@ -17,8 +18,9 @@ BEGIN, END = "<!-- architectures: begin -->", "<!-- architectures: end -->"
 PROMPTS = 8
 
 COMPARED = (
-    "| model type | class in vLLM | format | kernel | prompts equal | mean | median |",
-    "|---|---|---|---|---|---|---|",
+    "| model type | class in vLLM | format | kernel | in both shards | prompts equal | mean "
+    "| median | one rounding |",
+    "|---|---|---|---|---|---|---|---|---|",
 )
 FAILED = ("| model type | fails while | with |", "|---|---|---|")
 
@@ -26,8 +28,12 @@ Line = dict[str, Any]
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Sorted by kind and kernel."""
-    lines = [json.loads(text) for text in path.read_text().splitlines() if text]
+    """Sorted by kind and kernel, each with the rounding of its kind."""
+    found = [json.loads(text) for text in path.read_text().splitlines() if text]
+    rounding = {line["kind"]: line["rounding"] for line in found if "rounding" in line}
+    lines = [
+        line | {"rounding": rounding.get(line["kind"])} for line in found if "rounding" not in line
+    ]
     last = {(line["kind"], line.get("kernel", "")): line for line in lines}
     answered = {line["kind"] for line in lines if "failed" not in line}
     return [
@@ -55,8 +61,16 @@ def compared_row(line: Line) -> str:
     kernel = line["kernel"].partition(" experts ")[2]
     return (
         f"| {line['kind']} | `{line['architecture']}` | {line['format']} | {kernel} "
-        f"| {equal} | {line['mean_delta']:.4f} | {line['median_delta']:.5f} |"
+        f"| {in_both(line)} | {equal} | {line['mean_delta']:.4f} | {line['median_delta']:.5f} "
+        f"| {'not known' if line['rounding'] is None else format(line['rounding'], '.4f')} |"
     )
+
+
+def in_both(line: Line) -> str:
+    """How many of a layer's experts both shards hold; earlier lines are of shards with halves."""
+    if "replicated" not in line:
+        return "none"
+    return f"{line['replicated']} of {line['experts']}"
 
 
 def failed_row(line: Line) -> str:

@@ -4,9 +4,10 @@
 
 For each kind of `tests.checkpoints.transformers_models` (all by default) one tiny random checkpoint
 is served twice in one process: by monolithic vLLM, and by an expert-less engine whose experts are
-in two shards, each with half of them, over real links. Both answer 8 prompts greedily with 16
-tokens, and score monolithic vLLM's answers. FILE gets a line for each kind; what failed says why
-and in which `Stage`. `benchmarks.architecture_table` makes the table of docs/models.md of it.
+in two shards, over real links: a quarter of them in one, a quarter in the other, half in both. Both
+answer 8 prompts greedily with 16 tokens, and score monolithic vLLM's answers. FILE gets a line for
+each kind; what failed says why and in which `Stage`. `benchmarks.architecture_table` makes the
+table of docs/models.md of it.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actors.experts.spec import ExpertSpec
 from benchmarks.harness.generate import ENVIRONMENT, Run, generate, load_engine
@@ -43,7 +45,8 @@ FLAGS = {"max_num_seqs": PROMPTS, "max_num_batched_tokens": 512, "gpu_memory_uti
 @dataclass(frozen=True, slots=True)
 class Row:
     """equal: prompts of `PROMPTS` with equal tokens; mean_delta, median_delta: of |difference of
-    logprob| of given tokens, in nats; worst_gap: top-2 gap where tokens first differ."""
+    logprob| of given tokens, in nats; worst_gap: top-2 gap where tokens first differ; replicated,
+    experts: of a layer, those that both shards hold, and all."""
 
     kind: str
     architecture: str
@@ -54,6 +57,8 @@ class Row:
     mean_delta: float
     median_delta: float
     worst_gap: float
+    replicated: int
+    experts: int
     seconds: float
 
 
@@ -152,8 +157,15 @@ def serve_mesh(request: dict[str, Any], spec: ExpertSpec, shards: LateShards) ->
         connection.reset_backend()
 
 
+def placed_experts(experts: int) -> NDArray[np.int32]:
+    """[2, S]: experts of either shard, the first and the last three quarters of all."""
+    everyone = np.arange(experts, dtype=np.int32)
+    most = experts - experts // 4
+    return np.stack([everyone[:most], everyone[-most:]])
+
+
 def start_shards(spec: ExpertSpec, folder: Path, kernel: str | None) -> tuple[list[Any], Any]:
-    """Two shards of this process with half of the experts each, and the view of their mesh."""
+    """Two shards of this process, and the view of their mesh."""
     from actors.descriptions import EXPERT
     from actors.dispatch.mesh_view import MeshView, Peer
     from actors.experts.fingerprint import fingerprint
@@ -162,13 +174,9 @@ def start_shards(spec: ExpertSpec, folder: Path, kernel: str | None) -> tuple[li
     from placement.cost_model import TYPICAL_COST
     from placement.epoch import PlanEpoch
 
-    everyone = np.arange(spec.num_experts, dtype=np.int32)
-    half = len(everyone) // 2
-    placed = np.stack([everyone[:half], everyone[half:]])
-    epoch = PlanEpoch(
-        1, spec.num_experts, spec.layers,
-        np.repeat(placed[None], len(spec.layers), axis=0), np.ones((len(spec.layers), 2, half)),
-    )  # fmt: skip
+    placed = placed_experts(spec.num_experts)
+    every_layer = np.repeat(placed[None], len(spec.layers), axis=0)
+    epoch = PlanEpoch(1, spec.num_experts, spec.layers, every_layer, np.ones(every_layer.shape))
     model = spec.model_path
     shards, peers = [], []
     for number in range(2):
@@ -232,10 +240,12 @@ def measure(kind: str, folder: Path, kernel: str | None = None) -> Row:
         for one, other, gap in zip(whole.tokens, own.tokens, whole.gaps, strict=True)
         if one != other
     ]
+    placed = placed_experts(spec.num_experts)
     return Row(
         kind, architecture, format_of(model), spec.catalog.method if spec.catalog else "",
         shards.said(), PROMPTS - len(gaps), float(delta.mean()), float(np.median(delta)),
-        max(gaps, default=0.0), time.monotonic() - began_s,
+        max(gaps, default=0.0), placed.size - spec.num_experts, spec.num_experts,
+        time.monotonic() - began_s,
     )  # fmt: skip
 
 

@@ -11,8 +11,9 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 COMPARED = {
     "kind": "olmoe", "architecture": "OlmoeForCausalLM", "format": "bf16",
     "kernel": "bf16 experts on a kernel", "equal": 7, "mean_delta": 0.00123,
-    "median_delta": 0.00001, "worst_gap": 0.0021,
+    "median_delta": 0.00001, "worst_gap": 0.0021, "replicated": 8, "experts": 16,
 }  # fmt: skip
+ROUNDING = {"kind": "olmoe", "rounding": 0.0113, "given": -0.0007}
 FAILED = {"kind": "jamba", "failed": "IndexError: a | b", "during": "monolithic vLLM answers"}
 
 
@@ -26,12 +27,13 @@ def test_rows(tmp_path):
     lines = tmp_path / "lines"
     earlier = COMPARED | {"equal": 1}
     failed_first = {"kind": "olmoe", "failed": "was mended", "during": "start"}
-    lines.write_text("\n".join(map(json.dumps, (failed_first, earlier, COMPARED, FAILED))))
+    found = (failed_first, ROUNDING, earlier, COMPARED, FAILED)
+    lines.write_text("\n".join(map(json.dumps, found)))
     made = table(read_lines(lines)).splitlines()
     assert made[0] == "1 architectures were compared:"
     assert made[4] == (
-        "| olmoe | `OlmoeForCausalLM` | bf16 | on a kernel "
-        "| 7 of 8, top-2 gap 0.0021 where they part | 0.0012 | 0.00001 |"
+        "| olmoe | `OlmoeForCausalLM` | bf16 | on a kernel | 8 of 16 "
+        "| 7 of 8, top-2 gap 0.0021 where they part | 0.0012 | 0.00001 | 0.0113 |"
     )
     assert made[-1] == "| jamba | monolithic vLLM answers | `IndexError: a \\| b` |"
     assert not any("was mended" in row for row in made)

@@ -76,8 +76,9 @@ OWN: dict[str, dict[str, Any]] = {
         "n_group": 1,
         "topk_group": 1,
     },
-    # For a dense layer vLLM asks for a norm that transformers gives layers with experts only.
-    "axk1": SHARED_OF_DEEPSEEK | MLA | {"first_k_dense_replace": 0},
+    # For a dense layer vLLM asks for a norm that transformers gives layers with experts only. Here,
+    # as in GLM-4-MoE-Lite, `head_dim` is another name of `qk_rope_head_dim`.
+    "axk1": SHARED_OF_DEEPSEEK | MLA | {"first_k_dense_replace": 0, "head_dim": 64},
     "cohere2_moe": {
         "intermediate_size": INTER,
         "num_experts": EXPERTS,
@@ -135,7 +136,6 @@ OWN: dict[str, dict[str, Any]] = {
         "sliding_window": 64,
         "tie_word_embeddings": True,
     },
-    # Here `head_dim` is another name of `qk_rope_head_dim`.
     "glm4_moe_lite": SHARED_OF_DEEPSEEK | MLA | {"head_dim": 64},
     "granitemoe": {
         "intermediate_size": INTER,

@@ -15,6 +15,8 @@ pytest.importorskip("vllm", reason="media is fetched by vLLM's connector")
 from aiohttp import web
 from PIL import Image
 
+from tests.checkpoints.aria import make_aria
+
 PRIVATE = (
     "127.0.0.1", "127.8.8.8", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254",
     "100.64.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1%eth0",
@@ -168,3 +170,31 @@ def test_nothing_else_is_taken_by_default(connector, url):
         asyncio.run(connector("data").fetch_image_async(url))
     with pytest.raises(ValueError, match="data: URLs only"):
         connector("data").fetch_image(url)
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    """vLLM's configuration of a model that takes pictures."""
+    from vllm.config import ModelConfig
+
+    return ModelConfig(model=str(make_aria(tmp_path_factory.mktemp("model"), seed=0)))
+
+
+def chat_with(model, url):
+    """What vLLM makes of a chat request with the picture at `url`: (the turn's parts, pictures)."""
+    from vllm.renderers.chat_utils import parse_chat_messages_async
+
+    words = [{"type": "text", "text": "What is"}, {"type": "image_url", "image_url": {"url": url}}]
+    messages = [{"role": "user", "content": words}]
+    (turn,), data, _ = asyncio.run(parse_chat_messages_async(messages, model, "openai"))
+    return [part["type"] for part in turn["content"]], data["image"]
+
+
+def test_pictures_of_chat_requests_are_taken_by_the_policy(connector, chat_model):
+    """vLLM's own reading of a request, which asks its registry for whom to fetch by."""
+    connector("images.example.com")
+    parts, (image,) = chat_with(chat_model, DATA_URL)
+    assert parts == ["text", "image"]
+    assert getattr(image, "media", image).size == (4, 3)
+    with pytest.raises(ValueError, match=r"listed hosts only.*not from elsewhere\.example\.com"):
+        chat_with(chat_model, "http://elsewhere.example.com/a.png")
