@@ -103,22 +103,29 @@ def _show(now: Standing, console: Console) -> None:
 def delete(target: Target, volumes: bool, timeout_s: float) -> int:
     """Everything the config renders, in reverse; the mesh first, so that it ends in order."""
     _stop(target, timeout_s)
-    for item in reversed(target.objects):
+    for item in _in_order_of_deletion(target.objects):
         if item["kind"] == "PersistentVolumeClaim" and not volumes:
             print(f"kept: {title(item)} (--volumes removes it)")
             continue
         if target.api.delete(kind_of(item), target.namespace, item["metadata"]["name"]):
             print(f"deleted: {title(item)}")
-        if item["kind"] == "RayCluster":
-            wait_gone(target.api, target.namespace, target.name, "RayCluster", timeout_s)
+            if item["kind"] != "Role":
+                wait_gone(target.api, item, timeout_s)
     return DONE
+
+
+def _in_order_of_deletion(objects: list[Object]) -> list[Object]:
+    """What refers to others first. The Role at the very end: it may be what allows all this."""
+    roles = [item for item in objects if item["kind"] == "Role"]
+    return [item for item in reversed(objects) if item not in roles] + roles
 
 
 def _stop(target: Target, timeout_s: float) -> None:
     """KubeRay ends the mesh's process before it lets the job go: that drains the mesh."""
+    job = next(item for item in target.objects if item["kind"] == "RayJob")
     if target.api.delete(RAY_JOB, target.namespace, target.name):
-        print(f"stopping: RayJob/{target.name}")
-        wait_gone(target.api, target.namespace, target.name, "RayJob", timeout_s)
+        print(f"stopping: {title(job)}")
+        wait_gone(target.api, job, timeout_s)
 
 
 def show(text: str) -> None:

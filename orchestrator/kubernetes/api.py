@@ -20,7 +20,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.exceptions import TimeoutError as NoAnswerInTime
 
 from orchestrator.errors import UserError
-from orchestrator.kubernetes.kinds import Kind, kind_of, title
+from orchestrator.kubernetes.kinds import KUBERAY, Kind, kind_of, title
 from orchestrator.kubernetes.naming import MANAGER, Object
 from orchestrator.kubernetes.refusals import explain
 
@@ -134,8 +134,9 @@ class KubernetesApi:
         return patched
 
     def delete(self, kind: Kind, namespace: str, name: str) -> bool:
-        """False where it is not there. What it owns goes first."""
-        body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
+        """False where it is not there. What a Ray cluster or job owns goes first."""
+        policy = "Foreground" if kind.installs == KUBERAY else "Background"
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": policy}
         gone = self._try("DELETE", kind.path(namespace, name), body=body, missing=None)
         return gone is not None
 
@@ -154,6 +155,7 @@ class KubernetesApi:
             for said in self._watch_once(kind, namespace, labels, version, min(left_s, WATCH_S)):
                 if said["type"] == "ERROR":
                     version = ""
+                    time.sleep(RETRY_PAUSE_S)
                     break
                 version = said["object"]["metadata"]["resourceVersion"]
                 if said["type"] != "BOOKMARK":

@@ -19,7 +19,7 @@ from orchestrator.kubernetes.yaml_text import as_yaml
 
 FIXES = {
     KUBERAY: "install KubeRay's operator with its CRDs (docs/kubernetes.md)",
-    KUBERNETES: "use Kubernetes 1.21 or newer",
+    KUBERNETES: "use Kubernetes 1.25 or newer",
     PROMETHEUS: "install it, or set kubernetes.monitoring_namespace: null",
 }
 SERVER_FIELDS = (

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from orchestrator.errors import UserError
 from orchestrator.kubernetes.api import KubernetesApi
-from orchestrator.kubernetes.kinds import PODS, RAY_CLUSTER, RAY_JOB
+from orchestrator.kubernetes.kinds import PODS, kind_of, title
+from orchestrator.kubernetes.naming import Object
 from orchestrator.kubernetes.standing import OVER, Standing, look, pod_labels
 
 POLL_S = 1.0
@@ -50,17 +51,22 @@ def wait_started(
     return wait_until(api, namespace, name, lambda now: now.started, timeout_s, show)
 
 
-def wait_gone(api: KubernetesApi, namespace: str, name: str, kind: str, timeout_s: float) -> None:
-    """The RayJob or RayCluster is no longer there. Raises UserError."""
+def wait_gone(api: KubernetesApi, item: Object, timeout_s: float) -> None:
+    """Nothing is there any more under the object's name. Raises UserError."""
     deadline_s = time.monotonic() + timeout_s
-    what = {"RayJob": RAY_JOB, "RayCluster": RAY_CLUSTER}[kind]
-    while api.get(what, namespace, name) is not None:
+    metadata = item["metadata"]
+    while (live := api.get(kind_of(item), metadata["namespace"], metadata["name"])) is not None:
         if time.monotonic() > deadline_s:
             raise UserError(
-                f"{kind}/{name} is still there after {timeout_s:g} s",
-                "look at KubeRay's operator: it ends what it started first",
+                f"{title(item)} is still there after {timeout_s:g} s{_held_by(live)}",
+                "look at KubeRay's operator, which ends what it started first",
             )
         time.sleep(POLL_S)
+
+
+def _held_by(live: Object) -> str:
+    finalizers = ", ".join(live["metadata"].get("finalizers", []))
+    return f" (it waits for {finalizers})" if finalizers else ""
 
 
 def _check_job(now: Standing) -> None:

@@ -167,6 +167,26 @@ def test_delete_stops_the_mesh_first_and_keeps_the_state(desk):
     assert desk.store.objects == {}
 
 
+def test_delete_takes_away_last_what_allows_it(desk):
+    desk.run("apply")
+    asked = len(desk.server.requests)
+    desk.run("delete", "--volumes")
+    assert desk.server.requests[-1].startswith("DELETE")
+    assert desk.server.requests[-1].endswith("/roles/chat-operator")
+    assert len([r for r in desk.server.requests[asked:] if "/roles/" in r]) == 1
+
+
+def test_what_a_finalizer_holds_is_waited_for_and_named(desk):
+    desk.run("apply")
+    key = ("/api/v1/persistentvolumeclaims", "expertmesh", "chat-state")
+    held = desk.store.get(key)
+    held["metadata"]["finalizers"] = ["kubernetes.io/pvc-protection"]
+    desk.store.put(key, held)
+    err = desk.refused("delete", "--volumes", "--timeout", "1")
+    assert "PersistentVolumeClaim/chat-state is still there after 1 s" in err
+    assert "(it waits for kubernetes.io/pvc-protection)" in err
+
+
 def test_delete_of_nothing_is_no_error(desk):
     assert desk.run("delete")[0] == 0
 
@@ -231,7 +251,7 @@ def test_a_kubernetes_that_is_too_old_is_named_before_anything_is_made(desk):
     desk.server.groups["policy"] = ["v1beta1"]
     err = desk.refused("apply")
     assert "serves policy in v1beta1, not in v1" in err
-    assert "use Kubernetes 1.21 or newer" in err
+    assert "use Kubernetes 1.25 or newer" in err
     assert desk.store.objects == {}
 
 
