@@ -23,6 +23,7 @@ from orchestrator.control.keys import (
     plus,
 )
 from orchestrator.control.lifecycle import Life, TransactionKind
+from orchestrator.control.nodes import lost_nodes
 from orchestrator.control.plan_request import ShardRoom
 from orchestrator.control.state import Batch, Component
 from orchestrator.control.transactions import begin, preempt
@@ -55,12 +56,18 @@ def repair(turn: Turn) -> None:
 
 def lost_keys(turn: Turn) -> Keys:
     """Keys that no shard that can be counted on holds and is named for by the epoch."""
-    # A suspect may only be slow to answer: its keys count as lost when it is declared dead.
-    named = turn.epoch_copies()
+    # A suspect may only be slow to answer: its keys count as lost when it is declared dead, or with
+    # everything else on its node.
+    named, lost = turn.epoch_copies(), lost_nodes(turn)
+
+    def may_answer(component: Component) -> bool:
+        suspect = component.life is Life.SUSPECT and not component.ending_s
+        return suspect and component.said.node not in lost
+
     held = [
         turn.holdings(id) & named.get(id, NO_KEYS)
         for id, component in turn.shards().items()
-        if turn.serves(component) or (component.life is Life.SUSPECT and not component.ending_s)
+        if turn.serves(component) or may_answer(component)
     ]
     return turn.intent.keys - NO_KEYS.union(*held)
 

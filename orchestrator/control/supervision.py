@@ -9,6 +9,7 @@ its answers take.
 from orchestrator.control.actions import StartComponent, StopComponent
 from orchestrator.control.keys import all_keys, minus
 from orchestrator.control.lifecycle import SERVING, Kind, Life, Wanted
+from orchestrator.control.nodes import lost_nodes, tell_lost_nodes
 from orchestrator.control.state import NEVER, UNKNOWN, Component, Place, Stray
 from orchestrator.control.turn import Turn
 
@@ -22,6 +23,7 @@ WEIGHT_MEMORY = 0.5
 def supervise(turn: Turn) -> None:
     """Look after every place."""
     _hunt_strays(turn)
+    lost = lost_nodes(turn)
     for id, place in list(turn.intent.places.items()):
         component = turn.facts.components.get(id)
         if component is None:
@@ -31,11 +33,12 @@ def supervise(turn: Turn) -> None:
         elif component.life is Life.STARTING:
             _start(turn, place, component)
         elif component.life is Life.SUSPECT:
-            _doubt(turn, place, component)
+            _doubt(turn, place, component, unreachable=component.said.node in lost)
         elif component.life in SERVING:
             _serve(turn, place, component)
         elif component.life in (Life.DEAD, Life.FAILED):
             _replace(turn, place, component)
+    tell_lost_nodes(turn)
 
 
 def lose(turn: Turn, id: str, why: str) -> None:
@@ -181,13 +184,16 @@ def _start(turn: Turn, place: Place, component: Component) -> None:
         _ask_start(turn, place.id, component.why or "asked again")
 
 
-def _doubt(turn: Turn, place: Place, component: Component) -> None:
+def _doubt(turn: Turn, place: Place, component: Component, *, unreachable: bool) -> None:
     if turn.answers_clients(component):
         return
     silent_s, limit_s = turn.now_s - component.since_s, turn.settings.suspect_limit_s
-    if silent_s >= limit_s:
-        why = f"silent for {silent_s:.0f} s (limit {limit_s:g} s), to dispatchers too"
-        end(turn, place.id, why, kill=True)
+    if silent_s < limit_s:
+        return
+    why = f"silent for {silent_s:.0f} s (limit {limit_s:g} s), to dispatchers too"
+    end(turn, place.id, why, kill=True)
+    if unreachable:  # nobody there can confirm it
+        _fill_unconfirmed(turn, place, component, f"{why}, as everything on {component.said.node}")
 
 
 def _serve(turn: Turn, place: Place, component: Component) -> None:
@@ -243,8 +249,7 @@ def _end(turn: Turn, place: Place, component: Component) -> None:
     lasted_s = turn.now_s - component.ending_s
     if lasted_s >= grace_s + turn.settings.kill_timeout_s:
         why = f"{component.ending_why}; its end was not confirmed"
-        add_stray(turn, place.id, place.kind, component.generation)
-        lose(turn, place.id, why)
+        _fill_unconfirmed(turn, place, component, why)
     elif turn.now_s - component.asked_s >= turn.settings.retry_s:
         turn.change_component(place.id, asked_s=turn.now_s)
         _ask_end(
@@ -255,6 +260,11 @@ def _end(turn: Turn, place: Place, component: Component) -> None:
             component.ending_why,
             kill=lasted_s >= grace_s,
         )
+
+
+def _fill_unconfirmed(turn: Turn, place: Place, component: Component, why: str) -> None:
+    add_stray(turn, place.id, place.kind, component.generation)
+    lose(turn, place.id, why)
 
 
 def _replace(turn: Turn, place: Place, component: Component) -> None:

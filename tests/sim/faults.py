@@ -26,6 +26,7 @@ class Faults:
             self._shift_load,
             self._verb,
             self._node,
+            self._pull_cable,
             self._fill_disk,
         ]
 
@@ -156,3 +157,10 @@ class Faults:
         for process in self._mesh.all_processes():
             if process.node == node and self._mesh.random.random() < 0.7:
                 self._mesh.kill(process, "its node is lost")
+
+    def _pull_cable(self) -> None:
+        """Nobody reaches the processes of one node for a while; they live on."""
+        node = f"node-{self._mesh.random.randrange(self._mesh.shape.nodes)}"
+        pairs = self._mesh.cut_node(node)
+        seconds = self._mesh.random.uniform(0.5, 40.0)
+        self._mesh.clock.after(seconds, lambda: self._mesh.network.cut.difference_update(pairs))

@@ -514,6 +514,17 @@ class SimMesh:
             self.say(f"asked: {verb} {target} {number}{' (dry run)' if dry_run else ''}")
             self.tell(lambda now_s: VerbAsked(now_s, request, verb, target, number, dry_run))
 
+    # -- nodes
+
+    def cut_node(self, node: str) -> set[frozenset[str]]:
+        """Pull the cable of a node: the pairs of parties that are cut off from each other by it."""
+        self.say(f"{node} is cut off")
+        outside = [CONTROLLER, *(dispatcher.id for dispatcher in self.dispatchers)]
+        on_it = [process.place for process in self.all_processes() if process.node == node]
+        pairs = {frozenset({place, party}) for place in on_it for party in outside}
+        self.network.cut |= pairs
+        return pairs
+
     # -- looking
 
     def all_processes(self) -> list[Process]:
