@@ -236,17 +236,20 @@ def build_app(
 
 
 def _lifespan(loops: Sequence[Loop], traces: "Sequence[TracerProvider]") -> Lifespan[Starlette]:
-    """Runs `loops` beside the application; when it ends, the last traces are sent."""
+    """Runs `loops` beside the application; when it ends, by whatever, none of them is left and the
+    last traces are sent."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(loop()) for loop in loops]
-        yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for provider in traces:
-            await asyncio.to_thread(provider.shutdown)
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for provider in traces:
+                await asyncio.to_thread(provider.shutdown)
 
     return lifespan
 

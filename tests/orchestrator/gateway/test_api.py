@@ -85,6 +85,25 @@ def test_the_gateway_asks_even_where_nobody_else_does():
     assert [answer.status for answer in asyncio.run(main())] == [200] * len(VIEWS)
 
 
+def test_nothing_runs_on_after_an_application_that_was_cancelled():
+    async def run(mesh):
+        async with app_of(mesh).router.lifespan_context(None):
+            await asyncio.Event().wait()
+
+    async def main():
+        for _ in range(3):
+            mesh = FakeMesh({})
+            running = asyncio.create_task(run(mesh))
+            while not mesh.times_asked:
+                await asyncio.sleep(0.01)
+            running.cancel()
+            await asyncio.wait({running})
+        await asyncio.sleep(0.01)  # a question that was under way is answered
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(main()) == set()
+
+
 def test_events_are_read_from_a_number_on_and_from_the_end():
     app = app_of(FakeMesh({}, lines=[line(n) for n in range(1, 9)]))
 
