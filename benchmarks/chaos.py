@@ -147,18 +147,22 @@ def draw(
     return now[chance.choice(targets)], how
 
 
-def inject(mesh: MeshProcess, load: Load, seed: int, faults: int) -> list[dict[str, Any]]:
-    """One row for each fault."""
+def inject(
+    mesh: MeshProcess, load: Load, seed: int, faults: int, minutes: float
+) -> list[dict[str, Any]]:
+    """One row for each fault; after `minutes` no further one."""
     chance, rows = random.Random(seed), []
     whole = components(mesh)
+    ends_s = time.monotonic() + 60 * minutes
     for number in range(faults):
+        last = number == faults - 1 or time.monotonic() > ends_s
         wait_for(partial(components, mesh), REPAIR_TIMEOUT_S)
         victim, how = draw(chance, components(mesh) or whole)
         before = len(load.ended)
         with suppress(ProcessLookupError):
             os.kill(victim["pid"], how)
         time.sleep(chance.uniform(*PAUSE_S))
-        if chance.random() < WHOLE or number == faults - 1:
+        if chance.random() < WHOLE or last:
             repaired_s = wait_for(partial(_replaced, mesh, victim, len(whole)), REPAIR_TIMEOUT_S)
         else:
             repaired_s = float("nan")
@@ -168,6 +172,8 @@ def inject(mesh: MeshProcess, load: Load, seed: int, faults: int) -> list[dict[s
             "failed": len(errors), "error": errors[0][:80] if errors else "",
         })  # fmt: skip
         print(rows[-1], flush=True)
+        if last:
+            break
     return rows
 
 
@@ -202,7 +208,9 @@ def undisturbed(mesh: MeshProcess) -> dict[str, str]:
     return {stream.prompt: stream.text for stream in load.ended}
 
 
-def run(faults: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def run(
+    faults: int, seed: int, minutes: float = float("inf")
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Rows of the faults, and the figures of the whole run."""
     with chaos_mesh() as mesh:
         texts = undisturbed(mesh)
@@ -210,7 +218,7 @@ def run(faults: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]
         load = Load(mesh.url)
         load.start()
         try:
-            rows = inject(mesh, load, seed, faults)
+            rows = inject(mesh, load, seed, faults, minutes)
         finally:
             load.stop()
         after = usage(mesh)
@@ -244,10 +252,10 @@ def run(faults: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]
 
 def measure(arguments: argparse.Namespace) -> Report:
     faults = arguments.faults or (QUICK_FAULTS if arguments.quick else FAULTS)
-    rows, figures = run(faults, arguments.seed)
+    rows, figures = run(faults, arguments.seed, arguments.minutes)
     lost = Counter(row["lost"].rpartition("-")[0] or row["lost"] for row in rows)
     notes = [
-        f"{faults} faults with seed {arguments.seed}: "
+        f"{len(rows)} faults with seed {arguments.seed}: "
         + ", ".join(f"{count} x {kind}" for kind, count in sorted(lost.items())),
         ", ".join(f"{name} {value:g}" for name, value in figures.items()),
     ]
@@ -270,6 +278,9 @@ def targets(figures: dict[str, float]) -> list[Target]:
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--faults", type=int, help=f"how many (default: {FAULTS})")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="no further fault after so long"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the faults (default: 0)")
 
 
