@@ -26,6 +26,7 @@ from actors.experts.checkpoint import ExpertTensors
 from actors.experts.formats.bf16 import BF16
 from actors.experts.spec import Activation, ExpertSpec
 from actors.kernels.choose import choose_operator
+from actors.kernels.packing import transpose_rows, transpose_scales
 from actors.kernels.slot_kernel import SlotKernel
 from actors.process import limit_threads
 from actors.shard.server import ShardServer
@@ -71,6 +72,7 @@ def compile_all() -> None:
     """Takes seconds the first time and after an update, and little otherwise."""
     epoch = _plan()
     _waits()
+    _packing()
     with tempfile.TemporaryDirectory(prefix="xm") as folder:
         for tcp, coding in ((False, RowCoding.BF16), (True, RowCoding.BF16), (True, RowCoding.FP8)):
             with _shards(Path(folder), tcp) as peers:
@@ -84,6 +86,14 @@ def _waits() -> None:
     parts = new_parts(1)
     yield_until_answered(parts, 1)
     say_asleep(parts, 0)
+
+
+def _packing() -> None:
+    """Of every format, as it depends on the model which is called."""
+    for dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.uint8):
+        zeros = torch.zeros(64, 64, dtype=dtype)
+        transpose_rows(zeros, torch.empty_like(zeros), alternate=False)
+    transpose_scales(zeros, torch.empty_like(zeros), alternate=False, add=0)
 
 
 def _plan() -> PlanEpoch:

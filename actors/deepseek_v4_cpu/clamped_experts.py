@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from actors.experts.formats.mxfp4 import MXFP4
-from actors.kernels.vllm_cpu_fused import MAX_EXPONENT, METHODS, SCALE_BITS, interleave
+from actors.kernels.packing import interleave
+from actors.kernels.vllm_cpu_fused import MAX_EXPONENT, METHODS, SCALE_BITS
 
 SCALE = 2.0**SCALE_BITS
 ALPHA, LIMIT = 14, 15

@@ -4,11 +4,18 @@ Every layout comes out in one form (see `ExpertTensors`), so kernels know one la
 stay open: reading an expert costs its own bytes. They are not memory-mapped: what was read through
 a mapping counts as memory of the process until the mapping goes, as much again as the weights, and
 taking it back keeps the sockets of a killed shard open for longer.
+
+Whoever says which experts come next (`ExpertReader.expect`) has the system read them from the
+disk while those before are packed: their bytes wait in the page cache, which is no memory of the
+process.
 """
 
 import json
+import math
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +25,7 @@ import torch
 from actors.experts.check import check_source
 from actors.experts.families import find_layout
 from actors.experts.formats.base import Kind
-from actors.experts.headers import read_tensor_index
+from actors.experts.headers import TensorInfo, read_tensor_index
 from actors.experts.layouts import Part, Source
 from actors.experts.refusal import ModelRefused
 from actors.experts.spec import ExpertSpec
@@ -40,6 +47,12 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
+
+
+AHEAD_BYTES = 32 << 20
+"""Of experts that the system is told to read while those before them are packed; one at least."""
+HINT_BYTES = 1 << 20
+"""A hint for more than the device takes in one request is cut off by the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +103,12 @@ class ExpertTensors:
 class TensorSource(Protocol):
     """A file of tensors."""
 
-    def read(self, name: str, dtype: str, shape: tuple[int, ...], row: int | None) -> torch.Tensor:
-        """Tensor `name` of `dtype` (as in `DTYPES`) and `shape`; only [row] of it if given."""
+    def read_into(self, room: torch.Tensor, name: str, row: int | None) -> None:
+        """Fill `room`, contiguous, with tensor `name`; with only [row] of it if given."""
+        ...
+
+    def expect(self, size: int, name: str, row: int | None) -> None:
+        """The same, of `size` bytes, will be read soon."""
         ...
 
 
@@ -115,11 +132,24 @@ class SafetensorsFile:
         }
 
     def read(self, name: str, dtype: str, shape: tuple[int, ...], row: int | None) -> torch.Tensor:
-        """See `TensorSource`. ModelRefused if the file has become shorter."""
+        """Tensor `name` of `dtype` (as in `DTYPES`) and `shape`; only [row] of it if given.
+        ModelRefused if the file has become shorter."""
         tensor = torch.empty(shape if row is None else shape[1:], dtype=DTYPES[dtype])
-        begin = self._begin[name] + (row or 0) * tensor.nbytes
-        self._fill(tensor.view(torch.uint8).numpy().data.cast("B"), begin)
+        self.read_into(tensor, name, row)
         return tensor
+
+    def read_into(self, room: torch.Tensor, name: str, row: int | None) -> None:
+        """See `TensorSource`. ModelRefused if the file has become shorter."""
+        begin = self._begin[name] + (row or 0) * room.nbytes
+        self._fill(room.view(torch.uint8).numpy().data.cast("B"), begin)
+
+    def expect(self, size: int, name: str, row: int | None) -> None:
+        """See `TensorSource`. Returns at once; the system need not follow."""
+        begin = self._begin[name] + (row or 0) * size
+        for first in range(begin, begin + size, HINT_BYTES):
+            length = min(HINT_BYTES, begin + size - first)
+            with suppress(OSError):  # a file system without a page cache
+                os.posix_fadvise(self._stream.fileno(), first, length, os.POSIX_FADV_WILLNEED)
 
     def _fill(self, room: memoryview, position: int) -> None:
         while room:
@@ -133,22 +163,37 @@ class ExpertReader:
     """Reads experts of one checkpoint. Not thread-safe: one reader per loading thread.
 
     open_file: how a safetensors file is opened; tests count the tensors it is asked for.
+    ahead_bytes: see `AHEAD_BYTES`.
     """
 
     def __init__(
-        self, spec: ExpertSpec, open_file: Callable[[Path], TensorSource] = SafetensorsFile
+        self,
+        spec: ExpertSpec,
+        open_file: Callable[[Path], TensorSource] = SafetensorsFile,
+        ahead_bytes: int = AHEAD_BYTES,
     ) -> None:
         self._spec = spec
         self._index = read_tensor_index(spec.model_path)
         self._layout = find_layout(spec.architecture, spec.layers[0], self._index)
         self._open_file = open_file
         self._files: dict[Path, TensorSource] = {}
+        self._ahead = max(1, ahead_bytes // spec.bytes_per_expert)
+        self._expected: deque[tuple[int, int]] = deque()
+        self._told = 0
+
+    def expect(self, layer: int, experts: Iterable[int]) -> None:
+        """Only these will be read next, in this order: most of an expert is then in memory by the
+        time it is asked for. What is read remains what is asked for."""
+        self._expected = deque((layer, expert) for expert in experts)
+        self._told = 0
 
     def read(self, layer: int, expert: int) -> ExpertTensors:
         """Tensors of `expert` (logical id) of model layer `layer`, in memory of their own.
         ModelRefused if one is missing or not as the spec says."""
+        self._tell(layer, expert)
+        beside: dict[Kind, torch.Tensor] = {}
         read = {
-            (source.part, source.kind): self._canonical(source, self._fetch(source))
+            (source.part, source.kind): self._canonical(source, self._fetch(source, beside))
             for source in self._layout.sources(self._spec, layer, expert)
         }
         return ExpertTensors(
@@ -164,13 +209,38 @@ class ExpertReader:
     def _has(read: dict[tuple[Part, Kind], torch.Tensor], kind: Kind) -> bool:
         return (Part.DOWN, kind) in read
 
-    def _fetch(self, source: Source) -> torch.Tensor:
+    def _tell(self, layer: int, expert: int) -> None:
+        """Have the experts after this one read by the system, as far as `AHEAD_BYTES`."""
+        if not self._expected or self._expected.popleft() != (layer, expert):
+            self._expected.clear()
+            return
+        self._told = max(0, self._told - 1)
+        coming = list(self._expected)[self._told : self._ahead]
+        for source in (each for key in coming for each in self._layout.sources(self._spec, *key)):
+            if source.name in self._index:  # else reading it says so
+                info = self._index.find(source.name)
+                size = math.prod(_shape(info, source)) * DTYPES[info.dtype].itemsize
+                self._file(info.file).expect(size, source.name, source.expert)
+        self._told += len(coming)
+
+    def _file(self, path: Path) -> TensorSource:
+        file = self._files.get(path)
+        if file is None:
+            file = self._files[path] = self._open_file(path)
+        return file
+
+    def _fetch(self, source: Source, beside: dict[Kind, torch.Tensor]) -> torch.Tensor:
+        """beside: for what is stored up and gate apart, room for up right behind gate."""
         check_source(self._index, source)
         info = self._index.find(source.name)
-        file = self._files.get(info.file)
-        if file is None:
-            file = self._files[info.file] = self._open_file(info.file)
-        return file.read(source.name, info.dtype, info.shape, source.expert)
+        shape, dtype = _shape(info, source), DTYPES[info.dtype]
+        room = beside.get(source.kind) if source.part is Part.UP else None
+        if source.part is Part.GATE:
+            room, beside[source.kind] = torch.empty((2, *shape), dtype=dtype)
+        if room is None or room.shape != shape or room.dtype != dtype:
+            room = torch.empty(shape, dtype=dtype)
+        self._file(info.file).read_into(room, source.name, source.expert)
+        return room
 
     def _canonical(self, source: Source, tensor: torch.Tensor) -> torch.Tensor:
         if source.kind is Kind.WEIGHT and self._layout.transposed:
@@ -182,7 +252,27 @@ class ExpertReader:
     def _gate_up(self, read: dict[tuple[Part, Kind], torch.Tensor], kind: Kind) -> torch.Tensor:
         fused = read.get((Part.GATE_UP, kind))
         if fused is None:
-            return torch.cat([read[Part.GATE, kind], read[Part.UP, kind]])
+            return _joined(read[Part.GATE, kind], read[Part.UP, kind])
         if self._layout.interleaved:
             return torch.cat([fused[0::2], fused[1::2]])
         return fused
+
+
+def _shape(info: TensorInfo, source: Source) -> tuple[int, ...]:
+    """Of what is read of a stored tensor."""
+    return info.shape if source.expert is None else info.shape[1:]
+
+
+def _joined(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """[gate; up], without a copy where one lies behind the other."""
+    if (
+        gate.is_contiguous()
+        and up.is_contiguous()
+        and gate.dtype == up.dtype
+        and gate.untyped_storage().data_ptr() == up.untyped_storage().data_ptr()
+        and gate.data_ptr() + gate.nbytes == up.data_ptr()
+    ):
+        shape = (len(gate) + len(up), *gate.shape[1:])
+        place = gate.storage_offset()
+        return gate.new_empty(0).set_(gate.untyped_storage(), place, shape)  # type: ignore[call-overload,no-any-return]
+    return torch.cat([gate, up])

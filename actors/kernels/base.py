@@ -5,7 +5,7 @@ expert outputs of a batch. What differs between devices and formats is its `Expe
 CPU and CUDA kernels, torch's grouped GEMM, and plain torch for everything else.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -89,4 +89,13 @@ class ExpertOperator(Protocol):
 
     def describe(self) -> str:
         """One phrase: format, implementation and what it does about the activation."""
+        ...
+
+
+@runtime_checkable
+class PacksInPlace(Protocol):
+    """An operator that can write what `pack` gives where it is to stay."""
+
+    def pack_into(self, expert: ExpertTensors, slot: ExpertTensors) -> None:
+        """Write `pack(expert)` to `slot`: contiguous tensors of the same shapes and types."""
         ...

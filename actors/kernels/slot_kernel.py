@@ -15,7 +15,7 @@ import torch
 
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.spec import ExpertSpec
-from actors.kernels.base import ExpertOperator
+from actors.kernels.base import ExpertOperator, PacksInPlace
 from actors.kernels.device_rows import compute_on_device
 from actors.kernels.slots import SlotMap, SlotStore
 from actors.kernels.summing import sum_outputs
@@ -46,8 +46,8 @@ class Store(Protocol):
 class SlotKernel:
     """See `ExpertKernel`.
 
-    read: native tensors of (layer, expert), as `ExpertReader.read`. store: holds what the operator
-    takes, in place of a `SlotStore` filled with what is read.
+    read, expect: native tensors of (layer, expert), and what will be read, as `ExpertReader` has
+    them. store: holds what the operator takes, in place of a `SlotStore` filled with what is read.
     bytes_per_expert: what a slot takes here; `spec.bytes_per_expert` unless weights are converted.
     """
 
@@ -57,6 +57,7 @@ class SlotKernel:
         operator: ExpertOperator,
         read: Callable[[int, int], ExpertTensors] | None = None,
         *,
+        expect: Callable[[int, list[int]], None] | None = None,
         store: Store | None = None,
         bytes_per_expert: int | None = None,
     ) -> None:
@@ -69,7 +70,8 @@ class SlotKernel:
         self.bytes_per_expert = bytes_per_expert
         if store is None:
             assert read is not None
-            store = SlotStore(spec.num_experts, read, operator.pack)
+            pack_into = operator.pack_into if isinstance(operator, PacksInPlace) else None
+            store = SlotStore(spec.num_experts, read, operator.pack, pack_into, expect)
         self._store = store
         self._room = torch.empty((0, spec.hidden_size), dtype=torch.bfloat16)
 

@@ -71,7 +71,8 @@ class SlotStore:
     """Slots of all layers of one kernel.
 
     read: native tensors of (layer, expert); called only for experts a layer does not hold yet.
-    pack: native tensors to the kernel's own form, of the same shape for every expert.
+    pack: native tensors to the kernel's own form, of the same shape for every expert. pack_into:
+    the same, written to a slot. expect: told what will be read of a layer, in that order.
     """
 
     def __init__(
@@ -79,10 +80,14 @@ class SlotStore:
         num_experts: int,
         read: Callable[[int, int], ExpertTensors],
         pack: Callable[[ExpertTensors], ExpertTensors],
+        pack_into: Callable[[ExpertTensors, ExpertTensors], None] | None = None,
+        expect: Callable[[int, list[int]], None] | None = None,
     ) -> None:
         self._num_experts = num_experts
         self._read = read
         self._pack = pack
+        self._pack_into = pack_into or self._pack_and_copy
+        self._expect = expect
         self._layers: dict[int, LayerSlots] = {}
         self._loading = threading.Lock()
 
@@ -97,22 +102,27 @@ class SlotStore:
                 self._layers[layer] = self._build(layer, experts, old)
 
     def _build(self, layer: int, experts: list[int], old: LayerSlots | None) -> LayerSlots:
+        kept = {} if old is None else {expert: n for n, expert in enumerate(old.map.experts)}
+        if self._expect is not None:
+            self._expect(layer, [expert for expert in experts if expert not in kept])
         stacked: ExpertTensors | None = None
-        for slot, expert in enumerate(experts):
-            one = self._expert(layer, expert, old)
+        for number, expert in enumerate(experts):
+            if old is not None and expert in kept:
+                one = _slot(old.stacked, kept[expert])
+            elif stacked is None:
+                one = self._pack(self._read(layer, expert))
+            else:
+                self._pack_into(self._read(layer, expert), _slot(stacked, number))
+                continue
             if stacked is None:
                 stacked = one.map(lambda tensor: _room(len(experts), tensor))
-            for target, source in zip(stacked.tensors(), one.tensors(), strict=True):
-                target[slot].copy_(source)
-            del one, source  # or it would stay while the next one is read and packed
+            _copy(one, _slot(stacked, number))
+            del one  # or it would stay while the next one is read and packed
         assert stacked is not None
         return LayerSlots(slot_map(layer, experts, self._num_experts), stacked)
 
-    def _expert(self, layer: int, expert: int, old: LayerSlots | None) -> ExpertTensors:
-        if old is None or expert not in old.map.experts:
-            return self._pack(self._read(layer, expert))
-        slot = old.map.experts.index(expert)
-        return old.stacked.map(lambda tensor: tensor[slot])
+    def _pack_and_copy(self, expert: ExpertTensors, slot: ExpertTensors) -> None:
+        _copy(self._pack(expert), slot)
 
     def layer(self, layer: int) -> LayerSlots:
         """The slots of a layer as of now; ExpertsMissing if it holds none."""
@@ -123,6 +133,15 @@ class SlotStore:
 
     def resident_bytes(self) -> int:
         return sum(held.stacked.nbytes for held in list(self._layers.values()))
+
+
+def _slot(stacked: ExpertTensors, number: int) -> ExpertTensors:
+    return stacked.map(lambda tensor: tensor[number])
+
+
+def _copy(expert: ExpertTensors, slot: ExpertTensors) -> None:
+    for target, source in zip(slot.tensors(), expert.tensors(), strict=True):
+        target.copy_(source)
 
 
 def _room(slots: int, one: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,9 @@ from actors.experts.spec import Activation, ExpertSpec, GateActivation
 from actors.kernels import vllm_cpu_fused
 from actors.kernels.base import ExpertOperator
 from actors.kernels.native_ops import GROUPED_CPU_KERNEL, CpuFeatures
+from actors.kernels.packing import interleave
 from actors.kernels.target import IS_FASTER, Target
-from actors.kernels.vllm_cpu_fused import ROW_BLOCK, interleave
+from actors.kernels.vllm_cpu_fused import ROW_BLOCK
 
 BUILT_IN_SWIGLU_OAI = Activation(GateActivation.SWIGLU_OAI, limit=7.0, alpha=1.702)
 

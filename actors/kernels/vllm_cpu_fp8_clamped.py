@@ -17,6 +17,7 @@ from actors.experts.spec import ExpertSpec, GateActivation
 from actors.kernels.base import ExpertOperator
 from actors.kernels.fp8_blocks import kernel_block_rows, kernel_scales
 from actors.kernels.grouped import run_grouped
+from actors.kernels.packing import pack_rows
 from actors.kernels.target import Target
 from actors.kernels.vllm_cpu_fused import ROW_BLOCK
 
@@ -58,14 +59,19 @@ class VllmCpuFp8Clamped:
         self._block_size = [kernel_block_rows(spec.intermediate_size), 128]
 
     def pack(self, expert: ExpertTensors) -> ExpertTensors:
+        packed = kernel_scales(expert).map(torch.empty_like)
+        self.pack_into(expert, packed)
+        return packed
+
+    def pack_into(self, expert: ExpertTensors, slot: ExpertTensors) -> None:
+        """See `PacksInPlace`."""
         expert = kernel_scales(expert)
-        pack_weight = torch.ops._C.convert_weight_packed
-        return ExpertTensors(
-            w13=pack_weight(expert.w13.unsqueeze(0).contiguous()).squeeze(0),
-            w2=pack_weight(expert.w2.unsqueeze(0).contiguous()).squeeze(0),
-            w13_scale=expert.w13_scale,
-            w2_scale=expert.w2_scale,
-        )
+        pack_rows(expert.w13, slot.w13)
+        pack_rows(expert.w2, slot.w2)
+        for scale, target in ((expert.w13_scale, slot.w13_scale), (expert.w2_scale, slot.w2_scale)):
+            assert scale is not None
+            assert target is not None
+            target.copy_(scale)
 
     def run(
         self, held: ExpertTensors, rows: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor

@@ -39,6 +39,7 @@ from actors.experts.refusal import ModelRefused
 from actors.experts.spec import Activation, ExpertSpec, GateActivation
 from actors.kernels.base import ExpertOperator
 from actors.kernels.fp8_blocks import kernel_block_rows, kernel_scales
+from actors.kernels.packing import interleave, pack_rows, pack_scales
 from actors.kernels.target import Target
 
 # vLLM's CPUQuantMethod, the kernel's `moe_comp_method`.
@@ -97,24 +98,34 @@ class VllmCpuFused:
         self._alpha, self._limit, self._weight_factor = _swiglu_arguments(spec.activation)
 
     def pack(self, expert: ExpertTensors) -> ExpertTensors:
-        if self.weight_format == FP8_BLOCK128:
-            expert = kernel_scales(expert)
-        if self._weight_factor != 1.0:
-            expert = _scale_gate_up(expert)
-        if self._alpha is not None:
-            expert = _interleave_gate_up(expert)
-        pack_weight = torch.ops._C.convert_weight_packed
-        w13_scale, w2_scale = expert.w13_scale, expert.w2_scale
+        expert = self._with_kernel_scales(expert)
+        packed = expert.map(_room)
+        self._write(expert, packed)
+        return packed
+
+    def pack_into(self, expert: ExpertTensors, slot: ExpertTensors) -> None:
+        """See `PacksInPlace`."""
+        self._write(self._with_kernel_scales(expert), slot)
+
+    def _with_kernel_scales(self, expert: ExpertTensors) -> ExpertTensors:
+        return kernel_scales(expert) if self.weight_format == FP8_BLOCK128 else expert
+
+    def _write(self, expert: ExpertTensors, slot: ExpertTensors) -> None:
+        alternate, scaled = self._alpha is not None, self._weight_factor != 1.0
+        w13 = _scale_gate_up(expert) if scaled else expert.w13
+        pack_rows(w13, slot.w13, alternate=alternate)
+        pack_rows(expert.w2, slot.w2)
+        if expert.w13_bias is not None:
+            bias = interleave(expert.w13_bias) if alternate else expert.w13_bias
+            _copy(bias, slot.w13_bias)
+            _copy(expert.w2_bias, slot.w2_bias)
         if self.weight_format == MXFP4:
-            w13_scale, w2_scale = _pack_scale(w13_scale), _pack_scale(w2_scale)
-        return ExpertTensors(
-            w13=pack_weight(expert.w13.unsqueeze(0).contiguous()).squeeze(0),
-            w2=pack_weight(expert.w2.unsqueeze(0).contiguous()).squeeze(0),
-            w13_scale=w13_scale,
-            w2_scale=w2_scale,
-            w13_bias=None if expert.w13_bias is None else expert.w13_bias.float(),
-            w2_bias=None if expert.w2_bias is None else expert.w2_bias.float(),
-        )
+            add = SCALE_BITS if scaled else 0
+            _pack_scale(expert.w13_scale, slot.w13_scale, alternate=alternate, add=add)
+            _pack_scale(expert.w2_scale, slot.w2_scale)
+        elif expert.w13_scale is not None:
+            _copy(expert.w13_scale, slot.w13_scale)
+            _copy(expert.w2_scale, slot.w2_scale)
 
     def run(
         self, held: ExpertTensors, rows: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor
@@ -159,35 +170,36 @@ def _swiglu_arguments(activation: Activation) -> tuple[float | None, float | Non
     return 1 / scale, activation.limit * scale, scale**-2
 
 
-def _scale_gate_up(expert: ExpertTensors) -> ExpertTensors:
-    """w13 times 2 ** SCALE_BITS, without rounding."""
+def _scale_gate_up(expert: ExpertTensors) -> torch.Tensor:
+    """w13 times 2 ** SCALE_BITS, without rounding; where it has scales, they get the factor."""
     if expert.w13_scale is None:
         if float(expert.w13.abs().max()) > 2.0 ** (MAX_EXPONENT - 127):
             raise ModelRefused("an expert has gate or up weights above 2^87: broken checkpoint")
-        return ExpertTensors(expert.w13 * 2.0**SCALE_BITS, expert.w2)
+        return expert.w13 * 2.0**SCALE_BITS
     if int(expert.w13_scale.max()) > MAX_EXPONENT:
         raise ModelRefused("an expert has MXFP4 scales above 2^87: broken checkpoint")
-    return ExpertTensors(expert.w13, expert.w2, expert.w13_scale + SCALE_BITS, expert.w2_scale)
+    return expert.w13
 
 
-def _interleave_gate_up(expert: ExpertTensors) -> ExpertTensors:
-    return ExpertTensors(
-        w13=interleave(expert.w13),
-        w2=expert.w2,
-        w13_scale=None if expert.w13_scale is None else interleave(expert.w13_scale),
-        w2_scale=expert.w2_scale,
-        w13_bias=None if expert.w13_bias is None else interleave(expert.w13_bias),
-        w2_bias=expert.w2_bias,
-    )
+def _room(tensor: torch.Tensor) -> torch.Tensor:
+    """For `tensor` packed; the kernel takes biases in fp32."""
+    is_bias = tensor.dim() == 1
+    return torch.empty(tensor.shape, dtype=torch.float32 if is_bias else tensor.dtype)
 
 
-def interleave(tensor: torch.Tensor) -> torch.Tensor:
-    """Dimension 0 [gate; up] -> gate and up alternating."""
-    gate, up = tensor.chunk(2)
-    return torch.stack([gate, up], 1).flatten(0, 1)
+def _copy(tensor: torch.Tensor | None, target: torch.Tensor | None) -> None:
+    assert tensor is not None
+    assert target is not None
+    target.copy_(tensor)
 
 
-def _pack_scale(scale: torch.Tensor | None) -> torch.Tensor:
+def _pack_scale(
+    scale: torch.Tensor | None,
+    target: torch.Tensor | None,
+    *,
+    alternate: bool = False,
+    add: int = 0,
+) -> None:
     assert scale is not None
-    packed: torch.Tensor = torch.ops._C.convert_scale_packed(scale.unsqueeze(0).contiguous())
-    return packed.squeeze(0)
+    assert target is not None
+    pack_scales(scale, target, alternate=alternate, add=add)

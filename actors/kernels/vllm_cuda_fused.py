@@ -21,9 +21,9 @@ from actors.experts.formats.bf16 import BF16
 from actors.experts.formats.fp8_block128 import FP8_BLOCK128
 from actors.experts.spec import Activation, ExpertSpec, GateActivation
 from actors.kernels.base import ExpertOperator
+from actors.kernels.packing import interleave
 from actors.kernels.target import Target
 from actors.kernels.vllm_cpu_bf16 import BUILT_IN_SWIGLU_OAI
-from actors.kernels.vllm_cpu_fused import interleave
 
 FP8_BLOCK = 128
 ROW_BLOCK = 16  # the least reduction and output sizes a tensor core instruction takes
