@@ -86,9 +86,23 @@ def slots_of_memory(
         raise UserError(
             f"the shards' memory holds {sum(room)} experts of "
             f"{format_bytes(spec.bytes_per_expert)}, but {spec.architecture} has {needed} "
-            f"({layers} layers of {experts}, {format_bytes(needed * spec.bytes_per_expert)})",
-            "raise `memory` of the pools or add shards",
+            f"({layers} layers of {experts}, {format_bytes(needed * spec.bytes_per_expert)})"
+            f"{_missing(needed - sum(room), spec)}",
+            "raise `memory` of the pools or add shards" + _how_many(needed, room, capacities),
         ) from None
+
+
+def _missing(experts: int, spec: ExpertSpec) -> str:
+    """None are where shards of unlike memory cannot hold different copies."""
+    return f": {format_bytes(experts * spec.bytes_per_expert)} are missing" if experts > 0 else ""
+
+
+def _how_many(needed: int, room: Sequence[int], capacities: Sequence[ShardCapacity]) -> str:
+    """Of the largest shard, so many more would do."""
+    missing, most = needed - sum(room), max(room, default=0)
+    if missing <= 0 or most <= 0:
+        return ""
+    return f": {-(-missing // most)} more like {capacities[room.index(most)].id} would do"
 
 
 def relative_speeds(

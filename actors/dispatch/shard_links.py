@@ -41,7 +41,7 @@ class LinkTable:
     """Links by shard of the view. Replaced as a whole, so flights keep the one they went out by.
 
     slots: int64 [D, SLOT_COLUMNS]; service: float64 [D, 5], kept up to date by `service.learn`.
-    shares: whether some link shares memory of a device.
+    shares: whether some link shares memory of a device, and the view wants it used.
     """
 
     slots: npt.NDArray[np.int64]
@@ -87,7 +87,9 @@ class ShardLinks(PeerLinks):
             self.connector.wait_tried(FIRST_LINKS_S)
         if before is None or not same_links(before.shards, view.shards):
             self.want(view.shards)
-        elif before.rows_between_nodes is view.rows_between_nodes:
+        elif (before.rows_between_nodes, before.device_ipc) == (
+            view.rows_between_nodes, view.device_ipc,
+        ):  # fmt: skip
             self._take_costs(before, view)
         else:
             self.changes += 1
@@ -173,7 +175,7 @@ class ShardLinks(PeerLinks):
             np.array(service, np.float64),
             links,
             [link.segment if link else None for link in links],
-            any(link is not None and link.area is not None for link in links),
+            view.device_ipc and any(link is not None and link.area is not None for link in links),
         )
         self._linked = np.array([link is not None for link in links], np.bool_)
         self._set_cost()

@@ -61,6 +61,37 @@ class ExpertKernel(Protocol):
         ...
 
 
+class StartedCall(Protocol):
+    """A call that its device has."""
+
+    def finish(self) -> None:
+        """Return when its sums are there. Raises what `ExpertKernel.compute` raises."""
+        ...
+
+
+@runtime_checkable
+class OverlappingKernel(ExpertKernel, Protocol):
+    """A kernel whose calls can be started before the one before is finished."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether that gains anything: copies to the device run beside its computing."""
+        ...
+
+    def start(
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        row_index: torch.Tensor,
+        experts: torch.Tensor,
+        weights: torch.Tensor,
+        out: torch.Tensor,
+    ) -> StartedCall:
+        """As `compute`; the sums are in `out` once the call is finished, the other tensors may be
+        changed before. For two calls at a time, the first one of which is finished first."""
+        ...
+
+
 class ExpertOperator(Protocol):
     """What differs between kernels: the form weights are kept in, and the operator over them."""
 

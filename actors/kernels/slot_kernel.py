@@ -7,6 +7,7 @@ Spreading and summing take below 2 % of the call. They are done where the operat
 here, elsewhere in `device_rows`.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -15,8 +16,9 @@ import torch
 
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.spec import ExpertSpec
-from actors.kernels.base import ExpertOperator, PacksInPlace
-from actors.kernels.device_rows import compute_on_device
+from actors.kernels.base import ExpertOperator, PacksInPlace, StartedCall
+from actors.kernels.copies import DONE, DeviceCopies
+from actors.kernels.device_rows import compute_on_device, start_on_device
 from actors.kernels.slots import SlotMap, SlotStore
 from actors.kernels.summing import sum_outputs
 
@@ -48,6 +50,7 @@ class SlotKernel:
 
     read, expect: native tensors of (layer, expert), and what will be read, as `ExpertReader` has
     them. store: holds what the operator takes, in place of a `SlotStore` filled with what is read.
+    copies: to and from the operator's device; found out if not given.
     bytes_per_expert: what a slot takes here; `spec.bytes_per_expert` unless weights are converted.
     """
 
@@ -60,23 +63,35 @@ class SlotKernel:
         expect: Callable[[int, list[int]], None] | None = None,
         store: Store | None = None,
         bytes_per_expert: int | None = None,
+        copies: DeviceCopies | None = None,
     ) -> None:
         self.operator = operator
+        self.copies = copies or DeviceCopies.of(operator.device)
         if bytes_per_expert is None:
             kept = dataclasses.replace(
                 spec, weight_format=operator.weight_format, expert_bytes=None
             )
             bytes_per_expert = kept.bytes_per_expert
         self.bytes_per_expert = bytes_per_expert
+        # vLLM's own layers are loaded on the stream that computes, as their code expects.
+        self._loads_beside = store is None
         if store is None:
             assert read is not None
-            pack_into = operator.pack_into if isinstance(operator, PacksInPlace) else None
-            store = SlotStore(spec.num_experts, read, operator.pack, pack_into, expect)
+            copies = self.copies
+            store = SlotStore(
+                spec.num_experts,
+                read,
+                lambda expert: operator.pack(copies.to_device(expert)),
+                operator.pack_into if isinstance(operator, PacksInPlace) else None,
+                expect,
+                settle=copies.settle,
+            )
         self._store = store
         self._room = torch.empty((0, spec.hidden_size), dtype=torch.bfloat16)
 
     def load(self, layer: int, experts: list[int]) -> None:
-        self._store.load(layer, experts)
+        with self.copies.loading() if self._loads_beside else contextlib.nullcontext():
+            self._store.load(layer, experts)
 
     def compute(
         self,
@@ -87,18 +102,42 @@ class SlotKernel:
         weights: torch.Tensor,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        if out is None:
+            out = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+        if self.operator.device.type != "cpu":
+            self.start(layer, rows, row_index, experts, weights, out).finish()
+            return out
         held = self._store.layer(layer)
         slots = held.map.slots(experts)
-        sums = out
-        if sums is None:
-            sums = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
-        if self.operator.device.type == "cpu":
-            spread = torch.index_select(rows, 0, row_index, out=self._spread(len(experts), rows))
-            outputs = self.operator.run(held.stacked, spread, slots, weights)
-            sum_outputs(outputs, row_index, sums)
-        else:
-            compute_on_device(self.operator, held.stacked, rows, row_index, slots, weights, sums)
-        return sums
+        spread = torch.index_select(rows, 0, row_index, out=self._spread(len(experts), rows))
+        outputs = self.operator.run(held.stacked, spread, slots, weights)
+        sum_outputs(outputs, row_index, out)
+        return out
+
+    @property
+    def overlaps(self) -> bool:
+        return self.copies.rows is not None
+
+    def start(
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        row_index: torch.Tensor,
+        experts: torch.Tensor,
+        weights: torch.Tensor,
+        out: torch.Tensor,
+    ) -> StartedCall:
+        """See `OverlappingKernel`; not for an operator on the CPU."""
+        held = self._store.layer(layer)
+        call = (self.operator, held.stacked, rows, row_index, held.map.slots(experts), weights, out)
+        staging, on_host = self.copies.rows, rows.device.type == out.device.type == "cpu"
+        started = start_on_device(staging, *call) if staging is not None and on_host else None
+        if started is not None:
+            return started
+        compute_on_device(*call)
+        if out.device.type != "cpu":
+            self.copies.settle()  # before `held` may be freed, on the stream that loads
+        return DONE
 
     def _spread(self, assignments: int, rows: torch.Tensor) -> torch.Tensor:
         """Room for [A, H] rows that is used again by the next call."""
@@ -111,4 +150,4 @@ class SlotKernel:
 
     def describe(self) -> str:
         """What computes the experts, for logs and status."""
-        return self.operator.describe()
+        return self.operator.describe() + self.copies.problem

@@ -73,6 +73,7 @@ class SlotStore:
     read: native tensors of (layer, expert); called only for experts a layer does not hold yet.
     pack: native tensors to the kernel's own form, of the same shape for every expert. pack_into:
     the same, written to a slot. expect: told what will be read of a layer, in that order.
+    settle: returns when a layer that was built is there, for devices that are behind their host.
     """
 
     def __init__(
@@ -82,12 +83,14 @@ class SlotStore:
         pack: Callable[[ExpertTensors], ExpertTensors],
         pack_into: Callable[[ExpertTensors, ExpertTensors], None] | None = None,
         expect: Callable[[int, list[int]], None] | None = None,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         self._num_experts = num_experts
         self._read = read
         self._pack = pack
         self._pack_into = pack_into or self._pack_and_copy
         self._expect = expect
+        self._settle = settle
         self._layers: dict[int, LayerSlots] = {}
         self._loading = threading.Lock()
 
@@ -119,6 +122,7 @@ class SlotStore:
             _copy(one, _slot(stacked, number))
             del one  # or it would stay while the next one is read and packed
         assert stacked is not None
+        self._settle()
         return LayerSlots(slot_map(layer, experts, self._num_experts), stacked)
 
     def _pack_and_copy(self, expert: ExpertTensors, slot: ExpertTensors) -> None:

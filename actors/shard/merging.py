@@ -56,6 +56,7 @@ class MergedCalls:
         self._rows: Bits16 = np.empty((0, hidden), np.uint16)
         self._indices = np.empty((2, 0), np.int32)
         self._weights = np.empty(0, np.float32)
+        self._sums: Floats = np.empty((0, hidden), np.float32)
         self.clear()
 
     def clear(self) -> None:
@@ -112,6 +113,13 @@ class MergedCalls:
         return bf16_tensor(self._rows[:first])
 
     @property
+    def sums(self) -> Floats:
+        """[R, H], for the sums of the rows of all calls."""
+        if self.num_rows > len(self._sums):
+            self._sums = np.empty((2 * self.num_rows, self._hidden), np.float32)
+        return self._sums[: self.num_rows]
+
+    @property
     def row_index(self) -> Ints:
         """[A] into `rows`."""
         return self._indices[0, : self.assignments]
@@ -125,6 +133,15 @@ class MergedCalls:
     def weights(self) -> Floats:
         """[A]."""
         return self._weights[: self.assignments]
+
+    @property
+    def assigned(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`row_index`, `experts` and `weights` as tensors of the same memory."""
+        return (
+            torch.from_numpy(self.row_index),
+            torch.from_numpy(self.experts),
+            torch.from_numpy(self.weights),
+        )
 
 
 @compiled()

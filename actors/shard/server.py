@@ -8,6 +8,10 @@ again one by one, and a call that fails by itself is answered with an ERROR, so 
 another replica. One that ran out of memory is first tried in smaller pieces. After such an ERROR a
 self-test decides about the shard: one row of zeros through one expert that it holds. A device that
 does not compute even that serves nobody, and `run` ends.
+
+On a device that copies beside computing the rows of the next batch go there while one is computed:
+it is started before that one is finished. A batch that cannot be started, or does not finish, is
+computed again by itself, where failures are told apart as ever.
 """
 
 import logging
@@ -20,13 +24,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from actors.answers import in_place, result_header, write_sums
+from actors.answers import result_header
 from actors.experts.spec import ExpertSpec
-from actors.kernels.base import ExpertKernel, ExpertsMissing
+from actors.kernels.base import ExpertKernel, ExpertsMissing, OverlappingKernel
 from actors.kernels.scratch import LEAST_ASSIGNMENTS, is_out_of_memory
-from actors.shard.merging import MergedCalls, count_experts, fitting, row_pieces
+from actors.shard.batch_calls import run_batch
+from actors.shard.merging import MergedCalls, count_experts, fitting
+from actors.shard.under_way import Rooms, UnderWay
 from actors.wire.address import Address
-from actors.wire.body import Floats, call_body
+from actors.wire.body import call_body
 from actors.wire.frame import MAX_ASSIGNMENTS, Fault, FrameKind, Header, RowCoding
 from actors.wire.security import HANDSHAKE_ONLY, TcpSecurity
 from actors.wire.server import FrameServer, Request
@@ -77,7 +83,11 @@ class ShardServer:
         )
         """[L, E] assignments computed since the start: this shard's share of the expert load."""
         self._batch = MergedCalls(spec.hidden_size, spec.num_experts)
-        self._merged_sums: Floats = np.empty((0, spec.hidden_size), np.float32)
+        self._other_batch = MergedCalls(spec.hidden_size, spec.num_experts)
+        self._overlapping: OverlappingKernel | None = None
+        if isinstance(kernel, OverlappingKernel) and kernel.overlaps and not self._stretch:
+            self._overlapping = kernel
+        self._ended_s = 0.0
         self.calls = 0
         self.failed_calls = 0
         self.busy_s = 0.0
@@ -103,9 +113,16 @@ class ShardServer:
             else:
                 there = request.header.coding is RowCoding.DEVICE
                 groups[request.header.layer, there].append(request)
-        for (layer, _), group in groups.items():
-            for batch in fitting(group, self.most_assignments):
-                self._serve(layer, batch)
+        batches = [
+            (layer, there, batch)
+            for (layer, there), group in groups.items()
+            for batch in fitting(group, self.most_assignments)
+        ]
+        if self._overlapping is not None and len(batches) > 1:
+            self._serve_overlapping(batches)
+            return
+        for layer, _, batch in batches:
+            self._serve(layer, batch)
 
     def _fault(self, header: Header) -> str:
         if header.kind is not FrameKind.CALL:
@@ -172,30 +189,16 @@ class ShardServer:
 
     def _compute(self, layer: int, group: list[Request]) -> list[Header]:
         """Put the sums where the answers go out from; returns the answers' headers."""
-        answers = [result_header(request.header) for request in group]
         if group[0].header.coding is RowCoding.DEVICE:
-            compute_s = self._compute_there(layer, group)
-            return [answer._replace(compute_us=int(compute_s * 1e6)) for answer in answers]
-        rooms = [
-            self._frames.room(request, answer.body_bytes)
-            for request, answer in zip(group, answers, strict=True)
-        ]
-        # One call's fp32 sums are written in place; others are handed out from one array.
-        out = in_place(answers[0], rooms[0]) if len(group) == 1 else None
-        hand_out = out is None
-        if out is None:
-            out = self._sums()
+            compute_us = int(self._compute_there(layer, group) * 1e6)
+            answers = [result_header(request.header) for request in group]
+            return [answer._replace(compute_us=compute_us) for answer in answers]
+        rooms = Rooms.of(self._frames, group, self._batch)
         start_s = time.perf_counter()
-        self._run_kernel(layer, self._batch.rows, torch.from_numpy(out))
+        self._run_kernel(layer, self._batch.rows, torch.from_numpy(rooms.out))
         compute_s = time.perf_counter() - start_s
-        if hand_out:
-            first = 0
-            for answer, room in zip(answers, rooms, strict=True):
-                if room is not None:
-                    write_sums(out[first : first + answer.rows], answer, room)
-                first += answer.rows
-        compute_s = self._stretched(compute_s)
-        return [answer._replace(compute_us=int(compute_s * 1e6)) for answer in answers]
+        rooms.filled()
+        return rooms.answers_after(self._stretched(compute_s))
 
     def _stretched(self, compute_s: float) -> float:
         """Wait for as long as a slower device would go on; returns the time of both."""
@@ -227,50 +230,60 @@ class ShardServer:
         return self._stretched(time.perf_counter() - start_s)
 
     def _run_kernel(self, layer: int, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """The batch's sums [R, H] of `rows` into `out`, in pieces of whole rows if it is too
-        large."""
+        run_batch(self._kernel, layer, self._batch, rows, out, self.most_assignments)
+
+    # -- computing one batch while the next one's rows are on their way
+
+    def _serve_overlapping(self, batches: list[tuple[int, bool, list[Request]]]) -> None:
+        """As `_serve` for each (layer, whether the rows are on the device, calls)."""
+        before: UnderWay | None = None
+        for layer, there, group in batches:
+            self._batch, self._other_batch = self._other_batch, self._batch
+            good = group if there else self._merge(layer, group)
+            started = self._start(layer, good) if good and not there else None
+            if before is not None:
+                self._finish(before)
+            if good and started is None:
+                self._serve(layer, good)
+            before = started
+        if before is not None:
+            self._finish(before)
+
+    def _start(self, layer: int, group: list[Request]) -> UnderWay | None:
+        """Start what was merged; None: it is to be served by itself, as it is too large for one
+        call, or because it failed."""
         batch = self._batch
-        index, experts, weights = batch.row_index, batch.experts, batch.weights
-        if max(batch.num_rows, batch.assignments) <= self.most_assignments:
-            self._call_kernel(layer, rows, index, experts, weights, out)
-            return
-        for first, end in row_pieces(index, batch.num_rows, self.most_assignments):
-            inside = np.flatnonzero((index >= first) & (index < end))
-            if len(inside):
-                self._call_kernel(
-                    layer,
-                    rows[first:end],
-                    index[inside] - np.int32(first),
-                    experts[inside],
-                    weights[inside],
-                    out[first:end],
-                )
-            else:
-                out[first:end] = 0.0
+        if max(batch.num_rows, batch.assignments) > self.most_assignments:
+            return None
+        assert self._overlapping is not None
+        rooms, since_s = Rooms.of(self._frames, group, batch), time.perf_counter()
+        try:
+            call = self._overlapping.start(
+                layer, batch.rows, *batch.assigned, torch.from_numpy(rooms.out)
+            )
+        except Exception:  # told when it is served by itself
+            return None
+        return UnderWay(layer, group, batch, rooms, call, since_s)
 
-    def _call_kernel(
-        self,
-        layer: int,
-        rows: torch.Tensor,
-        row_index: npt.NDArray[np.int32],
-        experts: npt.NDArray[np.int32],
-        weights: Floats,
-        out: torch.Tensor,
-    ) -> None:
-        self._kernel.compute(
-            layer,
-            rows,
-            torch.from_numpy(row_index),
-            torch.from_numpy(experts),
-            torch.from_numpy(weights),
-            out,
-        )
-
-    def _sums(self) -> Floats:
-        rows = self._batch.num_rows
-        if rows > len(self._merged_sums):
-            self._merged_sums = np.empty((2 * rows, self._spec.hidden_size), np.float32)
-        return self._merged_sums[:rows]
+    def _finish(self, under_way: UnderWay) -> None:
+        """Answer what was started."""
+        now, self._batch = self._batch, under_way.batch
+        try:
+            try:
+                under_way.call.finish()
+            except Exception:
+                log.warning("layer %d: a call did not finish", under_way.layer, exc_info=True)
+                self._serve(under_way.layer, under_way.group)
+                return
+            # The device was with the batch before for some of that time.
+            end_s = time.perf_counter()
+            compute_s = end_s - max(under_way.since_s, self._ended_s)
+            self._ended_s = end_s
+            under_way.rooms.filled()
+            answers = under_way.rooms.answers_after(compute_s)
+            self._answer(under_way.layer, under_way.group, answers)
+        finally:
+            self._batch = now
 
     # -- failures
 
@@ -301,12 +314,9 @@ class ShardServer:
     def _self_test(self, layer: int, expert: int) -> Exception | None:
         """Send one row of zeros through one expert; returns what was raised."""
         rows = torch.zeros((1, self._spec.hidden_size), dtype=torch.bfloat16)
-        out = torch.empty(rows.shape, dtype=torch.float32)
-        one = np.ones(1, np.float32)
+        row, chosen = torch.zeros(1, dtype=torch.int32), torch.tensor([expert], dtype=torch.int32)
         try:
-            self._call_kernel(
-                layer, rows, np.zeros(1, np.int32), np.full(1, expert, np.int32), one, out
-            )
+            self._kernel.compute(layer, rows, row, chosen, torch.ones(1), torch.empty(rows.shape))
         except ExpertsMissing:
             return None  # another plan took it away meanwhile
         except Exception as error:

@@ -126,7 +126,9 @@ class RouterConfig(Section):
     device_ipc: DeviceIpc = DeviceIpc.AUTO
     """`auto`: rows between an engine and shards on its node stay in memory of their devices where
     both are of one vendor and its driver can share it, at 48 MiB of the engine's device for each
-    shard (docs/hardware.md); with `mode: embedded` only. `off`: all rows go through the host."""
+    shard (docs/hardware.md); with `mode: embedded` only. `off`: all rows go through the host. In a
+    mesh that runs `off` concerns the next call, and the memory is given back with its link; `auto`
+    concerns links that are opened afterwards."""
     between_nodes_security: Protection = Protection.AUTHENTICATED
     """What protects the mesh's own connections between nodes (docs/security.md). `authenticated`:
     whatever was changed, repeated or made up on its way ends the connection; it can be read.

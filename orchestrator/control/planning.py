@@ -230,7 +230,12 @@ def _slots(
             )
         except ValueError:
             continue
+    needed, held = copies * L * grid.experts, int(fit.sum())
+    less = ""
+    if shards and held < needed:
+        largest = int(fit.argmax())
+        less = f", {needed - held} less: {shards[largest]} holds {fit[largest]}"
     raise NoPlan(
-        f"{len(shards)} shards have room for {int(fit.sum())} copies, {copies} of each of "
-        f"{L * grid.experts} experts are needed: add shards or memory"
+        f"{len(shards)} shards have room for {held} copies, {copies} of each of "
+        f"{L * grid.experts} experts are needed{less}: add shards or memory"
     )

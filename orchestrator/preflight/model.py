@@ -63,14 +63,14 @@ def check_expert_memory(
             f"{needed} ({total}); shards will measure what their devices have",
         )
     sharing = sum(pool.shards for pool in pools.values() if pool.memory is None)
-    held = sum(
-        pool.shards
-        * min(
+    of_one = {
+        name: min(
             _bytes_of(pool, free_bytes, sharing) // each_of.get(name, each) // layers,
             spec.num_experts,
         )
         for name, pool in pools.items()
-    )
+    }
+    held = sum(pool.shards * of_one[name] for name, pool in pools.items())
     if held >= spec.num_experts:
         return Finding(
             EXPERT_MEMORY, Level.OK, f"{needed} ({total}); the pools hold {held} a layer"
@@ -79,8 +79,16 @@ def check_expert_memory(
         EXPERT_MEMORY,
         Level.FAILURE,
         f"the model has {needed} ({total}), but the pools' shards hold {held} a layer",
-        "raise pools.*.memory, or add shards",
+        "raise pools.*.memory, or add shards" + _to_grow(of_one, spec.num_experts - held),
     )
+
+
+def _to_grow(of_one: Mapping[str, int], missing: int) -> str:
+    """Of the pool whose shards hold the most, so many more would do."""
+    pool = max(of_one, key=lambda name: of_one[name])
+    if not of_one[pool]:
+        return ""
+    return f": {-(-missing // of_one[pool])} more in pools.{pool} would do"
 
 
 def _bytes_of(pool: PoolConfig, free_bytes: int, sharing: int) -> int:

@@ -25,6 +25,7 @@ class Effect(Enum):
     """What follows from another value."""
 
     LIVE = "the controller goes by it"
+    LINKS = "`off`: from the next call on; `auto`: for links opened afterwards"
     SIZE = "members are added or leave"
     POOL = "the pool's shards are replaced"
     ENGINES = "engines are replaced"
@@ -45,6 +46,7 @@ EFFECTS: dict[Path, Effect] = {
     ("engines", "max_replicas"): Effect.LIVE,
     ("router",): Effect.LIVE,
     ("router", "mode"): Effect.FIXED,
+    ("router", "device_ipc"): Effect.LINKS,
     ("router", "spin_us"): Effect.EVERY,
     # Both ends of a connection have to agree.
     ("router", "between_nodes_security"): Effect.FIXED,

@@ -36,6 +36,7 @@ from tests.actors.kernels.building import (
     make_kernel,
     make_spec,
 )
+from tests.devices import staging_checks
 
 IDS = [(row, (3 * row + k) % 6) for row in range(9) for k in range(3)] + [(2, 1), (2, 1)]
 """Rows with several experts, and one that has the same expert more than once."""
@@ -151,7 +152,7 @@ def raises(kind: type[Exception], call: Callable[[], object]) -> None:
 
 CHECKS = {
     name.removeprefix("check_"): check
-    for name, check in list(globals().items())
+    for name, check in (globals() | vars(staging_checks)).items()
     if name.startswith("check_")
 }
 
@@ -162,6 +163,7 @@ def device_of(name: str) -> torch.device:
         device: torch.device = importlib.import_module("tests.devices.standin").register()
         memory = importlib.import_module("tests.devices.standin_memory")
         DRIVERS[STANDIN] = memory.StandInMemory
+        importlib.import_module("tests.devices.standin_streams").install()
         return device
     return torch.device(name)
 

@@ -8,6 +8,7 @@ in their order, since the last ones end shards.
 """
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -210,6 +211,55 @@ def check_both_sides_let_go(mesh: Mesh) -> None:
         return not len(RETIRED)
 
     until(swept, "memory is kept though no shard can write to it")
+
+
+def check_a_row_without_numbers_is_passed_on(mesh: Mesh) -> None:
+    """Looked at on the device, where it came in: nobody is blamed, and nothing is sent again."""
+    rows, weights, ids = batch(mesh, 16)
+    for value in (math.nan, math.inf):
+        bad = rows.cpu()
+        bad[5, 3] = value
+        with closing(mesh.dispatcher()) as dispatcher:
+            found = sums(dispatcher, (bad.to(mesh.device), weights, ids)).cpu()
+            good = sums(dispatcher, (rows, weights, ids)).cpu()
+            said = dispatcher._report()
+        assert not found[5].isfinite().all()
+        others = torch.arange(len(rows)) != 5
+        assert torch.equal(found[others], good[others])
+        assert not said.resent
+        assert not any(shard.is_wrong for shard in said.shards)
+
+
+def check_a_shard_without_numbers_is_found_out(mesh: Mesh) -> None:
+    """Its sums lie on the device; another replica computes the same rows, and is believed."""
+    rows, weights, _ = batch(mesh, 16)
+    given = (rows, weights, torch.tensor([[2, 3]] * 16, dtype=torch.int32))
+    with closing(mesh.dispatcher()) as dispatcher:
+        right = sums(dispatcher, given).cpu()
+        mesh.shards[0].ask("break")
+        try:
+            found = sums(dispatcher, given).cpu()
+            said = dispatcher._report()
+        finally:
+            mesh.shards[0].ask("mend")
+    assert found.isfinite().all()
+    assert torch.allclose(found.float(), right.float(), rtol=0.02, atol=0.02)
+    assert [shard.is_wrong for shard in said.shards] == [True, False]
+
+
+def check_device_ipc_is_turned_off_while_links_live(mesh: Mesh) -> None:
+    """From the next call on, over the same links."""
+    given = batch(mesh, 11)
+    with closing(mesh.dispatcher()) as dispatcher:
+        before = sums(dispatcher, given)
+        views = dispatcher._views
+        assert isinstance(views, StaticViews)
+        views.publish(replace(views.current(), device_ipc=False))
+        found = sums(dispatcher, given)
+        assert found.device.type == "cpu"
+        assert torch.equal(found, before.cpu())
+        assert linked(dispatcher) == len(mesh.shards), "no link was closed for it"
+        assert not dispatcher.takes(mesh.memory.device)
 
 
 def check_a_killed_shard_costs_no_row(mesh: Mesh) -> None:

@@ -2,15 +2,19 @@
 SOCKET EXPERTS [--alone].
 
 A line on its input asks: `areas` for the device memory that clients share with it now, `copied` for
-the bytes that its stand-in copied from and to the host since the last question.
+the bytes that its stand-in copied from and to the host since the last question; `break` for answers
+that are no numbers from now on, until `mend`.
 """
 
 import json
+import math
 import sys
 import threading
+from typing import Any
 
 import torch
 
+from actors.kernels.base import ExpertOperator
 from actors.kernels.choose import choose_operator
 from actors.shard.server import ShardServer
 from actors.wire.address import parse_address
@@ -34,6 +38,8 @@ def main(arguments: list[str]) -> None:
     spec = spec_of()
     kernel = make_kernel(spec, choose_operator(spec, device), make_experts(spec))
     kernel.load(0, json.loads(experts))
+    operator = Breakable(kernel.operator)
+    kernel.operator = operator
     memory = None if alone else device_memory_of(device)
     server = ShardServer(spec, kernel, [parse_address(f"unix:{path}")], SECRET, device=memory)
     threading.Thread(target=server.run, daemon=True).start()
@@ -44,6 +50,22 @@ def main(arguments: list[str]) -> None:
             print(json.dumps(len(areas)), flush=True)
         elif line.strip() == "copied":
             print(json.dumps(copied_bytes(device)), flush=True)
+        elif line.strip() in ("break", "mend"):
+            operator.broken = line.strip() == "break"
+            print(json.dumps(0), flush=True)
+
+
+class Breakable:
+    """An operator whose results are no numbers once it is broken."""
+
+    def __init__(self, inner: ExpertOperator) -> None:
+        self._inner, self.broken = inner, False
+        self.device, self.weight_format = inner.device, inner.weight_format
+        self.pack, self.describe = inner.pack, inner.describe
+
+    def run(self, *given: Any) -> torch.Tensor:
+        outputs = self._inner.run(*given)
+        return outputs * math.inf * 0 if self.broken else outputs
 
 
 def copied_bytes(device: torch.device) -> int:

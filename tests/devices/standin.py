@@ -3,12 +3,13 @@
 It stands in for vendors' devices (npu, mlu, musa, ...), which torch reaches the same way. Tensors
 on it say `device(type='standin')`, their bytes cannot be had but by copying them to the CPU, and
 torch refuses operators over tensors here and there: code that forgets a copy fails as on any
-device. Every operator is computed by torch on the hidden CPU tensors. It copies at once and has no
-streams, so it says nothing of speed and of copies that overlap.
+device. Every operator is computed by torch on the hidden CPU tensors. It copies at once; streams,
+where copies are as late as they may be, are in `standin_streams`. It says nothing of speed.
 
 Registering it concerns the whole process and cannot be undone: import it in a process of its own.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,19 @@ NAME = "standin"
 MEMORY_BYTES = 1 << 30
 copied_bytes = 0
 """From and to the host, so far."""
+VIEWS = ("view", "slice", "select", "alias", "as_strided", "empty", "unbind", "split", "expand")
+"""Operators that read and write no numbers."""
+
+
+class Hooks:
+    """What `standin_streams` does about operators and copies.
+
+    before_operator: called before any operator but views. defer: (source, target) of a copy that
+    need not be done at once; whether it takes charge of that.
+    """
+
+    before_operator: Callable[[], None] = staticmethod(lambda: None)
+    defer: Callable[[torch.Tensor, torch.Tensor], bool] = staticmethod(lambda *_: False)
 
 
 class Module:
@@ -85,6 +99,8 @@ def take(value: Any) -> Any:
 
 def run(operator: Any, *arguments: Any, **named: Any) -> Any:
     """Any operator, on the hidden tensors."""
+    if operator._schema.name.removeprefix("aten::").lstrip("_").split(".")[0] not in VIEWS:
+        Hooks.before_operator()
     flat, tree = pytree.tree_flatten((arguments, named))
     flat = [torch.device("cpu") if is_device(value) else take(value) for value in flat]
     given, keywords = pytree.tree_unflatten(flat, tree)
@@ -103,12 +119,16 @@ def is_device(value: Any) -> bool:
 
 
 def copy_from(
-    source: torch.Tensor, target: torch.Tensor, _non_blocking: bool = False
+    source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False
 ) -> torch.Tensor:
     """Between the device and the CPU, either way, or within the device."""
     global copied_bytes  # noqa: PLW0603 - one stand-in per process
-    if source.device.type != target.device.type:
+    between = source.device.type != target.device.type
+    if between:
         copied_bytes += source.numel() * source.element_size()
+    if (non_blocking or not between) and Hooks.defer(source, target):
+        return target
+    Hooks.before_operator()
     take(target).copy_(take(source))
     return target
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from actors.experts.formats.bf16 import BF16
 from actors.experts.spec import Activation, ExpertSpec
+from orchestrator.config.bytesize import format_bytes
 from orchestrator.errors import UserError
 from orchestrator.mesh_plan import ShardCapacity, plan_mesh, relative_speeds, slots_of_memory
 from placement.cost_model import TYPICAL_COST, DeviceCost
@@ -48,8 +49,15 @@ def test_a_part_of_an_expert_is_no_slot() -> None:
 
 
 def test_too_little_memory_names_what_is_missing() -> None:
-    with pytest.raises(UserError, match=r"holds 23 experts .* TinyMoe has 24 .*raise `memory`"):
+    with pytest.raises(
+        UserError, match=r"holds 23 experts .* TinyMoe has 24 .*raise `memory`"
+    ) as of:
         slots_of_memory(SPEC, shards(12, 11))
+    assert f": {format_bytes(EACH)} are missing" in str(of.value)
+    with pytest.raises(UserError, match="add shards: 2 more like s1 would do"):
+        slots_of_memory(SPEC, shards(4, 7))
+    with pytest.raises(UserError, match=r"or add shards$"):
+        slots_of_memory(SPEC, shards(0, 0))
 
 
 def test_redundancy_is_limited_in_every_layer() -> None:

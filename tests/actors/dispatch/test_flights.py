@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from actors.answers import result_header
+from actors.dispatch.adding import NO_NUMBER, took_us
 from actors.dispatch.dispatcher import Call, Dispatcher
 from actors.dispatch.view_source import FixedView
 from actors.shard.server import ShardServer
@@ -150,6 +152,32 @@ def test_sums_of_three_shards_are_added_in_their_order(
         kernel.before_compute = one_after_the_other(number)
     result = dispatcher.wait(dispatcher.send(0, rows, weights, ids))
     assert torch.equal(result, total.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_sums_without_numbers_keep_their_slots(stack, tmp_path, value) -> None:
+    """Their answers are looked at again, shard by shard, so nothing may write over them yet."""
+    for number, held in enumerate(HALVES):
+        shard(stack, tmp_path, number, held)
+    dispatcher = connected(stack, tmp_path, HALVES)
+    rows, weights, ids = batch()
+    rows[0, 1] = value
+    call = dispatcher.send(0, rows, weights, ids)
+    (flight,) = call.flights
+    assert dispatcher._links.waiting.answered(flight.parts, time.monotonic() + 60.0)
+    result = torch.empty(rows.shape, dtype=torch.bfloat16)
+    outcome = flight.collect(result)
+    assert outcome <= NO_NUMBER
+    assert took_us(outcome) >= 0
+    assert not flight.is_over, "no slot is free"
+    assert not result[0].isfinite().all()
+    assert result[1:].isfinite().all()
+    again = torch.empty_like(result)
+    assert flight.collect(again) == outcome, "and the answers are still there"
+    assert torch.equal(again.view(torch.int16), result.view(torch.int16))
+    passed_on = dispatcher.wait(call)
+    assert flight.is_over, "nobody else holds these experts"
+    assert torch.equal(passed_on.view(torch.int16), result.view(torch.int16))
 
 
 def test_shard_that_refuses_is_not_asked_again(stack, tmp_path) -> None:

@@ -87,6 +87,26 @@ def test_another_coding_of_rows_is_taken_over(first: MeshView) -> None:
         assert links.table.slots[:, CODING].tolist() == [RowCoding.FP8] * 2
 
 
+def test_device_ipc_is_turned_off_over_links_that_share(first: MeshView) -> None:
+    """The table no longer offers the area; the same links stay."""
+    views = StaticViews(first)
+    with closing(ShardLinks(views, SECRET)) as links:
+        wait_linked(links)
+        for link in links.table.links:
+            assert link is not None
+            link.area = object()  # type: ignore[assignment]
+        links.changes += 1
+        before = links.table
+        assert before.shares
+        views.publish(newer(first, device_ipc=False))
+        links.follow()
+        assert not links.table.shares
+        assert links.table.links == before.links
+        for link in links.table.links:
+            assert link is not None
+            link.area = None
+
+
 def test_links_follow_who_is_behind_an_id(first: MeshView) -> None:
     a, b = first.shards
     assert same_links((a, b), (replace(a, weight=0.0), replace(b, cost=DeviceCost(1, 1, 1))))

@@ -1,5 +1,7 @@
 """Operators on a real NVIDIA device. Tolerances are those of `test_operators.py`."""
 
+import threading
+
 import pytest
 import torch
 
@@ -10,10 +12,14 @@ from actors.kernels import vllm_cuda_fused
 from actors.kernels.accelerator import detect_accelerator_features
 from actors.kernels.calibration import measure_cost
 from actors.kernels.choose import choose_operator
+from actors.kernels.copies import DeviceCopies
+from actors.kernels.slot_kernel import SlotKernel
+from actors.kernels.streams import streams_of
 from actors.kernels.target import Target
 from actors.kernels.torch_grouped import TorchGrouped
 from actors.kernels.torch_portable import TorchPortable
 from actors.kernels.vllm_cuda_fused import VllmCudaFused
+from actors.kernels.weight_staging import WeightStaging
 from tests.actors.kernels.building import (
     CLAMPED,
     GPT_OSS,
@@ -128,6 +134,96 @@ def test_what_is_chosen_computes(weight_format, activation):
     operator = choose_operator(spec, CUDA)
     tolerance = FP8_ROWS_TOLERANCE if "rows rounded to fp8" in operator.describe() else TOLERANCE
     check(operator, spec, BATCHES["decode"], tolerance)
+
+
+@pytest.fixture(scope="module")
+def copying():
+    """A kernel whose copies go through pinned memory, and one whose copies are plain."""
+    spec = spec_of(BF16, SILU)
+    experts = make_experts(spec)
+    kernels = [
+        SlotKernel(spec, TorchPortable(spec, CUDA), lambda _, number: experts[number], copies=how)
+        for how in (DeviceCopies.of(CUDA), DeviceCopies())
+    ]
+    for kernel in kernels:
+        kernel.load(0, list(range(NUM_EXPERTS)))
+    assert kernels[0].overlaps, kernels[0].describe()
+    assert not kernels[1].overlaps
+    return kernels
+
+
+@pytest.mark.parametrize("ids", BATCHES.values(), ids=BATCHES)
+def test_copies_that_overlap_give_the_same_bits(copying, ids):
+    """Many in a row, each started before the one before is finished, its arguments written over."""
+    staged, plain = copying
+    before = []
+    for seed in range(40):
+        batch = make_batch(max(row for row, _ in ids) + 2, HIDDEN, ids, seed=seed)
+        wanted, sums = plain.compute(0, *batch), torch.full(batch[0].shape, torch.nan)
+        before.append((staged.start(0, *batch, sums), sums, wanted))
+        for tensor in batch:
+            tensor.zero_()
+        if len(before) == 2:
+            call, found, right = before.pop(0)
+            call.finish()
+            assert torch.equal(found, right)
+    before[0][0].finish()
+    assert torch.equal(before[0][1], before[0][2])
+
+
+def test_a_start_does_not_wait_for_the_device(copying):
+    """Else nothing would overlap."""
+    staged, _ = copying
+    batch = make_batch(200, HIDDEN, BATCHES["prefill"])
+    sums = torch.empty(batch[0].shape)
+    for started in [staged.start(0, *batch, sums) for _ in range(2)]:
+        started.finish()  # both slots have their memory now
+    busy = torch.cuda.Event()
+    torch.cuda._sleep(200_000_000)  # a tenth of a second or so
+    busy.record()
+    slot = staged.copies.rows.take(4, HIDDEN, 4, 1)
+    slot.send(batch[0][:4], torch.zeros(3, 4, dtype=torch.int32), torch.zeros(1, 4).int())
+    slot.fetch(torch.zeros(4, HIDDEN, device=CUDA))
+    assert not busy.query(), "the host waited for what the device did before"
+    slot.wait(torch.empty(4, HIDDEN))
+    assert busy.query()
+
+
+def test_experts_that_come_and_go_beside_calls(copying):
+    """Loads on their own stream, again and again, while another thread calls."""
+    staged, plain = copying
+    batch = make_batch(10, HIDDEN, BATCHES["decode"])
+    wanted = plain.compute(0, *batch)
+    ended = threading.Event()
+
+    def load() -> None:
+        everybody = list(range(NUM_EXPERTS))
+        for number in range(30):
+            staged.load(0, everybody[number % NUM_EXPERTS :] + everybody[: number % NUM_EXPERTS])
+            staged.load(1, everybody)
+            staged.load(1, [])
+        ended.set()
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    calls = 0
+    while not ended.is_set() or calls < 100:
+        assert torch.equal(staged.compute(0, *batch), wanted)
+        calls += 1
+    loading.join()
+
+
+def test_weights_are_copied_bit_by_bit():
+    spec = spec_of(MXFP4, SILU)
+    streams, reason = streams_of(CUDA)
+    assert streams is not None, reason
+    staging, side = WeightStaging(streams, buffer_bytes=4096), streams.stream()
+    for expert in make_experts(spec).values():
+        with side:
+            there = staging.to_device(expert)
+            side.record_event().synchronize()
+        for sent, arrived in zip(expert.tensors(), there.tensors(), strict=True):
+            assert torch.equal(arrived.cpu().view(torch.uint8), sent.view(torch.uint8))
 
 
 def test_measures_its_speed():

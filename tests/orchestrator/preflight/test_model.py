@@ -64,7 +64,7 @@ def test_one_byte_short() -> None:
         "the model has 64 experts of 51.0 KiB in each of 4 layers (12.8 MiB), "
         "but the pools' shards hold 62 a layer"
     )
-    assert "pools.*.memory" in finding.fix
+    assert finding.fix == "raise pools.*.memory, or add shards: 1 more in pools.a would do"
 
 
 def test_one_shard_holds_an_expert_once() -> None:
