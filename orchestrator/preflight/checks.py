@@ -29,6 +29,7 @@ def check_config(config: MeshConfig) -> list[Finding]:
     return [
         *_check_model(config),
         *_check_flags(config),
+        *_check_devices(config),
         network.check_port(config.gateway, shared=config.cluster.ray_address is not None),
         network.check_exposure(config.gateway, bool(Secrets().api_keys)),
         network.check_ray(config.cluster),
@@ -66,6 +67,23 @@ def _check_model(config: MeshConfig) -> Iterator[Finding]:
     each = {name: of_pool.bytes_per_expert for name, of_pool in specs.items()}
     yield model.check_expert_memory(config.pools, spec, free_bytes, each)
     yield model.check_host_memory(config, spec, free_bytes)
+
+
+def _check_devices(config: MeshConfig) -> list[Finding]:
+    """Where shards are on other nodes, they look themselves."""
+    if config.cluster.ray_address is not None or all(
+        pool.device == "cpu" for pool in config.pools.values()
+    ):
+        return []
+    from actors.devices.catalogue import load_catalogue
+    from actors.devices.detect import AmbiguousDevices, detect
+    from actors.devices.snapshot import take_snapshot
+
+    try:
+        seen = detect(take_snapshot(load_catalogue().values(), ask_torch=False))
+    except AmbiguousDevices:
+        return []  # told when a shard starts, with its node's labels
+    return machine.check_devices(config.pools, seen)
 
 
 def _check_flags(config: MeshConfig) -> Iterator[Finding]:

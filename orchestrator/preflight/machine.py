@@ -1,12 +1,18 @@
-"""What the machine itself offers: instruction sets, shared memory, open files."""
+"""What the machine itself offers: instruction sets, shared memory, open files, devices."""
 
 import platform
 import resource
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.config.bytesize import format_bytes
+from orchestrator.config.pools import PoolConfig
 from orchestrator.preflight.finding import Finding, Level
+
+if TYPE_CHECKING:
+    from actors.devices.detect import Detection
 
 SHARED_MEMORY = Path("/dev/shm")
 SHM_LEAST_BYTES = 64 * 2**20
@@ -89,3 +95,21 @@ def check_open_files(soft_limit: int | None = None) -> Finding:
             "run `ulimit -n 65536` first",
         )
     return Finding(name, Level.OK, f"the limit is {soft_limit}")
+
+
+def check_devices(pools: Mapping[str, PoolConfig], seen: "Detection") -> list[Finding]:
+    """Of a mesh on this machine alone: pools of devices that nothing here speaks of.
+
+    No failure: a machine may have devices that leave no trace; their shards say so when they start.
+    """
+    return [
+        Finding(
+            f"pool {name}",
+            Level.WARNING,
+            f"pools.{name} asks for {pool.device} of {pool.vendor}, which is not seen on this "
+            f"machine ({seen.evidence})",
+            f"join a cluster that has {pool.vendor}'s with cluster.ray_address, or set emulated",
+        )
+        for name, pool in pools.items()
+        if pool.device != "cpu" and pool.vendor != seen.vendor
+    ]

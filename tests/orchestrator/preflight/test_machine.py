@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from actors.devices.detect import Detection, Step
+from orchestrator.config.pools import PoolConfig
 from orchestrator.preflight import machine
 from orchestrator.preflight.finding import Level
 
@@ -53,3 +55,20 @@ def test_shared_memory(free_mib: int, level: Level) -> None:
 )
 def test_open_files(limit: int, level: Level) -> None:
     assert machine.check_open_files(limit).level is level
+
+
+def test_devices_that_are_not_seen_here_are_told() -> None:
+    pools = {
+        "h20": PoolConfig(vendor="nvidia", device="cuda"),
+        "a2": PoolConfig(vendor="ascend", device="npu"),
+        "slow": PoolConfig(vendor="ascend", emulated=True, speed=0.5),
+        "cold": PoolConfig(vendor="cpu"),
+    }
+    seen = Detection("nvidia", Step.HOST, "8 device files are there")
+    (finding,) = machine.check_devices(pools, seen)
+    assert finding.level is Level.WARNING
+    assert finding.message == (
+        "pools.a2 asks for npu of ascend, which is not seen on this machine "
+        "(8 device files are there)"
+    )
+    assert "cluster.ray_address" in finding.fix
