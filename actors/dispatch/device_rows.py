@@ -97,9 +97,15 @@ def add_up(
             where = torch.from_numpy(rows[first:end]).to(device)
             total.index_add_(0, where, _sums(parts[number], place, int(end - first), total))
     result.copy_(total.to(torch.bfloat16))
-    if not bool((total * 0 == 0).all()):  # what is infinite or no number is none times 0 either
+    if not bool(are_finite(total).all()):
         return NO_NUMBER - compute_us
     return compute_us
+
+
+def are_finite(values: torch.Tensor) -> torch.Tensor:
+    """bool, of each: by operators that every device has; what is infinite or no number is none
+    times 0 either."""
+    return values * 0 == 0
 
 
 def _sums(of: npt.NDArray[np.int64], place: Place, rows: int, like: torch.Tensor) -> torch.Tensor:

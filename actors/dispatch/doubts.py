@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from actors.dispatch.device_rows import are_finite
 from actors.dispatch.flight import Answers, Flight
 from actors.dispatch.shard_links import ShardLinks
 from actors.wire.link import ClientLink
@@ -58,7 +59,7 @@ class Doubts:
         self, chosen: Sequence[Piece], rows: torch.Tensor, result: torch.Tensor
     ) -> list[Piece]:
         """Of the answers that were added up, those to doubt. rows: of the call."""
-        well = torch.isfinite(rows).all(dim=1).to(result.device)
+        well = are_finite(rows).all(dim=1).to(result.device)
         return [
             (flight, shard)
             for flight, shard in chosen
@@ -84,4 +85,4 @@ def _finite_rows(chosen: Sequence[Piece], result: torch.Tensor) -> torch.Tensor:
     """bool [T]: rows with finite sums of these answers, or with none. result: like the sums."""
     sums = torch.empty_like(result)
     Answers.of(chosen).add_up(sums)
-    return torch.isfinite(sums).all(dim=1)
+    return are_finite(sums).all(dim=1)
