@@ -347,8 +347,12 @@ def make_with_transformers(directory: Path, *, kind: str, seed: int) -> Path:
 
 def _drop_zero_experts(file: Path) -> None:
     """They hand on what they are given and have no weights, of which transformers writes some."""
-    tensors = load_file(file)
-    kept = {name: one for name, one in tensors.items() if f".experts.{EXPERTS}." not in name}
+    routed = {f".experts.{number}." for number in range(EXPERTS)}
+    kept = {
+        name: tensor
+        for name, tensor in load_file(file).items()
+        if ".experts." not in name or any(one in name for one in routed)
+    }
     save_file(kept, file, {"format": "pt"})
 
 
