@@ -4,18 +4,11 @@ Every layout comes out in one form (see `ExpertTensors`), so kernels know one la
 stay open: reading an expert costs its own bytes. They are not memory-mapped: what was read through
 a mapping counts as memory of the process until the mapping goes, as much again as the weights, and
 taking it back keeps the sockets of a killed shard open for longer.
-
-Whoever says which experts come next (`ExpertReader.expect`) has the system read them from the
-disk while those before are packed: their bytes wait in the page cache, which is no memory of the
-process.
 """
 
 import json
-import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
@@ -47,12 +40,6 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
-
-
-AHEAD_BYTES = 32 << 20
-"""Of experts that the system is told to read while those before them are packed; one at least."""
-HINT_BYTES = 1 << 20
-"""A hint for more than the device takes in one request is cut off by the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +94,6 @@ class TensorSource(Protocol):
         """Fill `room`, contiguous, with tensor `name`; with only [row] of it if given."""
         ...
 
-    def expect(self, size: int, name: str, row: int | None) -> None:
-        """The same, of `size` bytes, will be read soon."""
-        ...
-
 
 class SafetensorsFile:
     """A safetensors file; what it reads lies in memory of its own.
@@ -143,14 +126,6 @@ class SafetensorsFile:
         begin = self._begin[name] + (row or 0) * room.nbytes
         self._fill(room.view(torch.uint8).numpy().data.cast("B"), begin)
 
-    def expect(self, size: int, name: str, row: int | None) -> None:
-        """See `TensorSource`. Returns at once; the system need not follow."""
-        begin = self._begin[name] + (row or 0) * size
-        for first in range(begin, begin + size, HINT_BYTES):
-            length = min(HINT_BYTES, begin + size - first)
-            with suppress(OSError):  # a file system without a page cache
-                os.posix_fadvise(self._stream.fileno(), first, length, os.POSIX_FADV_WILLNEED)
-
     def _fill(self, room: memoryview, position: int) -> None:
         while room:
             count = os.preadv(self._stream.fileno(), [room], position)
@@ -163,34 +138,20 @@ class ExpertReader:
     """Reads experts of one checkpoint. Not thread-safe: one reader per loading thread.
 
     open_file: how a safetensors file is opened; tests count the tensors it is asked for.
-    ahead_bytes: see `AHEAD_BYTES`.
     """
 
     def __init__(
-        self,
-        spec: ExpertSpec,
-        open_file: Callable[[Path], TensorSource] = SafetensorsFile,
-        ahead_bytes: int = AHEAD_BYTES,
+        self, spec: ExpertSpec, open_file: Callable[[Path], TensorSource] = SafetensorsFile
     ) -> None:
         self._spec = spec
         self._index = read_tensor_index(spec.model_path)
         self._layout = find_layout(spec.architecture, spec.layers[0], self._index)
         self._open_file = open_file
         self._files: dict[Path, TensorSource] = {}
-        self._ahead = max(1, ahead_bytes // spec.bytes_per_expert)
-        self._expected: deque[tuple[int, int]] = deque()
-        self._told = 0
-
-    def expect(self, layer: int, experts: Iterable[int]) -> None:
-        """Only these will be read next, in this order: most of an expert is then in memory by the
-        time it is asked for. What is read remains what is asked for."""
-        self._expected = deque((layer, expert) for expert in experts)
-        self._told = 0
 
     def read(self, layer: int, expert: int) -> ExpertTensors:
         """Tensors of `expert` (logical id) of model layer `layer`, in memory of their own.
         ModelRefused if one is missing or not as the spec says."""
-        self._tell(layer, expert)
         beside: dict[Kind, torch.Tensor] = {}
         read = {
             (source.part, source.kind): self._canonical(source, self._fetch(source, beside))
@@ -208,20 +169,6 @@ class ExpertReader:
     @staticmethod
     def _has(read: dict[tuple[Part, Kind], torch.Tensor], kind: Kind) -> bool:
         return (Part.DOWN, kind) in read
-
-    def _tell(self, layer: int, expert: int) -> None:
-        """Have the experts after this one read by the system, as far as `AHEAD_BYTES`."""
-        if not self._expected or self._expected.popleft() != (layer, expert):
-            self._expected.clear()
-            return
-        self._told = max(0, self._told - 1)
-        coming = list(self._expected)[self._told : self._ahead]
-        for source in (each for key in coming for each in self._layout.sources(self._spec, *key)):
-            if source.name in self._index:  # else reading it says so
-                info = self._index.find(source.name)
-                size = math.prod(_shape(info, source)) * DTYPES[info.dtype].itemsize
-                self._file(info.file).expect(size, source.name, source.expert)
-        self._told += len(coming)
 
     def _file(self, path: Path) -> TensorSource:
         file = self._files.get(path)

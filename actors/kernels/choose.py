@@ -109,7 +109,7 @@ def choose_kernel(
     """
     built = build(spec, device, features, kernel)
     if not isinstance(built, SlotKernel):
-        built = _reading_kernel(spec, built)
+        built = SlotKernel(spec, built, reader_of(spec))
     logger.info("%s: %s", spec.architecture, built.describe())
     return built
 
@@ -153,13 +153,6 @@ def _build(entry: Any, spec: ExpertSpec, target: Target) -> SlotKernel | ExpertO
     make = getattr(entry, "build_kernel", None) or entry.build
     built: SlotKernel | ExpertOperator = make(spec, target)
     return built
-
-
-def _reading_kernel(spec: ExpertSpec, operator: ExpertOperator) -> SlotKernel:
-    if spec.catalog is not None:
-        return SlotKernel(spec, operator, reader_of(spec))
-    reader = ExpertReader(spec)
-    return SlotKernel(spec, operator, reader.read, expect=reader.expect)
 
 
 def reader_of(spec: ExpertSpec) -> Callable[[int, int], ExpertTensors]:

@@ -48,8 +48,8 @@ class Store(Protocol):
 class SlotKernel:
     """See `ExpertKernel`.
 
-    read, expect: native tensors of (layer, expert), and what will be read, as `ExpertReader` has
-    them. store: holds what the operator takes, in place of a `SlotStore` filled with what is read.
+    read: native tensors of (layer, expert), as `ExpertReader.read`. store: holds what the operator
+    takes, in place of a `SlotStore` filled with what is read.
     copies: to and from the operator's device; found out if not given.
     bytes_per_expert: what a slot takes here; `spec.bytes_per_expert` unless weights are converted.
     """
@@ -60,7 +60,6 @@ class SlotKernel:
         operator: ExpertOperator,
         read: Callable[[int, int], ExpertTensors] | None = None,
         *,
-        expect: Callable[[int, list[int]], None] | None = None,
         store: Store | None = None,
         bytes_per_expert: int | None = None,
         copies: DeviceCopies | None = None,
@@ -83,7 +82,6 @@ class SlotKernel:
                 read,
                 lambda expert: operator.pack(copies.to_device(expert)),
                 operator.pack_into if isinstance(operator, PacksInPlace) else None,
-                expect,
                 settle=copies.settle,
             )
         self._store = store

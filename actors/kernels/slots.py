@@ -72,8 +72,7 @@ class SlotStore:
 
     read: native tensors of (layer, expert); called only for experts a layer does not hold yet.
     pack: native tensors to the kernel's own form, of the same shape for every expert. pack_into:
-    the same, written to a slot. expect: told what will be read of a layer, in that order.
-    settle: returns when a layer that was built is there, for devices that are behind their host.
+    the same, written to a slot. settle: returns when a layer that was built is there, for devices that are behind their host.
     """
 
     def __init__(
@@ -82,14 +81,12 @@ class SlotStore:
         read: Callable[[int, int], ExpertTensors],
         pack: Callable[[ExpertTensors], ExpertTensors],
         pack_into: Callable[[ExpertTensors, ExpertTensors], None] | None = None,
-        expect: Callable[[int, list[int]], None] | None = None,
         settle: Callable[[], None] = lambda: None,
     ) -> None:
         self._num_experts = num_experts
         self._read = read
         self._pack = pack
         self._pack_into = pack_into or self._pack_and_copy
-        self._expect = expect
         self._settle = settle
         self._layers: dict[int, LayerSlots] = {}
         self._loading = threading.Lock()
@@ -106,8 +103,6 @@ class SlotStore:
 
     def _build(self, layer: int, experts: list[int], old: LayerSlots | None) -> LayerSlots:
         kept = {} if old is None else {expert: n for n, expert in enumerate(old.map.experts)}
-        if self._expect is not None:
-            self._expect(layer, [expert for expert in experts if expert not in kept])
         stacked: ExpertTensors | None = None
         for number, expert in enumerate(experts):
             if old is not None and expert in kept:

@@ -1,13 +1,12 @@
 """The reader touches the tensors of the expert it is asked for, and no others."""
 
 import os
-import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from actors.experts.checkpoint import AHEAD_BYTES, ExpertReader, SafetensorsFile
+from actors.experts.checkpoint import ExpertReader, SafetensorsFile
 from actors.experts.families import read_expert_spec
 from actors.experts.refusal import ModelRefused
 from tests.actors.experts.tiny import Shape, cases, write
@@ -27,14 +26,8 @@ class CountingFile:
         self._asked.append(name if row is None else f"{name}[{row}]")
         self._file.read_into(room, name, row)
 
-    def expect(self, size: int, name: str, row: int | None) -> None:
-        self._asked.append(f"soon {size} of {name if row is None else f'{name}[{row}]'}")
-        self._file.expect(size, name, row)
 
-
-def counting_reader(
-    name: str, path: Path, ahead_bytes: int = AHEAD_BYTES
-) -> tuple[ExpertReader, list[str], list[Path]]:
+def counting_reader(name: str, path: Path) -> tuple[ExpertReader, list[str], list[Path]]:
     case = CASES[name]
     write(path, case.config, case.tensors(case.truth(SHAPE)), files=3)
     asked: list[str] = []
@@ -44,7 +37,7 @@ def counting_reader(
         opened.append(file)
         return CountingFile(file, asked)
 
-    return ExpertReader(read_expert_spec(path), open_file, ahead_bytes), asked, opened
+    return ExpertReader(read_expert_spec(path), open_file), asked, opened
 
 
 def test_reads_six_tensors_of_an_mxfp4_expert(tmp_path):
@@ -63,46 +56,6 @@ def test_reads_one_slice_of_each_fused_tensor(tmp_path):
     reader.read(1, 3)
     assert {entry.rsplit("[")[-1] for entry in asked} == {"3]"}
     assert len(asked) == 6
-
-
-def soon(asked: list[str]) -> list[str]:
-    """Whose tensors were announced, in that order, each once; forgets what was asked for."""
-    named = [entry for entry in asked if entry.startswith("soon")]
-    asked.clear()
-    assert len(named) == len(set(named))
-    return list(dict.fromkeys(re.findall(r"experts\.(\d+)\.", "".join(named))))
-
-
-def test_what_comes_next_is_announced_once(tmp_path):
-    reader, asked, _ = counting_reader("v4-mxfp4", tmp_path)
-    reader.expect(2, [1, 3, 0])
-    first = reader.read(2, 1)
-    sizes = [int(entry.split()[1]) for entry in asked if entry.startswith("soon")]
-    assert sum(sizes) == 2 * first.nbytes
-    assert soon(asked) == ["3", "0"]
-    unannounced, _, _ = counting_reader("v4-mxfp4", tmp_path)
-    assert torch.equal(reader.read(2, 3).w13, unannounced.read(2, 3).w13)
-    assert soon(asked) == []
-
-
-def test_no_more_is_announced_than_fits(tmp_path):
-    reader, asked, _ = counting_reader("qwen3-bf16-fused", tmp_path, ahead_bytes=1)
-    reader.expect(0, [2, 0, 1])
-    for expert, following in ((2, "0]"), (0, "1]")):
-        reader.read(0, expert)
-        assert {entry.rsplit("[")[-1] for entry in asked if entry.startswith("soon")} == {following}
-        asked.clear()
-
-
-def test_other_experts_than_expected_are_read_all_the_same(tmp_path):
-    reader, asked, _ = counting_reader("v4-mxfp4", tmp_path)
-    reader.expect(2, [1, 3])
-    reader.read(2, 0)
-    assert soon(asked) == []
-    reader.expect(2, [1, 99])
-    reader.read(2, 1)
-    with pytest.raises(ModelRefused, match="missing"):
-        reader.read(2, 99)
 
 
 def test_opens_nothing_before_it_is_asked(tmp_path):
