@@ -72,7 +72,8 @@ class SlotStore:
 
     read: native tensors of (layer, expert); called only for experts a layer does not hold yet.
     pack: native tensors to the kernel's own form, of the same shape for every expert. pack_into:
-    the same, written to a slot. settle: returns when a layer that was built is there, for devices that are behind their host.
+    the same, written to a slot. settle: returns when a layer that was built is there, for devices
+    that are behind their host.
     """
 
     def __init__(
