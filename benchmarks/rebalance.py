@@ -12,13 +12,15 @@ and moves copies by itself. All from the outside: streams, expert load, events.
   moves                    changes of the placement that ended in this traffic
   itl_p99_ms               time between two pieces while copies moved; quiet_p99_ms: otherwise
 
-With `--drawn`, in place of texts: the planner's own loads (Zipf, log-normal), given to the shards
+With `--drawn`, in place of texts: the planner's own loads (Zipf, log-normal), given to six shards
 by a dispatcher without an engine; half of the experts change places in popularity after a while.
 
   even_turned              balancedness as served in the first seconds after that
   even_after               in the last seconds
-  table                    what dispatchers make of this load on the planner's own placement for it
-  back_s                   until it is `EVEN_GOAL` of the table
+  table                    what dispatchers make of such calls on the planner's own placement
+  back_s                   until it is 0.95 of the table
+  weight                   least part of its speed that a shard was counted on with meanwhile; it
+                           is to get that part of the others' work
 """
 
 import argparse
@@ -26,22 +28,19 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from actors.experts.families import read_expert_spec
-from actors.experts.spec import ExpertSpec
 from benchmarks.correctness import DEMO
-from benchmarks.harness.drawn_load import DrawnLoad
+from benchmarks.harness.drawn_load import ROWS
+from benchmarks.harness.drawn_run import EVEN_GOAL as DRAWN_GOAL
+from benchmarks.harness.drawn_run import run_drawn
 from benchmarks.harness.report import Report, Target, run_benchmark
-from benchmarks.planner_served import served_balancedness
-from benchmarks.planner_workloads import Case, draw
-from placement.planner import plan_placement
+from benchmarks.harness.shard_work import ShardWork
 from tests.e2e.mesh_process import MeshProcess
 from tests.nodes.meshes import MODEL
 from tests.nodes.streams import Stream
@@ -55,34 +54,11 @@ DOMAINS = ("en", "py", "zh", "en")
 ITL_GOAL = 1.1
 BACK_GOAL_S = 15.0
 EVEN_GOAL = 0.95
-"""Of what the traffic before had in the end, and of the planner's table."""
-SHARDS = 3
-SWAPPED = 0.5
-"""Part of the experts that change places in popularity when a drawn load turns."""
-DRAWN_WINDOW_S = 3.0
-"""Of the balancedness after that: a window that begins before the rebalance ends still counts the
-old placement."""
-
-
-@dataclass(slots=True)
-class Watch:
-    """Totals of each shard's counts [layers], second by second. Times are of the wall clock."""
-
-    mesh: MeshProcess
-    seen: list[tuple[float, dict[str, np.ndarray]]] = field(default_factory=list)
-
-    def look(self) -> None:
-        said = self.mesh.get("/api/v1/expert-load").json()
-        counts = {shard: np.array(c).sum(axis=1) for shard, c in said["by_shard"].items()}
-        self.seen.append((time.time(), counts))
-
-    def balancedness(self, from_s: float, until_s: float) -> float:
-        """Mean over max of the shards' work in that time, mean of the layers."""
-        inside = [counts for at_s, counts in self.seen if from_s <= at_s <= until_s]
-        if len(inside) < 2:
-            return float("nan")
-        done = np.array([inside[-1][shard] - inside[0].get(shard, 0) for shard in inside[-1]])
-        return float((done.mean(axis=0) / np.maximum(done.max(axis=0), 1)).mean())
+"""Of what the traffic before had in the end."""
+THREE = {name: {"vendor": "cpu", "memory": "5MiB", "speed": 1.0} for name in "abc"}
+DRAWN_SHARDS = 6
+SIX = {"a": {"vendor": "cpu", "shards": DRAWN_SHARDS, "memory": "2.5MiB", "speed": 1.0}}
+"""With so many a shard that holds what has become hot cannot give enough of it to the others."""
 
 
 @contextmanager
@@ -120,13 +96,12 @@ def demo_prompts() -> dict[str, list[str]]:
 
 
 @contextmanager
-def small_mesh() -> Iterator[MeshProcess]:
-    pool = {"vendor": "cpu", "memory": "5MiB", "speed": 1.0}
+def small_mesh(pools: Mapping[str, Any] = THREE) -> Iterator[MeshProcess]:
     config = {
         "mesh": {"name": "rebalance"},
         "model": {"path": str(DEMO / "checkpoint"), "served_name": MODEL},
         "engines": {"vllm": {"max_num_seqs": 16, "max_num_batched_tokens": 512}},
-        "pools": {"a": pool, "b": pool, "c": pool},
+        "pools": dict(pools),
         "controller": {"rebalance_pause_s": 5},
         "gateway": {"port": 0},
     }
@@ -163,7 +138,7 @@ def p99_ms(values: np.ndarray) -> float:
 
 
 def run_phase(
-    mesh: MeshProcess, watch: Watch, prompts: Sequence[str], phase_s: float
+    mesh: MeshProcess, watch: ShardWork, prompts: Sequence[str], phase_s: float
 ) -> dict[str, Any]:
     """One kind of text for a while."""
     began_s, offset_s = time.time(), time.time() - time.monotonic()
@@ -197,7 +172,7 @@ def measure(arguments: argparse.Namespace) -> Report:
     prompts = demo_prompts()
     runs: list[dict[str, Any]] = []
     with small_mesh() as mesh:
-        watch = Watch(mesh)
+        watch = ShardWork(mesh)
         for domain in DOMAINS[:2] if arguments.quick else DOMAINS:
             before = runs[-1]["even_after"] if runs else float("nan")
             row = run_phase(mesh, watch, prompts[domain], phase_s)
@@ -206,61 +181,17 @@ def measure(arguments: argparse.Namespace) -> Report:
     return Report("rebalance", runs, targets(runs), notes)
 
 
-def table_of(mesh: MeshProcess, spec: ExpertSpec, load: np.ndarray, case: Case) -> float:
-    """Balancedness on the placement that the planner makes for this load and these shards."""
-    shards = mesh.get("/api/v1/shards").json()["shards"]
-    held = shards[0]["held_bytes"] / shards[0]["copies"]
-    layers = len(spec.layers)
-    slots = [max(1, int(shard["capacity_bytes"] // held - 1) // layers) for shard in shards]
-    placed = plan_placement(load, case.speed, np.tile(slots, (layers, 1)))
-    return served_balancedness(case, placed.experts, load)
-
-
-def run_drawn(mesh: MeshProcess, kind: str, phase_s: float) -> dict[str, Any]:
-    """One load that turns after `phase_s`."""
-    spec = read_expert_spec(DEMO / "checkpoint")
-    shape = (len(spec.layers), SHARDS)
-    case = Case(
-        name=kind, layers=shape[0], experts=spec.num_experts, top_k=spec.top_k,
-        speed=np.ones(SHARDS), slots=np.zeros(shape, int), kind=kind, windows=2, batches=1,
-        swap_at=1, swap_fraction=SWAPPED, seed=3,
-    )  # fmt: skip
-    before, after = draw(case)[:, 0].astype(float)
-    watch = Watch(mesh)
-    address = mesh.quick_status()["address"]
-    with DrawnLoad(address, spec, before, seed=3) as load:
-        look_until(watch, time.time() + phase_s)
-        load.popularity, turned_s = after, time.time()
-        look_until(watch, turned_s + phase_s)
-    table = table_of(mesh, spec, after, case)
-    seconds = [at_s for at_s, _ in watch.seen if at_s >= turned_s + DRAWN_WINDOW_S]
-    back = (s for s in seconds if watch.balancedness(s - DRAWN_WINDOW_S, s) >= EVEN_GOAL * table)
-    return {
-        "load": kind,
-        "failed": int(bool(load.failed)),
-        "steps": load.steps,
-        "even_before": watch.balancedness(turned_s - WINDOW_S, turned_s),
-        "even_turned": watch.balancedness(turned_s, turned_s + DRAWN_WINDOW_S),
-        "even_after": watch.balancedness(seconds[-1] - WINDOW_S, seconds[-1]),
-        "table": table,
-        "back_s": next(back, float("inf")) - turned_s,
-    }
-
-
-def look_until(watch: Watch, end_s: float) -> None:
-    while time.time() < end_s:
-        watch.look()
-        time.sleep(LOOK_S)
-
-
 def measure_drawn(phase_s: float) -> Report:
-    with small_mesh() as mesh:
-        runs = [run_drawn(mesh, kind, phase_s) for kind in ("zipf", "lognormal")]
+    with small_mesh(SIX) as mesh:
+        runs = [run_drawn(mesh, kind, DRAWN_SHARDS, phase_s) for kind in ("zipf", "lognormal")]
     found = [Target("failed loads", sum(run["failed"] for run in runs), 0, "max", "")]
+    notes = [
+        f"{phase_s:g} s before and after the turn, {DRAWN_SHARDS} shards, calls of {ROWS} rows",
+        *(f"{run['load']}: {run.pop('decided')}" for run in runs),
+    ]
     for run in runs:
-        name = f"{run['load']}: {EVEN_GOAL} of the planner's table"
+        name = f"{run['load']}: {DRAWN_GOAL} of the planner's table"
         found.append(Target(name, run["back_s"], BACK_GOAL_S, "max", "s", timed=True))
-    notes = [f"{phase_s:g} s before and after the load turns, {SHARDS} shards, no engine's rows"]
     return Report("rebalance drawn", runs, found, notes)
 
 

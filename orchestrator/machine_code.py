@@ -2,10 +2,10 @@
 
   python -m orchestrator.machine_code
 
-Both are Python that numba compiles when it is first called, 20 s on two cores, and keeps
-(`native.compiled`). So this plans a small mesh and sends rows through it, over shared memory and
-TCP, in bf16 and FP8, also where a shard does not compute them and another one has to: whatever
-serving calls is compiled afterwards. `make setup` runs it.
+Both are Python that numba compiles when it is first called, 30 s on two cores, and keeps
+(`native.compiled`). So this plans a small mesh, plans it anew for another load and sends rows
+through it, over shared memory and TCP, in bf16 and FP8, also where a shard does not compute them
+and another one has to: whatever serving calls is compiled afterwards. `make setup` runs it.
 """
 
 import logging
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ from actors.wire.slots import new_parts, say_asleep, yield_until_answered
 from orchestrator.mesh_plan import ShardCapacity, plan_mesh
 from placement.cost_model import TYPICAL_COST
 from placement.epoch import PlanEpoch
+from placement.policy.policies import Situation, decided, nudged, replanned
 
 SHARDS, EXPERTS, TOP_K = 2, 8, 2
 HIDDEN, INTERMEDIATE = 64, 64
@@ -71,6 +73,7 @@ def _kernel(experts: int) -> SlotKernel:
 def compile_all() -> None:
     """Takes seconds the first time and after an update, and little otherwise."""
     epoch = _plan()
+    _change_plans()
     _waits()
     _packing()
     with tempfile.TemporaryDirectory(prefix="xm") as folder:
@@ -103,6 +106,23 @@ def _plan() -> PlanEpoch:
     costs = [TYPICAL_COST.scaled(1.0 / (1 + n)) for n in range(SHARDS)]
     capacities = [ShardCapacity(f"s{n}", room, cost, 1) for n, cost in enumerate(costs)]
     return plan_mesh(_SPEC, capacities, "fill", 1).epoch
+
+
+def _change_plans() -> None:
+    """As when the load turns: compiled beside serving, this would take a busy machine minutes, in
+    which nothing is rebalanced."""
+    load = np.arange(1.0, 1.0 + 2 * EXPERTS).reshape(2, EXPERTS)
+    speed, slots = np.ones(4), np.full(4, EXPERTS // 2)
+    for domains in (None, np.arange(4) // 2):
+        seen = Situation(
+            load, speed, slots, None, None, load, failure_domains=domains, offset=np.ones(4)
+        )
+        planned = replanned(seen).placement
+        assert planned is not None
+        other = load[:, ::-1].copy()
+        turned = replace(seen, load=other, counts=other, current=planned.experts, planned_load=load)
+        for policy in (replanned, nudged, decided):
+            policy(turned)
 
 
 def _everything_twice() -> PlanEpoch:

@@ -14,8 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.planner import plan_placement
-from placement.policy.decision import Action, decide
+from placement.policy.decision import Action, Decision, decide
 from placement.types import FloatArray, IntArray, Placement
+
+MOVED_MOST = 0.25
+"""Part of a layer's copies that may be moved before planning from nothing is considered."""
+
+MOVED_LEAVES = 0.03
+"""Part of what is possible that they may leave undone; nudges that follow do the rest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +89,18 @@ def decided(seen: Situation) -> Step:
         return Step(Action.KEEP, None, decision.reason)
     if decision.action is Action.NUDGE:
         return _nudge(seen, seen.load, decision.reason)
-    return _replan(seen, seen.load, decision.reason)
+    return _moved(seen, decision) or _replan(seen, seen.load, decision.reason)
+
+
+def _moved(seen: Situation, decision: Decision) -> Step | None:
+    """As many copies as gain something, where they do about as well as planning from nothing, which
+    moves nearly all; None where they do not."""
+    slots = np.broadcast_to(seen.slots, (len(seen.load), len(seen.speed))).sum(axis=1).max()
+    placement = _plan(seen, seen.load, int(slots * MOVED_MOST))
+    left = 1 - placement.balancedness / decision.possible
+    if left > MOVED_LEAVES:
+        return None
+    return Step(Action.NUDGE, placement, f"{decision.reason}; some copies leave {left:.1%} of it")
 
 
 POLICIES: dict[str, Policy] = {

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.planner_served import served_balancedness
 from benchmarks.planner_workloads import Case, draw
+from orchestrator.control.keys import Copies, minus, number_of
 from orchestrator.control.planning import Grid
 from orchestrator.control.settings import Settings
 from placement.planner import plan_placement
@@ -20,6 +21,8 @@ BEFORE_S = 60.0
 GOAL_S = 15.0
 GOAL = 0.95
 """Of what the planner's own table gives the dispatchers for the same load."""
+FEW = 0.25
+"""Part of all copies that are moved for it at most."""
 SWAPPED = 0.5
 """Part of the experts that change places with others in popularity when the load turns."""
 
@@ -45,6 +48,13 @@ def served(mesh: SimMesh, case: Case, counts: np.ndarray) -> float:
     return served_balancedness(case, Grid.of(keys_of(SHAPE)).array(epoch.copies, shards), counts)
 
 
+def copies(mesh: SimMesh) -> Copies:
+    """Of the epoch in force."""
+    assert mesh.state is not None
+    assert mesh.state.intent.epoch is not None
+    return mesh.state.intent.epoch.copies
+
+
 @pytest.mark.parametrize("kind", ["zipf", "lognormal"])
 def test_a_load_that_turned_is_served_as_the_planner_would(kind: str) -> None:
     case, before, after = loads(kind, seed=3)
@@ -57,5 +67,8 @@ def test_a_load_that_turned_is_served_as_the_planner_would(kind: str) -> None:
     goal = GOAL * served_balancedness(case, table.experts, after)
     at_once = served(mesh, case, after)
     assert at_once < goal, "the load has turned far enough to show something"
+    held = copies(mesh)
     mesh.clock.run(mesh.clock.now_s + GOAL_S)
     assert served(mesh, case, after) >= goal
+    moved = minus(copies(mesh), held)
+    assert 0 < number_of(moved) <= FEW * number_of(held), "each batch of copies takes its time"

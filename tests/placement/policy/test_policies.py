@@ -7,16 +7,26 @@ import pytest
 
 from placement.planner import plan_placement
 from placement.policy.decision import Action
-from placement.policy.policies import Policy, Situation, decided, fixed, nudged, replanned
+from placement.policy.policies import (
+    MOVED_LEAVES,
+    MOVED_MOST,
+    Policy,
+    Situation,
+    decided,
+    fixed,
+    nudged,
+    replanned,
+)
 from placement.types import Placement
 
 SPEED, SLOTS = np.ones(4), np.full(4, 8)
 DOMAINS = np.array([0, 0, 1, 1])
 
 
-def load_of(seed: int) -> np.ndarray:
-    """[2, 16] tokens, Zipf by experts in an order of the seed's."""
-    ranks = np.random.default_rng(seed).permuted(np.tile(np.arange(1, 17), (2, 1)), axis=1)
+def load_of(seed: int, experts: int = 16) -> np.ndarray:
+    """[2, E] tokens, Zipf by experts in an order of the seed's."""
+    in_order = np.tile(np.arange(1, experts + 1), (2, 1))
+    ranks = np.random.default_rng(seed).permuted(in_order, axis=1)
     return 1000.0 / ranks
 
 
@@ -71,12 +81,26 @@ def test_a_few_copies_where_some_of_the_load_has_moved() -> None:
     assert step.reason == "balancedness 0.777 of 0.982 possible; load moved by 18.0% per layer"
 
 
-def test_a_plan_from_nothing_where_most_of_the_load_has_moved() -> None:
-    load = load_of(1)
+def test_some_copies_where_they_do_as_well_as_a_plan_from_nothing() -> None:
+    """Most of the load is elsewhere, but few copies are in the wrong place."""
+    load = load_of(3)
     step = decided(replace(SEEN, load=load, counts=LOAD))
+    assert step.action is Action.NUDGE, step.reason
+    assert "over 25% of the load moved in 100% of the layers; some copies leave" in step.reason
+    assert step.placement.balancedness == pytest.approx(1.0, abs=MOVED_LEAVES)
+    anew = plan_placement(load, SPEED, SLOTS, current=PLAN.experts)
+    assert 5 * len(step.placement.moves) < len(anew.moves)
+
+
+def test_a_plan_from_nothing_where_some_copies_do_not_do() -> None:
+    """Hardly any replica, so that nearly every device holds too much or too little."""
+    speed, slots = np.ones(16), np.full(16, 3)
+    before, load = load_of(0, experts=32), load_of(1, experts=32)
+    current = plan_placement(before, speed, slots).experts
+    step = decided(Situation(load, speed, slots, current, before, before))
     assert step.action is Action.REPLAN, step.reason
     assert step.reason.startswith("balancedness")
-    assert copies_per_layer(step.placement) > 2
+    assert copies_per_layer(step.placement) > 48 * MOVED_MOST
     assert step.placement.balancedness == pytest.approx(1.0, abs=0.01)
 
 
