@@ -111,7 +111,7 @@ def _plan() -> PlanEpoch:
 def _change_plans() -> None:
     """As when the load turns: compiled beside serving, this would take a busy machine minutes, in
     which nothing is rebalanced."""
-    load = np.arange(1.0, 1.0 + 2 * EXPERTS).reshape(2, EXPERTS)
+    load = np.arange(1, 1 + 2 * EXPERTS).reshape(2, EXPERTS).astype(np.float64)
     speed, slots = np.ones(4), np.full(4, EXPERTS // 2)
     for domains in (None, np.arange(4) // 2):
         seen = Situation(
