@@ -1,8 +1,10 @@
-"""What telemetry costs: `python -m benchmarks.telemetry [--parts looks,spans,throughput]`.
+"""What telemetry costs: `python -m benchmarks.telemetry [--parts looks,traffic,spans,throughput]`.
 
 looks       of the gateway at a large mesh, 61 layers of 384 experts on 64 and 256 shards whose
             counts are made up and do move. All of it runs in threads beside the loop that carries
             tokens. Times are of the CPU, so other load matters little.
+traffic     steps of an engine whose assignments are counted by kind of traffic, at 61 layers of 384
+            experts: CPU time.
 spans       calls of experts with spans of sampled steps, over calls without, in turns.
 throughput  one engine while a gateway looks, is scraped and pushes OTLP, against without, in turns:
             tokens per second, and CPU time that is added (`harness.telemetry_paired`).
@@ -16,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from actors.dispatch.report import Tally
-from benchmarks.harness import telemetry_paired, telemetry_spans
+from benchmarks.harness import telemetry_paired, telemetry_spans, telemetry_traffic
 from benchmarks.harness.bare_shards import BareMesh
 from benchmarks.harness.report import Report, Target, run_benchmark
 from orchestrator.batch.figures import BatchFigures
@@ -31,7 +33,7 @@ LAYERS, EXPERTS = 61, 384
 SHARDS = (64, 256)
 ROUNDS = 15
 MS = 1e3
-PARTS = ("looks", "spans", "throughput")
+PARTS = ("looks", "traffic", "spans", "throughput")
 PAIRS, QUICK_PAIRS = 10, 4
 LOSS_GOAL = 0.01
 """Of throughput and of CPU time, to telemetry."""
@@ -107,6 +109,12 @@ def looks() -> tuple[list[dict[str, Any]], list[Target]]:
     ]
 
 
+def traffic() -> tuple[list[dict[str, Any]], list[Target]]:
+    rows = telemetry_traffic.measure(LAYERS, EXPERTS)
+    name = "of a second to count traffic, decode of 64"
+    return rows, [Target(name, rows[0]["of a second"], LOSS_GOAL, "max", "", timed=True)]
+
+
 def spans() -> tuple[list[dict[str, Any]], list[Target]]:
     rows = telemetry_spans.measure(BareMesh())
     ratios = {row["way"]: row["p50_ratio"] for row in rows}
@@ -140,7 +148,12 @@ def throughput(pairs: int) -> tuple[list[dict[str, Any]], list[Target]]:
 
 def measure(arguments: argparse.Namespace) -> Report:
     pairs = QUICK_PAIRS if arguments.quick else PAIRS
-    parts = {"looks": looks, "spans": spans, "throughput": lambda: throughput(pairs)}
+    parts = {
+        "looks": looks,
+        "traffic": traffic,
+        "spans": spans,
+        "throughput": lambda: throughput(pairs),
+    }
     runs: list[dict[str, Any]] = []
     targets: list[Target] = []
     for part in arguments.parts.split(","):

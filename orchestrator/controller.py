@@ -48,7 +48,7 @@ from orchestrator.runtime.directory_addresses import to_listen, to_tell
 from orchestrator.runtime.ending import end_components, end_the_rest
 from orchestrator.runtime.engine_load import engine_load
 from orchestrator.runtime.followers import DirectoryFollowers
-from orchestrator.runtime.intent import first_state, with_origins, with_pools
+from orchestrator.runtime.intent import first_state, with_directory, with_origins, with_pools
 from orchestrator.runtime.load_collector import LoadCollector
 from orchestrator.runtime.load_file import load_file, read_ended, write_ended
 from orchestrator.runtime.mesh import Mesh, is_private, node_listen, tcp_security
@@ -59,6 +59,7 @@ from orchestrator.runtime.rebuilt import rebuilt_intent
 from orchestrator.runtime.room import why_no_room
 from orchestrator.runtime.status import STATES, component_statuses
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus, MeshStatus
+from orchestrator.traffic_load import KindLoad, TrafficLoad
 from orchestrator.upgrade.effects import setups_of
 from orchestrator.upgrade.taking_up import (
     check_may_join,
@@ -103,6 +104,7 @@ class Controller:
         self._followers: DirectoryFollowers | None = None
         self._runner: Runner | None = None
         self._collector: LoadCollector | None = None
+        self._traffic: TrafficLoad | None = None
         self._problem = ""
         if again:
             log.warning("started again after the death of its process")
@@ -179,7 +181,10 @@ class Controller:
         state = with_pools(state, self._config, self._taken.added)
         state = with_origins(state, setups_of(self._config), code_digest())
         term = state.intent.term
-        self._directory = Directory(self._secret, term, tcp_security(self._config))
+        model, kinds = self._config.model.name, self._config.gateway.traffic_kinds
+        self._traffic = TrafficLoad(model, spec.layers, spec.num_experts, kinds)
+        security, heard = tcp_security(self._config), self._traffic.add
+        self._directory = Directory(self._secret, term, security, heard)
         addresses = await self._listen(self._directory, state.intent.directory)
         mesh = Mesh(self._config, self._run_dir, self._secret, spec, mark, addresses[-1])
         self._components = RayComponents(mesh, term, node_logs(), self._tell_death)
@@ -307,12 +312,17 @@ class Controller:
     async def expert_load(self) -> dict[str, Any]:
         """`ExpertLoad.to_arrays`: since the mesh began."""
         assert self._collector is not None
+        assert self._traffic is not None
         keys = self._state.intent.keys
         layers = tuple(sorted({key.group for key in keys}))
         experts = len(keys) // len(layers)
-        return sum_load(
-            self._config.model.name, layers, self._collector.totals, experts
-        ).to_arrays()
+        load = sum_load(self._config.model.name, layers, self._collector.totals, experts)
+        return replace(load, traffic=self._traffic.tokens).to_arrays()
+
+    async def traffic_load(self, kind: str, content: str | None) -> KindLoad | None:
+        """Of one kind of traffic, and of one content if any is named; None: there was none."""
+        assert self._traffic is not None
+        return self._traffic.of(kind, content)
 
     async def view(self) -> dict[str, Any]:
         """`ClusterView` as JSON values."""
@@ -388,8 +398,3 @@ class Controller:
             state=ComponentState.DRAINING if self._stopping is not None else state,
             detail=f"{step}: {detail}" if detail else step,
         )
-
-
-def with_directory(state: State, addresses: Iterable[Address]) -> State:
-    """The state with where dispatchers follow the mesh, for whoever comes after this controller."""
-    return replace(state, intent=replace(state.intent, directory=tuple(map(str, addresses))))

@@ -14,12 +14,13 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.dispatch.mesh_view import MeshView, ViewVersion
 from actors.dispatch.report import DispatchReport
+from actors.dispatch.traffic_counts import TrafficWindow
 from actors.dispatch.view_coding import encode_view
 from actors.dispatch.view_messages import (
     FROM_SUBSCRIBER,
@@ -27,6 +28,7 @@ from actors.dispatch.view_messages import (
     FromSubscriber,
     HelloHead,
     ReportHead,
+    TrafficHead,
 )
 from actors.dispatch.view_source import NO_VERSION
 from actors.wire.address import Address, listen
@@ -43,7 +45,9 @@ log = logging.getLogger(__name__)
 
 GREETING_TIMEOUT_S = 5.0
 MAX_HEAD_BYTES = 512 << 10
-"""Of a subscriber's message, a report of a few thousand shards; it has no body."""
+"""Of a subscriber's message, a report of a few thousand shards."""
+MAX_BODY_BYTES = 16 << 20
+"""Of a subscriber's message once it has greeted: counts of all its kinds of traffic."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,12 +66,19 @@ class Subscriber:
 class Directory:
     """Publishes `MeshView`s; runs in the controller's event loop."""
 
-    def __init__(self, secret: bytes, term: int, security: TcpSecurity = HANDSHAKE_ONLY) -> None:
+    def __init__(
+        self,
+        secret: bytes,
+        term: int,
+        security: TcpSecurity = HANDSHAKE_ONLY,
+        traffic: Callable[[TrafficWindow], None] = lambda _: None,
+    ) -> None:
         """term: of all views; greater than that of every earlier directory of this mesh.
 
-        security: of TCP connections.
+        security: of TCP connections. traffic: is told what subscribers count by kind of traffic.
         """
         self._secret, self._security = secret, security
+        self.traffic = traffic
         self._host: TcpHost | None = None
         self._servers: list[asyncio.Server] = []
         self._channels: dict[Subscriber, Channel] = {}
@@ -200,7 +211,7 @@ class Directory:
                     set_tcp_options(writer.get_extra_info("socket"))
                     assert self._host is not None, "set before anybody connects"
                     channel = await greet_subscriber(reader, writer, self._host)
-                hello = await _receive(channel)
+                hello, _ = await _receive(channel)
             if not isinstance(hello, HelloHead):
                 raise FrameError(f"control message {hello.kind!r} before the greeting")
             subscriber = Subscriber(hello.role, hello.pid, hello.node)
@@ -242,7 +253,13 @@ class Directory:
 
     async def _hear(self, subscriber: Subscriber, channel: Channel) -> None:
         while True:
-            said = await _receive(channel)
+            said, body = await _receive(channel, MAX_BODY_BYTES)
+            if isinstance(said, TrafficHead):
+                try:
+                    self.traffic(said.window(body))
+                except ValueError as error:
+                    raise FrameError(str(error)) from error
+                continue
             if isinstance(said, ReportHead):
                 subscriber.report, subscriber.reported_s = said.report(), time.monotonic()
                 continue
@@ -255,7 +272,8 @@ class Directory:
                 self._acknowledged.notify_all()
 
 
-async def _receive(channel: Channel) -> FromSubscriber:
+async def _receive(channel: Channel, max_body: int = 0) -> tuple[FromSubscriber, bytes]:
     prefix = await channel.read_exactly(PREFIX.size)
-    head, _ = lengths(prefix, MAX_HEAD_BYTES, max_body=0)
-    return read_head(FROM_SUBSCRIBER, await channel.read_exactly(head))
+    head, body = lengths(prefix, MAX_HEAD_BYTES, max_body)
+    said = read_head(FROM_SUBSCRIBER, await channel.read_exactly(head))
+    return said, await channel.read_exactly(body)

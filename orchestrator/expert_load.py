@@ -1,21 +1,32 @@
 """How much work each expert got: the body of `/api/v1/expert-load`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 
+@dataclass(frozen=True, slots=True)
+class TrafficTokens:
+    """tokens: of one kind of traffic and one content, such as text or image, that were computed
+    since the controller began; an estimate (`orchestrator.traffic_load`)."""
+
+    kind: str
+    content: str
+    tokens: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertLoad:
     """counts: int64 [L, E], assignments computed since the shards started, summed over shards;
-    by_shard: int64 [L, E] each, by shard id."""
+    by_shard: int64 [L, E] each, by shard id. traffic: the kinds whose load is known by itself."""
 
     model: str
     layers: tuple[int, ...]
     counts: npt.NDArray[np.int64]
     by_shard: dict[str, npt.NDArray[np.int64]]
+    traffic: tuple[TrafficTokens, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -23,6 +34,7 @@ class ExpertLoad:
             "layers": list(self.layers),
             "counts": self.counts.tolist(),
             "by_shard": {shard: counts.tolist() for shard, counts in self.by_shard.items()},
+            "traffic": [asdict(tokens) for tokens in self.traffic],
         }
 
     def to_arrays(self) -> dict[str, Any]:
@@ -33,6 +45,7 @@ class ExpertLoad:
             "layers": list(self.layers),
             "counts": self.counts,
             "by_shard": self.by_shard,
+            "traffic": [asdict(tokens) for tokens in self.traffic],
         }
 
     @classmethod
@@ -43,6 +56,7 @@ class ExpertLoad:
             tuple(data["layers"]),
             np.array(data["counts"], np.int64),
             {shard: np.array(counts, np.int64) for shard, counts in data["by_shard"].items()},
+            tuple(TrafficTokens(**tokens) for tokens in data.get("traffic", ())),
         )
 
 

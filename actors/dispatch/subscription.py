@@ -19,8 +19,9 @@ from collections.abc import Iterator
 
 from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.report import DispatchReport, joined
+from actors.dispatch.traffic_counts import TrafficCounts
 from actors.dispatch.view_coding import decode_view
-from actors.dispatch.view_messages import AdoptedHead, HelloHead, ReportHead
+from actors.dispatch.view_messages import AdoptedHead, HelloHead, ReportHead, TrafficHead
 from actors.dispatch.view_source import Follower
 from actors.wire.address import Address, connect, parse_address
 from actors.wire.handshake import greet_server
@@ -58,7 +59,7 @@ class Subscription:
     """`ViewSource` over a directory connection.
 
     refused: views that were older than the one in force. failures: connections that were lost or
-    never came about.
+    never came about. traffic: what this process counts by kind of traffic, if it does.
     """
 
     def __init__(self, address: Address, secret: bytes, role: str) -> None:
@@ -74,6 +75,7 @@ class Subscription:
         self._thread = threading.Thread(target=self._follow, name="mesh-directory", daemon=True)
         self.refused = 0
         self.failures = 0
+        self.traffic: TrafficCounts | None = None
 
     @classmethod
     def from_environment(cls, role: str) -> "Subscription":
@@ -186,6 +188,7 @@ class Subscription:
             if (now_s := time.monotonic()) >= report_at_s:
                 report_at_s = now_s + REPORT_S
                 reported = self._report(stream, reported)
+                self._report_traffic(stream)
             wait_ms = 1000 * (report_at_s - now_s) if acknowledged else ADOPTION_CHECK_MS
             if stream.pending or readable.poll(max(1.0, wait_ms)):
                 with _yielding():
@@ -206,6 +209,11 @@ class Subscription:
         if told and report != before:
             send_all(stream, pack(ReportHead.of(report)))
         return report
+
+    def _report_traffic(self, stream: ByteStream) -> None:
+        window = self.traffic.take() if self.traffic is not None else None
+        if window is not None:
+            send_all(stream, pack(*TrafficHead.of(window)))
 
     def _take(self, view: MeshView) -> bool:
         """Put a view in force; False if it is older than the one that is."""

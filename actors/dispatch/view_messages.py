@@ -6,10 +6,13 @@ Each `kind` of message is one class; `actors.dispatch.view_coding` makes views o
 from dataclasses import asdict
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field, TypeAdapter
 
 from actors.dispatch.report import BOUNDS_S, DispatchReport, DurationSums, ShardReport
-from actors.wire.messages import Head, Part
+from actors.dispatch.traffic_counts import MAX_KEYS, TrafficKey, TrafficWindow
+from actors.wire.frame import FrameError
+from actors.wire.messages import Array, Head, Part, unpack_arrays
 
 Count = Annotated[int, Field(ge=0, lt=1 << 64)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -88,6 +91,41 @@ class ReportHead(Head):
         )
 
 
+class TrafficPart(Part):
+    """See `TrafficKey`; tokens: that were computed for it."""
+
+    kind: Annotated[str, Field(max_length=64)]
+    content: Annotated[str, Field(max_length=64)]
+    tokens: Count
+
+
+class TrafficHead(Head):
+    """What experts were asked for since the last such message; see `TrafficWindow`. The body has
+    the assignments, int32 [N, L, E]."""
+
+    kind: Literal["traffic"] = "traffic"
+    layers: tuple[Count, ...]
+    keys: Annotated[tuple[TrafficPart, ...], Field(max_length=MAX_KEYS + 1)]
+
+    @classmethod
+    def of(cls, window: TrafficWindow) -> "tuple[TrafficHead, list[Array]]":
+        """Head and arrays."""
+        told = zip(window.keys, window.tokens.tolist(), strict=True)
+        keys = tuple(TrafficPart(kind=k.kind, content=k.content, tokens=n) for k, n in told)
+        most = np.iinfo(np.int32).max
+        return cls(layers=window.layers, keys=keys), [np.minimum(window.counts, most).astype("i4")]
+
+    def window(self, body: bytes) -> TrafficWindow:
+        """Raises FrameError: the body has other counts."""
+        arrays = unpack_arrays(self, body)
+        rows = (len(self.keys), len(self.layers))
+        if len(arrays) != 1 or arrays[0].dtype != np.int32 or arrays[0].shape[:-1] != rows:
+            raise FrameError(f"{self.kind} message: its array is not of {rows} rows of experts")
+        keys = tuple(TrafficKey(part.kind, part.content) for part in self.keys)
+        tokens = np.array([part.tokens for part in self.keys], np.int64)
+        return TrafficWindow(self.layers, keys, tokens, arrays[0].astype(np.int64))
+
+
 class PeerPart(Part):
     """See `Peer`; cost: call_s, read_s, row_s."""
 
@@ -150,7 +188,7 @@ class ViewHead(Head):
 
 
 FROM_DIRECTORY: TypeAdapter[ViewHead] = TypeAdapter(ViewHead)
-FromSubscriber = HelloHead | AdoptedHead | ReportHead
+FromSubscriber = HelloHead | AdoptedHead | ReportHead | TrafficHead
 FROM_SUBSCRIBER: TypeAdapter[FromSubscriber] = TypeAdapter(
     Annotated[FromSubscriber, Field(discriminator="kind")]
 )

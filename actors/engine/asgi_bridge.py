@@ -20,6 +20,7 @@ from typing import Any
 from actors.engine.output_record import OutputRecord, recording
 from actors.messages import Headers, HttpRequest, Progress, ResponseStart
 from actors.request_logs import about_request
+from actors.traffic import traffic_of
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ async def call(
 
 
 async def _run(app: AsgiApp, request: HttpRequest, exchange: _Exchange) -> None:
-    with about_request(request.headers):
+    with about_request(request.headers), traffic_of(request.headers):
         try:
             with recording(exchange.record):
                 await app(_scope(request), exchange.receive, exchange.send)

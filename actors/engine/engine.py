@@ -258,6 +258,7 @@ class Engine:
             self._resumes = True
             if ADDRESS_VARIABLE in os.environ:
                 await llm.collective_rpc("expertmesh_warm_shards")
+                await llm.collective_rpc("expertmesh_count_traffic")
         self._max_running = llm.vllm_config.scheduler_config.max_num_seqs
         self._app = telling_missing_experts(app)
         await warm_up(partial(asgi_bridge.call, self._app), self._config.served_model_name)

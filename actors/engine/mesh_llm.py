@@ -5,7 +5,7 @@ they go through vLLM's own output processor once more, under the same request: d
 strings and counters are then in the state that they had there, and vLLM's OpenAI layer gets the
 same outputs, one by one. The engine core gets the tokens with the request's sampling parameters
 (`EMITTED_TOKENS`); scheduler and workers take them for output of the request
-(`vllm_plugin.resumed`). Nothing is tokenised again.
+(`vllm_plugin.resumed`). Nothing is tokenised again. A request's kind of traffic goes the same way.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -23,7 +23,9 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 from actors.engine.output_record import OutputRecord, current_record
 from actors.engine.unavailable import note_missing_experts
 from actors.messages import EXPERTS_UNAVAILABLE, Emitted, Record
+from actors.traffic import DEFAULT, current_kind
 from actors.vllm_plugin.resumed import EMITTED_TOKENS
+from actors.vllm_plugin.traffic_steps import TRAFFIC_KIND
 
 Outputs = AsyncIterator[RequestOutput]
 
@@ -47,7 +49,7 @@ class MeshLLM(AsyncLLM):
         if record is not None and not (can_record(sampling_params) and record.begin()):
             record.spoil()
             record = None
-        params = _told_emitted(sampling_params, record.emitted if record else ())
+        params = _told(sampling_params, record.emitted if record else (), current_kind())
         whole = params.output_kind is RequestOutputKind.FINAL_ONLY
         if record is not None and whole:
             params = params.clone()
@@ -113,14 +115,19 @@ def can_record(params: SamplingParams) -> bool:
     )
 
 
-def _told_emitted(params: SamplingParams, record: Record) -> SamplingParams:
-    """`params`, telling the engine core what was emitted; clients have no say in that."""
-    others = {k: v for k, v in (params.extra_args or {}).items() if k != EMITTED_TOKENS}
-    tokens = [token for emitted in record for token in emitted.token_ids]
-    if not tokens and len(others) == len(params.extra_args or {}):
+def _told(params: SamplingParams, record: Record, kind: str) -> SamplingParams:
+    """`params`, telling the engine core what was emitted and which kind of traffic this is; clients
+    have no say in that."""
+    theirs = params.extra_args or {}
+    args = {k: v for k, v in theirs.items() if k not in (EMITTED_TOKENS, TRAFFIC_KIND)}
+    if tokens := [token for emitted in record for token in emitted.token_ids]:
+        args[EMITTED_TOKENS] = tokens
+    if kind != DEFAULT:
+        args[TRAFFIC_KIND] = kind
+    if args == theirs:
         return params
     params = params.clone()
-    params.extra_args = others | ({EMITTED_TOKENS: tokens} if tokens else {}) or None
+    params.extra_args = args or None
     return params
 
 

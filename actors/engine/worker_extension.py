@@ -32,6 +32,13 @@ class EngineWorker:
 
         trace_steps(self.model_runner, self.rank)
 
+    def expertmesh_count_traffic(self) -> None:
+        """From now on experts' assignments are counted by kind of traffic."""
+        from actors.vllm_plugin.connection import traffic_counts
+        from actors.vllm_plugin.traffic_steps import count_traffic
+
+        count_traffic(self.model_runner, traffic_counts())
+
     def expertmesh_warm_shards(self) -> None:
         """Send rows through every expert of the mesh."""
         from actors.vllm_plugin.warm_shards import warm_shards

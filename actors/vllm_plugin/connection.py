@@ -13,6 +13,7 @@ import torch
 from actors.dispatch.backend import ExpertBackend
 from actors.dispatch.mesh_view import MeshView
 from actors.dispatch.subscription import SECRET_VARIABLE, Subscription
+from actors.dispatch.traffic_counts import TrafficCounts
 from actors.experts.fingerprint import fingerprint
 from actors.tracing.settings import settings_of_process
 
@@ -62,6 +63,15 @@ def check_model(model: str) -> None:
             f"mesh {view.mesh!r} holds the experts of {view.model_path}, but this engine loads "
             f"another checkpoint, {model}: load the same one, or unset EXPERTMESH_ADDRESS"
         )
+
+
+def traffic_counts() -> TrafficCounts:
+    """What this process counts by kind of traffic, which the controller is told from now on."""
+    epoch = connect_mesh().epoch
+    assert _views is not None
+    if _views.traffic is None:
+        _views.traffic = TrafficCounts(epoch.layers, epoch.num_experts)
+    return _views.traffic
 
 
 def backend() -> ExpertBackend:

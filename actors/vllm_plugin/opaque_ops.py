@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from actors.dispatch.backend import ExpertUnavailable
-from actors.vllm_plugin import failed_step, traced_step
+from actors.vllm_plugin import failed_step, traced_step, traffic_steps
 from actors.vllm_plugin.connection import backend
 
 
@@ -63,6 +63,9 @@ def send_rows(
             call = mesh.send(layer, own_rows, weights, ids, traced_step.sample)
         except ExpertUnavailable as error:
             failed_step.declare(error, rank)
+        if traffic_steps.current is not None:
+            # Now, while the shards are at work.
+            traffic_steps.current.layer(layer, ids.numpy(), first, len(rows))
     _away[_last] = _Away(call, first, rank)
     return torch.tensor([_last])
 

@@ -7,6 +7,7 @@ be found by nobody. Steps are in flight together under asynchronous scheduling o
 one continues the requests of the failed one.
 """
 
+import random
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -24,6 +25,7 @@ from actors.vllm_plugin.online_first import OnlineFirst, StepLimits, is_online
 from actors.vllm_plugin.resumed import ResumedRequests
 from actors.vllm_plugin.step_marks import open_marks
 from actors.vllm_plugin.traced_step import StepSampler
+from actors.vllm_plugin.traffic_steps import TrafficSampler
 
 Outputs = dict[int, EngineCoreOutputs]
 
@@ -79,6 +81,7 @@ class MeshScheduler(Scheduler):
         self._failed_steps = FailedSteps()
         self._resumed = ResumedRequests()
         self._sampler = StepSampler.of_process()
+        self._traffic = TrafficSampler(random.Random(), clock())
         full = StepLimits(self.max_num_active_reqs, self.max_num_scheduled_tokens)
         self._online_first = OnlineFirst(full, self._splits_prompts())
 
@@ -104,6 +107,7 @@ class MeshScheduler(Scheduler):
         step = super().schedule(*args, **kwargs)
         if self._sampler is not None:
             self._sampler.mark(step, lambda id: self.requests[id].trace_headers)
+        self._traffic.mark(step, self.requests, self._clock())
         return step
 
     def _leave_out_batch_requests(self) -> None:

@@ -66,6 +66,18 @@ EXPERTS = Board(
             (Query(f"rate(expertmesh_layer_assignments_total[{WINDOW}])", "layer {{layer}}"),),
         ),
         Panel(
+            "Tokens by kind of traffic",
+            "Per second, estimated from some of the engines' steps.",
+            "short",
+            (
+                Query(
+                    f"sum by (traffic, content) (rate(expertmesh_traffic_tokens_total[{WINDOW}]))",
+                    "{{traffic}} ({{content}})",
+                ),
+            ),
+            width=24,
+        ),
+        Panel(
             "Hot experts, by rank",
             "Part of their layers' load. Labels are ranks, so the series stay the same ones.",
             "percentunit",

@@ -108,13 +108,18 @@ function showLists(report) {
   showHot(report.hot ?? [], homes);
   showBatch(report.batch);
   showHappenings(report.happenings, control.events);
-  const select = $("heat-shard");
-  const ids = ["", ...shards.map((s) => s.id)];
-  if (select.options.length !== ids.length) {
-    const chosen = select.value;
-    select.replaceChildren(...ids.map((id) => new Option(id || "all shards", id)));
-    select.value = ids.includes(chosen) ? chosen : "";
-  }
+  choices($("heat-shard"), "all shards", shards.map((s) => s.id));
+  const kinds = (report.traffic ?? []).flatMap((t) => t.content === "text" ? [t.kind] : [t.kind, `${t.kind} ${t.content}`]);
+  choices($("heat-kind"), "all traffic", [...new Set(kinds)].sort());
+}
+
+/** What can be chosen; what was chosen stays, if it is still there. */
+function choices(select, all, ids) {
+  const wanted = ["", ...ids];
+  if ([...select.options].map((o) => o.value).join() === wanted.join()) return;
+  const chosen = select.value;
+  select.replaceChildren(...wanted.map((id) => new Option(id || all, id)));
+  select.value = wanted.includes(chosen) ? chosen : "";
 }
 
 /** all: every chart at once. */
@@ -145,6 +150,12 @@ async function updateMatrix() {
   fetching = true;
   try {
     const shard = $("heat-shard").value;
+    const kind = $("heat-kind").value;
+    $("heat-shard").disabled = $("heat-what").disabled = Boolean(kind);
+    if (kind) {
+      await showKind(...kind.split(" "));
+      return;
+    }
     if (shard) {
       const own = decodeMatrix(await (await get(`/api/v1/telemetry/matrix?shard=${encodeURIComponent(shard)}`)).arrayBuffer());
       showMatrix(own.rows, own.columns, own.values, control.heldBy(shard, look.layers, own.columns));
@@ -159,6 +170,14 @@ async function updateMatrix() {
   } finally {
     fetching = false;
   }
+}
+
+/** Parts of each layer's load: a kind's assignments are estimated, and recent ones count for more. */
+async function showKind(kind, content) {
+  const query = new URLSearchParams(content ? { kind, content } : { kind });
+  const load = await (await get(`/api/v1/load?${query}`)).json();
+  const columns = load.shares[0].length;
+  showMatrix(load.shares.length, columns, Float64Array.from(load.shares.flat()), null, true);
 }
 
 function takeIn(got) {
@@ -180,8 +199,8 @@ function lastMinute() {
 
 let shown = null;
 let pinned = false; // a chosen expert stays on the line below until the pointer leaves
-function showMatrix(rows, columns, values, held = null) {
-  shown = { rows, columns, values };
+function showMatrix(rows, columns, values, held = null, parts = false) {
+  shown = { rows, columns, values, parts };
   const any = values.some((v) => v > 0);
   $("heat-empty").hidden = any;
   $("heat-axis").textContent = `${rows} layers × ${columns} experts`;
@@ -198,20 +217,21 @@ function onCell(cell, chosen, event) {
   const value = shown.values[row * shown.columns + expert];
   const ratio = heat.ratios[row * shown.columns + expert];
   const layer = look.layers[row];
-  const text = `Layer ${layer}, expert ${expert}: ${number(value)} assignments, ${ratio.toFixed(2)} × the layer's mean`;
+  const load = shown.parts ? `${(100 * value).toFixed(1)} % of the layer's load` : `${number(value)} assignments`;
+  const text = `Layer ${layer}, expert ${expert}: ${load}, ${ratio.toFixed(2)} × the layer's mean`;
   const where = homes(layer, expert);
   if (chosen) { pinned = true; } else if (event && pinned) return;
   $("cell").textContent = where ? `${text}; ${where}` : text;
   if (event) {
     const box = $("heat-box").getBoundingClientRect();
-    $("tip").textContent = `Layer ${layer} · expert ${expert}\n${number(value)} assignments\n${ratio.toFixed(2)} × mean${where ? `\n${where}` : ""}`;
+    $("tip").textContent = `Layer ${layer} · expert ${expert}\n${load}\n${ratio.toFixed(2)} × mean${where ? `\n${where}` : ""}`;
     const left = event.clientX - box.left;
     $("tip").style.left = left > box.width - 190 ? `${left - 180}px` : `${left + 14}px`;
     $("tip").style.top = `${event.clientY - box.top + 14}px`;
   }
 }
 
-for (const id of ["heat-what", "heat-shard"]) $(id).addEventListener("change", updateMatrix);
+for (const id of ["heat-what", "heat-kind", "heat-shard"]) $(id).addEventListener("change", updateMatrix);
 $("zoom-out").addEventListener("click", () => heat.reset());
 
 // -- keys

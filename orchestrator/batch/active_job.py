@@ -4,7 +4,11 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.traffic import BATCH, is_kind
 from orchestrator.batch.records import JobRecord
+
+KIND = "traffic"
+"""Key of a job's metadata that names the kind of traffic its requests are."""
 
 
 @dataclass(slots=True)
@@ -19,3 +23,9 @@ class ActiveJob:
     suspects: int = 0
     work: asyncio.Task[None] | None = None
     """Its validation or finalization."""
+
+    @property
+    def traffic(self) -> str:
+        """The kind of traffic that its requests are, see `KIND`."""
+        named = self.record.metadata.get(KIND, "")
+        return named if is_kind(named) else BATCH

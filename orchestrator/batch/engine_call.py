@@ -7,19 +7,20 @@ from actors.messages import (
     Refusal,
     ResponseStart,
 )
+from actors.traffic import BATCH, TRAFFIC_HEADER
 from orchestrator.batch.answers import Reply
 from orchestrator.clients.mesh import EngineClient, EngineLostError, EngineRefusedError
 
 _HEADERS = ((b"content-type", b"application/json"), (b"accept", b"application/json"))
 
 
-async def ask(engine: EngineClient, path: str, body: bytes) -> Reply:
-    """Cancelling this aborts the request in the engine.
+async def ask(engine: EngineClient, path: str, body: bytes, kind: str = BATCH) -> Reply:
+    """Cancelling this aborts the request in the engine. kind: of traffic.
 
     Raises:
         EngineError: there is no whole answer.
     """
-    request = HttpRequest("POST", path, b"", _HEADERS, body)
+    request = HttpRequest("POST", path, b"", (*_HEADERS, (TRAFFIC_HEADER, kind.encode())), body)
     replies = await engine.answer(request)
     first = replies[0] if replies else None
     if isinstance(first, Refusal):

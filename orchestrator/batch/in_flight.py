@@ -106,7 +106,7 @@ class InFlight:
             return
         try:
             with self._engines.lease(engine):
-                reply = await ask(engine.client, endpoint, body)
+                reply = await ask(engine.client, endpoint, body, active.traffic)
             self._keep(answers.after_reply(request, reply, attempts, self._clock()))
         except EngineRefusedError:
             self._engines.drop(engine)

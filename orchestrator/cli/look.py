@@ -11,6 +11,7 @@ from orchestrator.api.models import ClusterView, LossView, PlacementView, PlaceV
 from orchestrator.cli.endpoint import fetch, fetch_model
 from orchestrator.cli.heat import heat_line, load_bar, loads
 from orchestrator.cli.tables import console_for, life, print_json, table, warn_stale
+from orchestrator.cli.traffic import Asked, by_layer, load_of
 from orchestrator.config.bytesize import format_bytes
 from orchestrator.errors import UserError
 
@@ -110,19 +111,30 @@ def survival(placement: PlacementView) -> str:
     return "; ".join(parts)
 
 
-def experts(url: str, layer: int | None, as_json: bool, console: Console | None = None) -> int:
+def experts(
+    url: str,
+    layer: int | None,
+    as_json: bool,
+    console: Console | None = None,
+    traffic: Asked | None = None,
+) -> int:
+    """traffic: whose load to show; None: of all."""
+    told = load_of(url, traffic) if traffic else None
     if as_json:
-        print_json(fetch(url, "/api/v1/placement"))
+        print_json(told or fetch(url, "/api/v1/placement"))
         return 0
     placement, stale_s = fetch_model(url, "/api/v1/placement", PlacementView)
     console = console_for(console)
     warn_stale(stale_s, console)
-    counts = loads(url, placement)
-    by_layer = {} if counts is None else dict(zip(placement.layers, counts, strict=True))
+    counts = loads(url, placement) if told is None else None
+    load = {} if counts is None else dict(zip(placement.layers, counts, strict=True))
+    if told is not None:
+        load = by_layer(told)
+        console.print(f"load of {told['tokens']:,} tokens of kind {told['kind']}\n")
     if layer is None:
-        _all_layers(placement, by_layer, console)
+        _all_layers(placement, load, console)
     elif layer in placement.copies:
-        _one_layer(placement, layer, by_layer.get(layer), console)
+        _one_layer(placement, layer, load.get(layer), console)
     else:
         layers = ", ".join(map(str, placement.layers))
         raise UserError(f"layer {layer} has no routed experts", f"give one of {layers}")

@@ -44,14 +44,21 @@ def _experts(
     layer: Annotated[
         int | None, typer.Argument(help="Each expert of one layer.", show_default="all in short")
     ] = None,
+    kind: Annotated[
+        str, typer.Option(help="Load of this kind of traffic.", show_default="of all")
+    ] = "",
+    content: Annotated[
+        str, typer.Option(help="Of the kind's tokens, those of text or image.", show_default="all")
+    ] = "",
     url: Url = DEFAULT_URL,
     as_json: Json = False,
     _verbose: Verbose = False,
 ) -> None:
     """Show how many copies the experts have, and where."""
     from orchestrator.cli.look import experts
+    from orchestrator.cli.traffic import Asked
 
-    raise typer.Exit(experts(url, layer, as_json))
+    raise typer.Exit(experts(url, layer, as_json, traffic=Asked.of(kind, content)))
 
 
 def _transactions(url: Url = DEFAULT_URL, as_json: Json = False, _verbose: Verbose = False) -> None:

@@ -11,6 +11,7 @@ from actors.messages import EngineReply, HttpRequest
 from orchestrator.api.models import ClusterView, EventView, PlacementView
 from orchestrator.expert_load import ExpertLoad
 from orchestrator.status import ComponentState, MeshStatus
+from orchestrator.traffic_load import KindLoad
 
 
 class MeshLostError(Exception):
@@ -92,6 +93,10 @@ class MeshClient(Protocol):
 
     async def expert_load(self) -> ExpertLoad:
         """Raises `MeshLostError`."""
+        ...
+
+    async def traffic_load(self, kind: str, content: str | None) -> KindLoad | None:
+        """None: there was no such traffic. Raises `MeshLostError`."""
         ...
 
     async def view(self) -> ClusterView:

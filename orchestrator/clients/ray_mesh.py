@@ -20,6 +20,7 @@ from orchestrator.clients.mesh import (
 from orchestrator.expert_load import ExpertLoad
 from orchestrator.ray_process import kill_ray_process
 from orchestrator.status import ComponentState, MeshStatus
+from orchestrator.traffic_load import KindLoad
 
 STREAM_WINDOW = 2
 """Items of an answer that an engine sends ahead of the gateway. While the window is full the engine
@@ -45,6 +46,10 @@ class RayMeshClient:
 
     async def expert_load(self) -> ExpertLoad:
         return ExpertLoad.from_json(await self._ask("expert_load"))
+
+    async def traffic_load(self, kind: str, content: str | None) -> KindLoad | None:
+        found: KindLoad | None = await self._ask("traffic_load", kind, content)
+        return found
 
     async def view(self) -> ClusterView:
         return ClusterView.model_validate(await self._ask("view"))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
+from actors.traffic import MAX_KINDS, NAME
 from actors.wire.security import Protection
 from orchestrator.config.fields import ByteSize, ConfigPath, Count, PositiveFloat, Seconds, Section
 
@@ -154,6 +155,9 @@ class RouterConfig(Section):
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$")]
 
 
+KindName = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+
+
 class GatewayConfig(Section):
     """The OpenAI-compatible HTTP endpoint."""
 
@@ -183,6 +187,13 @@ class GatewayConfig(Section):
     theirs; then status 503. Those that wait count for `max_queued_requests`."""
     migration_limit: Annotated[int, Field(ge=0)] = 3
     """How often another engine may continue one request whose engine was lost."""
+    traffic_kinds: Annotated[list[KindName], Field(max_length=MAX_KINDS)] = Field(
+        default_factory=list
+    )
+    """Kinds of traffic whose load on the experts is kept apart: names that requests have in their
+    header `X-ExpertMesh-Traffic`, batch jobs in their metadata's `traffic`, or API keys in
+    `batch.names` (docs/observability.md). What has another name is `other`. Empty: the first eight
+    that come."""
     media: Literal["none", "data"] | list[HostName] = "data"
     """Images, audio and video of requests to models that take them. `none`: refused. `data`: only
     as `data:` URLs. Host names, `[images.example.com]`: these are fetched from as well, over HTTP

@@ -41,6 +41,7 @@ from orchestrator.gateway.route_prefix import WithoutPrefix
 from orchestrator.gateway.routes import INFERENCE_ROUTES
 from orchestrator.gateway.telemetry import Telemetry
 from orchestrator.gateway.tracing import Tracing
+from orchestrator.gateway.traffic import load_of_kind
 from orchestrator.gateway.what_if import WhatIf
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus
 from orchestrator.telemetry.engines import EngineFigures
@@ -116,8 +117,11 @@ class Gateway:
         mesh = mesh.model_copy(update={"components": components, "stale_s": round(stale_s, 3)})
         return Response(mesh.model_dump_json(), media_type="application/json")
 
-    async def expert_load(self, _: Request) -> Response:
-        """`ExpertLoad`: assignments per layer and expert since the shards started."""
+    async def expert_load(self, request: Request) -> Response:
+        """`ExpertLoad`: assignments per layer and expert since the shards started; with `kind`
+        `KindLoad` of that kind of traffic."""
+        if "kind" in request.query_params:
+            return await load_of_kind(self._mesh, request)
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_S):
                 load = await self._mesh.expert_load()
@@ -226,7 +230,9 @@ def build_app(
             Middleware(RequestIds),
             Middleware(Observation, metrics=metrics),
             Middleware(
-                KeyCheck, digests=key_digests | admin_digests if key_digests else key_digests
+                KeyCheck,
+                digests=key_digests | admin_digests if key_digests else key_digests,
+                names=config.key_names,
             ),
         ],
         exception_handlers={HTTPException: _http_error, Exception: _internal_error},

@@ -33,6 +33,10 @@ class GatewayConfig(BaseModel):
     """How long a request waits for an engine to be ready before it gets 503."""
     migration_limit: int = Field(default=3, ge=0)
     """How often one request may be continued by another engine."""
+    traffic_kinds: tuple[str, ...] = ()
+    """Kinds of traffic that are told apart; empty: the first that come."""
+    key_names: dict[str, str] = {}
+    """`batch.names` the other way around: the hex digits of keys' digests (`auth.digest`) first."""
     replicas: int = Field(default=1, ge=1)
     """Processes of the gateway."""
     retry_after_s: int = Field(default=1, ge=1)

@@ -23,6 +23,7 @@ from orchestrator.gateway.forward import ForwardedResponse
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.priority import without_priority
 from orchestrator.gateway.routes import CONTINUED_ROUTES, FORWARDED_HEADERS
+from orchestrator.gateway.traffic import TrafficKinds, told_kind
 
 
 class Inference:
@@ -32,6 +33,7 @@ class Inference:
         self._config = config
         self._pool = pool
         self._metrics = metrics
+        self._kinds = TrafficKinds(config.traffic_kinds)
         self._taken = 0
         """Places taken: requests with a whole body that are not answered yet."""
 
@@ -64,7 +66,10 @@ class Inference:
         return error_response(HTTPStatus.TOO_MANY_REQUESTS, message, "queue_full")
 
     def _forwarded(self, request: Request, body: bytes) -> ForwardedResponse:
+        kind = self._kinds.kind_of(request.scope)
+        self._metrics.count_kind(kind)
         headers = tuple((k, v) for k, v in request.headers.raw if k in FORWARDED_HEADERS)
+        headers += told_kind(kind)
         query, path = request.scope["query_string"], request.url.path
         record = path in CONTINUED_ROUTES and self._config.migration_limit > 0
         body = without_priority(body)

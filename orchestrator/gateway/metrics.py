@@ -38,6 +38,7 @@ class GatewayMetrics:
         self._retries = self._counter("retries_total")
         self._continued = self._counter("continued_total")
         self._cut = self._counter("streams_cut_total")
+        self._kinds = Counter(*_declared("traffic_requests_total"), registry=self._registry)
 
     def count_answer(
         self,
@@ -54,6 +55,10 @@ class GatewayMetrics:
         self._duration.labels(self._model_name, path).observe(duration_s, exemplar)
         if first_byte_s is not None:
             self._first_byte.labels(self._model_name, path).observe(first_byte_s, exemplar)
+
+    def count_kind(self, kind: str) -> None:
+        """A request of this kind of traffic is handed to an engine."""
+        self._kinds.labels(self._model_name, kind).inc()
 
     def count_move(self, continued: bool) -> None:
         """A request goes to another engine, from its start or from where it was."""

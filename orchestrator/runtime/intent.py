@@ -1,10 +1,11 @@
 """What the config asks for, as the control plane's first intent and its settings. Pure."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from actors.experts.spec import ExpertSpec
 from actors.origin import Origin
+from actors.wire.address import Address
 from orchestrator.actor_names import ActorName
 from orchestrator.config.schema import MeshConfig
 from orchestrator.config.serving import RouterMode
@@ -118,3 +119,8 @@ def _live_on(intent: Intent, alive: Collection[ActorName]) -> bool:
 def _filled_by(intent: Intent, name: ActorName) -> bool:
     place = intent.places.get(name.id)
     return place is not None and (place.kind, place.generation) == (name.kind, name.generation)
+
+
+def with_directory(state: State, addresses: Iterable[Address]) -> State:
+    """The state with where dispatchers follow the mesh, for whoever comes after this controller."""
+    return replace(state, intent=replace(state.intent, directory=tuple(map(str, addresses))))

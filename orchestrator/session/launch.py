@@ -273,7 +273,7 @@ class _Session:
         """
         from orchestrator.gateway.deploy import deploy_gateway
 
-        settings = self._config.gateway
+        settings, known = self._config.gateway, Secrets()
         config = GatewayConfig(
             mesh=self._config.mesh.name,
             model_name=self._config.model.name,
@@ -287,12 +287,13 @@ class _Session:
             replicas=settings.replicas,
             engine_wait_s=settings.engine_wait_s,
             migration_limit=settings.migration_limit,
+            traffic_kinds=tuple(settings.traffic_kinds),
+            key_names={key: name for name, key in self._config.batch.names.items()},
             logging=self._config.logging,
             telemetry=self._config.telemetry,
             batch=batch_settings(self._config),
         )
         mesh = RayMeshClient(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
-        known = Secrets()
         return cluster.call_on_head(
             deploy_gateway, config, mesh, _digests(known.api_keys), _digests(known.admin_keys)
         )

@@ -50,6 +50,7 @@ def families_of(snapshot: Snapshot, age_s: float, silence_s: float, hot: int) ->
         *_of_shards(snapshot),
         *_of_pools(snapshot.shards),
         *_of_layers(snapshot),
+        _of_traffic(snapshot),
         *_of_hot_experts(snapshot, hot),
         *_of_replicas(snapshot),
         *_of_control(snapshot.control),
@@ -112,6 +113,11 @@ def _of_layers(snapshot: Snapshot) -> list[Family]:
             family("expertmesh_balancedness", [((), overall_balancedness(window, speeds))]),
         ]
     return made
+
+
+def _of_traffic(snapshot: Snapshot) -> Family:
+    told = [((t.kind, t.content), float(t.tokens)) for t in snapshot.traffic]
+    return family("expertmesh_traffic_tokens_total", told)
 
 
 def _of_hot_experts(snapshot: Snapshot, most: int) -> list[Family]:

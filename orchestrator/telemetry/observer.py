@@ -137,6 +137,7 @@ class Observer:
             self._busy,
             self._replicas,
             control,
+            load.traffic if load is not None else before.traffic if before is not None else (),
         )
         self._before.append((self._number, self._totals.counts))
         self.happenings += happenings(before.mesh if before else None, status, self._unix())

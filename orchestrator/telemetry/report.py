@@ -107,6 +107,7 @@ def _of_snapshot(snapshot: Snapshot, hot: int) -> dict[str, Any]:
         "status": snapshot.mesh.model_dump(mode="json"),
         "layers": list(totals.layers),
         "experts": int(totals.counts.shape[1]),
+        "traffic": [asdict(told) for told in snapshot.traffic],
         "assignments": {id: int(counts.sum()) for id, counts in totals.by_shard.items()},
     }
     if window is not None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.api.models import ClusterView
+from orchestrator.expert_load import TrafficTokens
 from orchestrator.status import ComponentKind, ComponentStatus, MeshStatus
 
 Counts = NDArray[np.int64]
@@ -56,7 +57,7 @@ class HotExpert:
 class Snapshot:
     """number: counts the looks. taken_s: when, on the gateway's clock. window: the last one with
     traffic, None before any. replicas: [L, E] copies of each expert; control: what the control
-    plane says; None where nobody said."""
+    plane says; None where nobody said. traffic: the kinds whose load is known by itself."""
 
     number: int
     taken_s: float
@@ -65,6 +66,7 @@ class Snapshot:
     window: Window | None
     replicas: NDArray[np.int32] | None = None
     control: ClusterView | None = None
+    traffic: tuple[TrafficTokens, ...] = ()
 
     @property
     def shards(self) -> list[ComponentStatus]:

@@ -86,6 +86,13 @@ GATEWAY = (
         ("model_name",),
         "Streams that ended in an error as their engine was lost.",
     ),
+    Metric(
+        "expertmesh_gateway_traffic_requests_total",
+        _C,
+        "1",
+        ("model_name", "traffic"),
+        "Requests handed to engines, by kind of traffic.",
+    ),
 )
 """Counted in the gateway itself."""
 
@@ -177,6 +184,14 @@ MESH = (
         "1",
         (),
         "Balancedness over all layers, weighed by their load.",
+    ),
+    Metric(
+        "expertmesh_traffic_tokens_total",
+        _C,
+        "1",
+        ("traffic", "content"),
+        "Tokens computed by kind of traffic and content (text, image, ...), estimated from some of "
+        "the engines' steps, since the controller began.",
     ),
     Metric(
         "expertmesh_hot_expert_layer", _G, "1", ("rank",), "Layer of the hottest experts, by rank."

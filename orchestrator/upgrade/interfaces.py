@@ -12,7 +12,7 @@ from actors.wire.layout import VERSION as FRAME_VERSION
 from actors.wire.segment import LAYOUT_VERSION
 from orchestrator.control.journal import SCHEMA_VERSION
 
-CONTROL_VERSION = 2
+CONTROL_VERSION = 3
 """Of descriptions, commands, views and what gateway and engines send each other. Raise it with a
 change that a process of the version before cannot take: a field that is gone, is needed, or means
 something else. A field with a default is not one."""

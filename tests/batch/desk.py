@@ -14,6 +14,7 @@ import openai
 import uvicorn
 
 from actors.messages import EngineReply, HttpRequest, ResponseStart
+from actors.traffic import kind_in
 from orchestrator.batch.ledger import Ledger, open_ledger
 from orchestrator.batch.runner import Runner
 from orchestrator.batch.settings import BatchSettings
@@ -37,6 +38,8 @@ class Engine:
     max_running: int = 8
     delay_s: float = 0.0
     seen: list[dict[str, Any]] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    """Of traffic, of each of `seen`."""
     running: int = 0
     most_running: int = 0
     state: ComponentState = ComponentState.READY
@@ -47,6 +50,7 @@ class Engine:
             return
         body = json.loads(request.body)
         self.seen.append(body)
+        self.kinds.append(kind_in(request.headers))
         self.running += 1
         self.most_running = max(self.running, self.most_running)
         try:

@@ -31,6 +31,14 @@ def test_what_an_engine_refuses_becomes_an_error_line(settings):
         assert (error["response"]["status_code"], error["error"]) == (400, None)
 
 
+def test_an_engine_is_told_which_kind_of_traffic_a_job_is(settings):
+    engine = Engine()
+    with open_desk(settings, {"engine-0": engine}) as desk:
+        for metadata in ({}, {"traffic": "code"}, {"traffic": "No Name"}):
+            desk.wait(desk.submit([line("a")], metadata=metadata))
+    assert engine.kinds == ["batch", "code", "batch"]
+
+
 @dataclass
 class Moody:
     """Fails the first `times` tries of each request."""

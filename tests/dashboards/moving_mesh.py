@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from orchestrator.batch.settings import BatchSettings
 from orchestrator.clients.mesh import MeshLostError
 from orchestrator.config.batch import BatchConfig
 from orchestrator.config.telemetry import TelemetryConfig
-from orchestrator.expert_load import ExpertLoad, sum_load
+from orchestrator.expert_load import ExpertLoad, TrafficTokens, sum_load
 from orchestrator.gateway.app import build_app
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
@@ -119,7 +119,9 @@ class MovingMesh(FakeMesh):
             self.shard_id(n): np.where(self.home == n, self.counts, 0)
             for n in range(self.num_shards)
         }
-        return sum_load("tiny", tuple(range(self.num_layers)), by_shard, self.num_experts)
+        load = sum_load("tiny", tuple(range(self.num_layers)), by_shard, self.num_experts)
+        told = (TrafficTokens(of.kind, "text", of.tokens) for of in self.kinds.values())
+        return replace(load, traffic=tuple(told))
 
     async def placement(self) -> PlacementView:
         held = {

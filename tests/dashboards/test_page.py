@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.telemetry.matrix import encode
+from orchestrator.traffic_load import KindLoad
 from tests.dashboards.moving_mesh import CHANGE, LINES, ledger_with_a_job, moving_mesh, served
 from tests.processes import wait_until
 
@@ -71,6 +72,25 @@ def test_it_tells_who_lives_where_and_why_things_move(open_page):
         until(page, "document.querySelector('#change').textContent.includes('nothing is moving')")
         page.select_option("#heat-shard", "cpu-0")
         page.hover("#heat", position={"x": 9, "y": 5})
+
+
+def test_one_kind_of_traffic_can_be_chosen(open_page):
+    mesh = moving_mesh()
+    load = np.ones((mesh.num_layers, mesh.num_experts))
+    load[0, 0] = mesh.num_experts - 1.0
+    layers = tuple(range(mesh.num_layers))
+    mesh.kinds["code"] = KindLoad("tiny", "code", None, layers, 7, load)
+    with served(mesh) as url:
+        page = open_page(url)
+        wait_for_load(page)
+        until(page, "document.querySelectorAll('#heat-kind option').length === 2")
+        page.select_option("#heat-kind", "code")
+        until(page, "document.querySelector('#heat-shard').disabled")
+        page.hover("#heat", position={"x": 5, "y": 5})
+        until(page, "document.querySelector('#tip').textContent.includes('50.0 % of the layer')")
+        page.select_option("#heat-kind", "")
+        page.hover("#heat", position={"x": 6, "y": 6})
+        until(page, "document.querySelector('#tip').textContent.includes('assignments')")
 
 
 def test_dragging_zooms_and_escape_shows_all(open_page):

@@ -9,20 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actors.dispatch import subscription
 from actors.dispatch.mesh_view import MeshView, ViewVersion
 from actors.dispatch.report import DispatchReport, ShardReport
 from actors.dispatch.subscription import Subscription
+from actors.dispatch.traffic_counts import TrafficCounts, TrafficKey, TrafficWindow
 from actors.dispatch.view_coding import decode_view, encode_view
-from actors.dispatch.view_messages import FROM_DIRECTORY, AdoptedHead, HelloHead
+from actors.dispatch.view_messages import FROM_DIRECTORY, AdoptedHead, HelloHead, TrafficHead
 from actors.dispatch.view_source import NO_VERSION
 from actors.wire.address import Address, connect
 from actors.wire.frame import IN_BODY, RowCoding
 from actors.wire.handshake import OPENING_BYTES, HandshakeError, greet_server
 from actors.wire.messages import PREFIX, Head, pack, read_head, receive_message
-from orchestrator.directory import MAX_HEAD_BYTES, Directory
+from orchestrator.directory import MAX_BODY_BYTES, MAX_HEAD_BYTES, Directory
+from orchestrator.traffic_load import TrafficLoad
 from tests.actors.dispatch.views import content
 from tests.orchestrator.building import epoch, view
 
@@ -377,6 +380,38 @@ def test_what_dispatchers_did_comes_to_the_directory(tmp_path: Path, monkeypatch
     run(test, tmp_path)
 
 
+def test_load_by_kind_of_traffic_comes_to_the_directory(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(subscription, "REPORT_S", 0.02)
+
+    async def test(directory: Directory, _: Address, remote: Address) -> None:
+        heard: list[TrafficWindow] = []
+        directory.traffic = heard.append
+        await directory.publish(view())
+        client = subscribe(remote, SECRET)
+        client.traffic = counts = TrafficCounts([0], 4)
+        await asyncio.to_thread(client.start, WAIT_S)
+        for tokens in (2, 3):
+            counts.add([TrafficKey("code")], np.array([tokens]), np.full((1, 1, 4), tokens))
+            await until(lambda: bool(heard))
+            assert heard.pop().counts.tolist() == [[[tokens] * 4]]
+        client.stop()
+
+    run(test, tmp_path)
+
+
+def test_load_of_another_model_ends_the_connection(tmp_path: Path) -> None:
+    async def test(directory: Directory, local: Address, _: Address) -> None:
+        directory.traffic = TrafficLoad("tiny", (0, 1), 4).add
+        window = TrafficWindow(
+            (0,), (TrafficKey("a"),), np.array([1]), np.ones((1, 1, 4), np.int64)
+        )
+        odd = connect(local, WAIT_S)
+        odd.sendall(HELLO + pack(*TrafficHead.of(window)))
+        assert await asyncio.to_thread(closed_by_peer, odd)
+
+    run(test, tmp_path)
+
+
 def told(directory: Directory) -> DispatchReport:
     reports = [one.report for one in directory.subscribers if one.report is not None]
     return reports[0] if reports else DispatchReport()
@@ -408,6 +443,9 @@ def raw(text: bytes, body: bytes = b"") -> bytes:
         HELLO + raw(b'{"kind":"adopted","version":[1,null]}'),
         HELLO + HELLO,
         HELLO + raw(b'{"kind":"report","calls":-1}'),
+        HELLO + raw(b'{"kind":"traffic","layers":[0],"keys":[]}', b"1234"),
+        pack(TrafficHead(layers=(0,), keys=()), [np.zeros((0, 1, 4), np.int32)]),
+        HELLO + PREFIX.pack(100, MAX_BODY_BYTES + 1),
         raw(b'{"kind":"report"}'),
     ],
 )

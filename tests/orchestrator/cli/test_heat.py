@@ -1,5 +1,6 @@
 """`expertmesh experts`: the load beside the copies."""
 
+import json
 from collections.abc import Iterator
 
 import httpx
@@ -8,6 +9,7 @@ import pytest
 
 from orchestrator.cli.heat import CELLS, heat_line
 from orchestrator.cli.main import main
+from orchestrator.traffic_load import KindLoad
 from tests.dashboards.moving_mesh import MovingMesh, moving_mesh, served
 from tests.processes import wait_until
 
@@ -59,3 +61,41 @@ def test_more_experts_than_characters_keep_the_hottest() -> None:
     assert len(line) == CELLS
     assert line[200 * CELLS // 384] == "█"
     assert heat_line(np.zeros(4, np.int64)).plain == "▁▁▁▁"
+
+
+@pytest.fixture
+def kinds(mesh: MovingMesh) -> MovingMesh:
+    load = np.ones((mesh.num_layers, mesh.num_experts))
+    load[:, 3] = 50
+    layers = tuple(range(mesh.num_layers))
+    mesh.kinds["code"] = KindLoad("tiny", "code", None, layers, 1234, load)
+    return mesh
+
+
+@pytest.mark.usefixtures("kinds")
+def test_the_load_of_one_kind_of_traffic(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said, _, head, *rows = ran(capsys, "--url", url, "--kind", "code")
+    assert said == "load of 1,234 tokens of kind code"
+    assert head.split()[-1] == "LOAD"
+    assert {row.split()[-1].index("█") for row in rows[:2]} == {3}
+    _, _, _, *experts = ran(capsys, "1", "--url", url, "--kind", "code")
+    assert experts[3].count("█") == 24
+    told = json.loads("\n".join(ran(capsys, "--url", url, "--kind", "code", "--json")))
+    assert (told["kind"], np.argmax(told["shares"][0])) == ("code", 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--kind", "coda"], "there was no traffic of kind coda"),
+        (["--content", "image"], "--content is of one kind of traffic"),
+    ],
+)
+@pytest.mark.usefixtures("kinds")
+def test_load_that_there_is_none_of(
+    url: str, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["experts", "--url", url, *arguments])
+    assert ended.value.code
+    assert says in capsys.readouterr().err

@@ -23,6 +23,7 @@ from orchestrator.clients.mesh import (
 )
 from orchestrator.expert_load import ExpertLoad
 from orchestrator.status import ComponentState, ComponentStatus, MeshStatus
+from orchestrator.traffic_load import KindLoad
 
 JSON_HEADERS = ((b"content-type", b"application/json"), (b"server", b"inner"))
 SSE_HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"),)
@@ -153,6 +154,8 @@ class FakeMesh:
     refuses: str = ""
     """Why it refuses every verb; empty if it does them."""
     lines: list[EventView] = field(default_factory=list)
+    kinds: dict[str, KindLoad] = field(default_factory=dict)
+    """Load of kinds of traffic."""
     wake_runner: Callable[[], None] = lambda: None
 
     async def wake_batch_runner(self) -> None:
@@ -176,6 +179,10 @@ class FakeMesh:
         if self.silent:
             raise MeshLostError("no answer")
         return ExpertLoad("tiny", (0,), np.array([[3, 1]]), {"a-0": np.array([[3, 1]])})
+
+    async def traffic_load(self, kind: str, content: str | None) -> KindLoad | None:
+        self._speak()
+        return self.kinds.get(kind) if content in (None, "text") else None
 
     async def view(self) -> ClusterView:
         self._speak()
