@@ -39,7 +39,14 @@ def gateway_service(config: MeshConfig) -> Object:
         "spec": {
             "type": "ClusterIP",
             "selector": pods_of(config, HEAD),
-            "ports": [{"name": GATEWAY_PORT_NAME, "port": port, "targetPort": GATEWAY_PORT_NAME}],
+            "ports": [
+                {
+                    "name": GATEWAY_PORT_NAME,
+                    "protocol": "TCP",
+                    "port": port,
+                    "targetPort": GATEWAY_PORT_NAME,
+                }
+            ],
         },
     }
 

@@ -191,7 +191,9 @@ def _key(config: MeshConfig, name: str, *, optional: bool = True) -> Object:
 
 
 def _ports(ports: dict[str, int]) -> list[Object]:
-    return [{"name": name, "containerPort": port} for name, port in ports.items()]
+    return [
+        {"name": name, "protocol": "TCP", "containerPort": port} for name, port in ports.items()
+    ]
 
 
 def _resources(cpus: float, memory_bytes: int, device: str, devices: int) -> Object:

@@ -10,7 +10,8 @@ from orchestrator.errors import UserError
 _FORBIDDEN = re.compile(r'cannot (\w+) resource "([\w./]+)"')
 _UNKNOWN_FIELD = "failed to create typed patch object"
 """How server-side apply says, as an internal error, that a kind has no such field."""
-OTHER_CRD = "the CRD may be older than KubeRay 1.7 (docs/kubernetes.md)"
+OTHER_CRD = "KubeRay's CRDs may be older than 1.7 (docs/kubernetes.md)"
+TOO_OLD = "this Kubernetes may be older than 1.25 (docs/kubernetes.md)"
 _NAMESPACE = re.compile(r'in the namespace "([\w-]+)"')
 
 
@@ -39,7 +40,8 @@ def explain(answer: Answer, server: str, what: str) -> UserError:
         case HTTPStatus.UNPROCESSABLE_ENTITY | HTTPStatus.BAD_REQUEST:
             words, fix = f"the API server does not take {what}: {message}", ""
         case HTTPStatus.INTERNAL_SERVER_ERROR if _UNKNOWN_FIELD in message:
-            words, fix = f"the API server does not take {what}: {message}", OTHER_CRD
+            words = f"the API server does not take {what}: {message}"
+            fix = OTHER_CRD if what.startswith("Ray") else TOO_OLD
         case 0 | None:
             words = f"no secure connection to {server}: {answer.reason}"
             fix = "check its certificate"

@@ -272,7 +272,7 @@ def test_a_field_that_the_crd_does_not_have_is_no_reason_to_try_again(desk):
     )  # fmt: skip
     err = desk.refused("apply")
     assert "does not take RayCluster/chat" in err
-    assert "the CRD may be older than KubeRay 1.7" in err
+    assert "KubeRay's CRDs may be older than 1.7" in err
 
 
 def test_what_is_being_deleted_is_not_applied(desk):
