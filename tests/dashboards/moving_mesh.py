@@ -24,6 +24,7 @@ from orchestrator.gateway.app import build_app
 from orchestrator.gateway.auth import digest
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.status import ComponentKind, ComponentState, ComponentStatus, MeshStatus
+from orchestrator.traffic_load import KindLoad
 from tests.orchestrator.gateway.fakes import FakeEngine, FakeMesh
 
 VENDORS = ("nvidia", "ascend", "cambricon", "cpu")
@@ -105,6 +106,13 @@ class MovingMesh(FakeMesh):
             failed_calls=0,
             busy_s=12.5,
         )
+
+    def tell_kind(self, kind: str) -> None:
+        """Have some traffic of `kind`, half of the first layer's at its first expert."""
+        load = np.ones((self.num_layers, self.num_experts))
+        load[0, 0] = self.num_experts - 1.0
+        layers = tuple(range(self.num_layers))
+        self.kinds[kind] = KindLoad("tiny", kind, None, layers, 7, load)
 
     async def expert_load(self) -> ExpertLoad:
         if self.silent:

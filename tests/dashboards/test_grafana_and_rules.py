@@ -99,8 +99,10 @@ def prometheus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prometheus")
     port = free_port()
     batch = ledger_with_a_job(folder / "batch")
+    mesh = moving_mesh()
+    mesh.tell_kind("code")
     with (
-        served(moving_mesh(), batch=batch) as url,
+        served(mesh, batch=batch) as url,
         httpx.Client(trust_env=False, timeout=10) as client,
     ):
         for path in ("/v1/completions", "/v1/chat/completions"):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from orchestrator.telemetry.matrix import encode
-from orchestrator.traffic_load import KindLoad
 from tests.dashboards.moving_mesh import CHANGE, LINES, ledger_with_a_job, moving_mesh, served
 from tests.processes import wait_until
 
@@ -76,10 +75,7 @@ def test_it_tells_who_lives_where_and_why_things_move(open_page):
 
 def test_one_kind_of_traffic_can_be_chosen(open_page):
     mesh = moving_mesh()
-    load = np.ones((mesh.num_layers, mesh.num_experts))
-    load[0, 0] = mesh.num_experts - 1.0
-    layers = tuple(range(mesh.num_layers))
-    mesh.kinds["code"] = KindLoad("tiny", "code", None, layers, 7, load)
+    mesh.tell_kind("code")
     with served(mesh) as url:
         page = open_page(url)
         wait_for_load(page)
