@@ -13,9 +13,7 @@ is checked on its own and left alone where it is absent:
 - the CPU kernel of MXFP4 experts ignores `swiglu_limit`: see `clamped_experts`.
 """
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
 
@@ -82,25 +80,12 @@ def add_metadata_kernels() -> bool:
 
     @wraps(register_upstream)
     def register_all(_platform: type) -> None:
-        with _unseen("llvmlite"):
-            register_upstream()
-            _register_missing_kernels()
+        register_upstream()
+        _register_missing_kernels()
 
     # The worker calls this hook after loading plugins, before it touches a model.
     platform.register_triton_kernel_overrides = classmethod(register_all)
     return True
-
-
-@contextmanager
-def _unseen(package: str) -> Iterator[None]:
-    """Loaded modules of a package are not found in this block: vLLM looks at the attributes of all
-    there are, and those of llvmlite's C library raise errors."""
-    names = [name for name in sys.modules if name.partition(".")[0] == package]
-    hidden = {name: sys.modules.pop(name) for name in names}
-    try:
-        yield
-    finally:
-        sys.modules.update(hidden)
 
 
 def _register_missing_kernels() -> None:

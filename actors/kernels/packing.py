@@ -7,6 +7,9 @@ vLLM's own operator moves bytes one by one, and gate and up rows have to be put 
 before it, in memory of their own. Measured for an expert of 4096 x 2048 in MXFP4 (13.4 MB) on one
 core: 1.3 ms here, 25 ms there. That both give the same is not taken on trust: the two are compared
 when the first weights of a format are packed, and where a vLLM differs its own operator is taken.
+
+The native code is imported when something is packed: engines import this module for their fixes,
+before numba may be loaded there (see `actors.vllm_plugin.connection.backend`).
 """
 
 import functools
@@ -15,8 +18,6 @@ import logging
 import numpy as np
 import numpy.typing as npt
 import torch
-
-from native.packed_blocks import ROWS, pack_16, pack_32, pack_bytes, pack_paired
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ def interleave(tensor: torch.Tensor) -> torch.Tensor:
 @functools.cache
 def packs_as_vllm(dtype: torch.dtype) -> bool:
     """Whether the installed vLLM (`torch.ops._C`) packs weights of `dtype` as this module does."""
+    from native.packed_blocks import ROWS
+
     sample = (torch.arange(2 * ROWS * 4 * ROWS) * 37 % 251).byte().view(2 * ROWS, -1)
     ours, theirs = torch.empty_like(sample), torch.empty_like(sample)
     transpose_rows(sample.view(dtype), ours.view(dtype), alternate=False)
@@ -66,6 +69,8 @@ def packs_as_vllm(dtype: torch.dtype) -> bool:
 
 def transpose_rows(matrix: torch.Tensor, out: torch.Tensor, alternate: bool) -> None:
     """`pack_rows`, whatever the installed vLLM does."""
+    from native.packed_blocks import ROWS, pack_16, pack_32, pack_paired
+
     rows, row_bytes = len(matrix), matrix.nbytes // len(matrix)
     source, target, steps = _as_bytes(matrix), _as_bytes(out), _steps(rows, row_bytes, alternate)
     if matrix.dtype is torch.uint8:
@@ -79,6 +84,8 @@ def transpose_rows(matrix: torch.Tensor, out: torch.Tensor, alternate: bool) -> 
 
 def transpose_scales(scales: torch.Tensor, out: torch.Tensor, alternate: bool, add: int) -> None:
     """`pack_scales`, whatever the installed vLLM does."""
+    from native.packed_blocks import ROWS, pack_bytes
+
     rows, groups = scales.shape
     steps = _steps(rows, groups, alternate)
     pack_bytes(_as_bytes(scales), _as_bytes(out), rows // ROWS, groups, *steps, add)

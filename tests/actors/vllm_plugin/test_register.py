@@ -30,6 +30,20 @@ def test_inert_without_a_mesh() -> None:
     assert done.stdout.split() == ["False", "False", "False"], done.stderr
 
 
+def test_what_is_installed_for_a_mesh_loads_no_numba(tmp_path) -> None:
+    """Where there is no Triton, vLLM's kernel overrides, applied after this, look into every module
+    that is loaded, and stumble over llvmlite's."""
+    code = """
+import sys
+from actors.vllm_plugin.register import register
+register()
+import actors.deepseek_v4_cpu.clamped_experts
+sys.exit("numba" in sys.modules or "llvmlite" in sys.modules)
+"""
+    done = run(code, EXPERTMESH_ADDRESS=f"unix:{tmp_path}/nobody")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_mesh_that_does_not_answer_is_named(tmp_path) -> None:
     address = f"unix:{tmp_path}/nobody"
     code = """
