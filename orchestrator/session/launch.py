@@ -11,10 +11,10 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from pydantic import SecretStr
@@ -51,7 +51,10 @@ from orchestrator.session.ray_session import (
     stop_ray,
 )
 from orchestrator.session.stop_signals import StopRequested, StopSignals
+from orchestrator.session.watched_call import call_watched
 from orchestrator.status import LOAD_ENGINE
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -165,17 +168,17 @@ class _Session:
         self._stop.install()  # Ray puts its own SIGTERM handler in place
         self._stop.check()
         progress.done()
-        running = None if self._private else cluster.find_controller()
+        running = None if self._private else self._watched(cluster.find_controller)
         if running is not None and not self._config.cluster.take_over:
             raise UserError(
                 f"a mesh named {self._config.mesh.name} already runs in that Ray cluster",
                 "choose another mesh.name, stop it first, or set cluster.take_over",
             )
         self._check_room()
-        self._controller = running or self._start_controller()
+        self._controller = running or self._watched(self._start_controller)
         started: ray.ObjectRef[str] = self._controller.start.remote()
         # The endpoint opens while the model loads; until then /health says that it does.
-        self._gateway = self._open_gateway()
+        self._gateway = self._watched(self._open_gateway)
         self._follow_start(started, progress)
         progress.step("Open the endpoint")
         self._await_gateway()
@@ -195,7 +198,8 @@ class _Session:
             deadline_s += self._config.cluster.room_timeout_s
         while True:
             try:
-                check_room(demands_of(self._config), cluster.node_resources())
+                resources = self._watched(cluster.node_resources)
+                check_room(demands_of(self._config), resources)
                 return
             except UserError:
                 if time.monotonic() >= deadline_s:
@@ -210,6 +214,19 @@ class _Session:
             if self._private:
                 reap_ended(self._spared)
 
+    def _watched(self, call: Callable[[], T]) -> T:
+        """What `call` returns, which waits inside Ray. A signal does not cut it short, so what was
+        started is known.
+
+        Raises:
+            UserError: Ray itself was lost meanwhile.
+        """
+        return call_watched(call, self._check_ray)
+
+    def _check(self) -> None:
+        self._stop.check()
+        self._check_ray()
+
     def _check_ray(self) -> None:
         if self._private and (lost := lost_process()):
             raise UserError(f"Ray's {lost} has ended, and with it the mesh", "start it again")
@@ -222,8 +239,7 @@ class _Session:
         losses = 0
         while True:
             done = _finished(started, POLL_S)
-            self._stop.check()
-            self._check_ray()
+            self._check()
             if _finished(self._gateway, 0):
                 self._await_gateway()
             try:
@@ -249,7 +265,7 @@ class _Session:
                 progress.step(step)
                 shown = step
                 if step == LOAD_ENGINE:
-                    self._start_batch_runner()
+                    self._watched(self._start_batch_runner)
             elif detail:
                 progress.update(detail)
         progress.done()
@@ -314,18 +330,18 @@ class _Session:
 
     def _await_batch_runner(self) -> None:
         """Or its imports would take the cores from the first requests."""
-        self._start_batch_runner()
+        self._watched(self._start_batch_runner)
         deadline_s = time.monotonic() + RUNNER_TIMEOUT_S
         while self._batch_runner is not None and time.monotonic() < deadline_s:
             if _finished(self._batch_runner, POLL_S):
                 return
-            self._stop.check()
+            self._check()
 
     def _await_gateway(self) -> None:
         """Return once the endpoint is open. Raises UserError if it cannot be."""
         assert self._gateway is not None
         while not _finished(self._gateway, POLL_S):
-            self._stop.check()
+            self._check()
         try:
             ray.get(self._gateway)
         except RayError as error:

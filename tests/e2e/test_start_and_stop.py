@@ -3,7 +3,9 @@
 Each of these starts a mesh, so `make test` has one of each kind and `make test-long` the others.
 """
 
+import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,20 @@ def test_a_killed_part_of_the_session_ends_it(tiny_model: Path, victim: str, sai
         (kept,) = mesh.left_over()
         files = [path for path in Path(kept).rglob("*") if not path.is_dir()]
         assert [path for path in files if not path.is_relative_to(logs)] == []
+
+
+@pytest.mark.long
+def test_a_control_service_lost_while_ray_is_asked_ends_it(tiny_model: Path) -> None:
+    """The command waits for an answer of it: Ray's client would wait a minute, then end it all."""
+    with MeshProcess(mesh_config(tiny_model, "asking")) as mesh:
+        mesh.wait_for("Start Ray: done")
+        (control,) = [line for line in mesh.living() if "gcs_server" in line]
+        os.kill(int(control.split()[0]), signal.SIGSTOP)
+        time.sleep(2)
+        mesh.kill("gcs_server")
+        assert mesh.wait(STOP_S) == 2, mesh.transcript
+        assert mesh.err[-1].startswith("error: Ray's gcs_server has ended, and with it the mesh")
+        assert mesh.living() == []
 
 
 @pytest.mark.long
