@@ -35,7 +35,8 @@ from orchestrator.config.schema import MeshConfig
 from orchestrator.config.secrets import Secrets
 from orchestrator.errors import UserError
 from orchestrator.gateway.auth import digest
-from orchestrator.gateway.config import GatewayConfig, endpoint_url
+from orchestrator.gateway.config import endpoint_url
+from orchestrator.gateway.settings import gateway_config
 from orchestrator.ray_process import node_logs
 from orchestrator.resources import check_room, demands_of
 from orchestrator.root_cause import cause_of
@@ -289,26 +290,7 @@ class _Session:
         """
         from orchestrator.gateway.deploy import deploy_gateway
 
-        settings, known = self._config.gateway, Secrets()
-        config = GatewayConfig(
-            mesh=self._config.mesh.name,
-            model_name=self._config.model.name,
-            host=settings.host,
-            port=settings.port,
-            route_prefix=settings.route_prefix,
-            max_queued_requests=settings.max_queued_requests,
-            max_body_bytes=settings.max_request_body,
-            body_timeout_s=settings.body_timeout_s,
-            send_timeout_s=settings.send_timeout_s,
-            replicas=settings.replicas,
-            engine_wait_s=settings.engine_wait_s,
-            migration_limit=settings.migration_limit,
-            traffic_kinds=tuple(settings.traffic_kinds),
-            key_names={key: name for name, key in self._config.batch.names.items()},
-            logging=self._config.logging,
-            telemetry=self._config.telemetry,
-            batch=batch_settings(self._config),
-        )
+        config, known = gateway_config(self._config), Secrets()
         mesh = RayMeshClient(cluster.CONTROLLER, namespace_of(self._config.mesh.name))
         return cluster.call_on_head(
             deploy_gateway, config, mesh, _digests(known.api_keys), _digests(known.admin_keys)
