@@ -33,7 +33,7 @@ def check_source(index: TensorIndex, source: Source) -> None:
             f"{found.file}: tensor {source.name} has dtype {found.dtype}, "
             f"expected {' or '.join(source.dtypes)}"
         )
-    if found.shape != source.shape:
+    if found.shape != source.shape and not (source.shape == (1,) and found.shape == ()):
         raise ModelRefused(
             f"{found.file}: tensor {source.name} has shape {list(found.shape)}, "
             f"expected {list(source.shape)}"

@@ -51,8 +51,11 @@ class ExpertTensors:
            w2 [H, I] e4m3, w2_scale fp32 [ceil(H/128), ceil(I/128)].
     mxfp4: w13 [2I, H/2] uint8, two e2m1 per byte, even column in the low nibble;
            w13_scale [2I, H/32] uint8 (e8m0: 2 ** (byte - 127)); w2 [H, I/2], w2_scale [H, I/32].
+    nvfp4: w13 and w2 as mxfp4, w13_scale fp32 [2I, H/16], w2_scale [H, I/16].
     int4:  w13 [2I, H/8] int32, w13_scale fp32 [2I, H/group]; w2 [H, I/8], w2_scale [H, I/group].
-    int8:  w13 [2I, H] int8, w13_scale fp32 [2I, 1]; w2 [H, I], w2_scale [H, 1].
+           With zero points: scales [2I, H/group, 2], scale and zero point.
+    int8:  w13 [2I, H] int8, w13_scale fp32 [2I, H/group]; w2 [H, I], w2_scale [H, I/group].
+    fp8 with a scale for each row: as int8 in groups of a row, in e4m3.
     Biases: w13_bias [2I] bf16, w2_bias [H] bf16, or None.
     """
 
@@ -124,7 +127,7 @@ class SafetensorsFile:
     def read_into(self, room: torch.Tensor, name: str, row: int | None) -> None:
         """See `TensorSource`. ModelRefused if the file has become shorter."""
         begin = self._begin[name] + (row or 0) * room.nbytes
-        self._fill(room.view(torch.uint8).numpy().data.cast("B"), begin)
+        self._fill(room.flatten().view(torch.uint8).numpy().data.cast("B"), begin)
 
     def _fill(self, room: memoryview, position: int) -> None:
         while room:
@@ -157,6 +160,7 @@ class ExpertReader:
             (source.part, source.kind): self._canonical(source, self._fetch(source, beside))
             for source in self._layout.sources(self._spec, layer, expert)
         }
+        self._keep_scales(read)
         return ExpertTensors(
             w13=self._gate_up(read, Kind.WEIGHT),
             w2=read[Part.DOWN, Kind.WEIGHT],
@@ -165,6 +169,13 @@ class ExpertReader:
             w13_bias=self._gate_up(read, Kind.BIAS) if self._has(read, Kind.BIAS) else None,
             w2_bias=read.get((Part.DOWN, Kind.BIAS)),
         )
+
+    def _keep_scales(self, read: dict[tuple[Part, Kind], torch.Tensor]) -> None:
+        for part, _ in self._layout.projections:
+            tensors = {kind: tensor for (of, kind), tensor in read.items() if of is part}
+            scale = self._spec.weight_format.kept_scale(tensors)
+            if scale is not None:
+                read[part, Kind.SCALE] = scale
 
     @staticmethod
     def _has(read: dict[tuple[Part, Kind], torch.Tensor], kind: Kind) -> bool:

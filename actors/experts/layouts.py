@@ -95,7 +95,8 @@ class Layout:
         for one in weight_format.stored(
             rows, columns, transposed=self.transposed, block_layout=self.block_layout
         ):
-            yield one.kind, suffixes[one.kind], one.shape, one.dtypes
+            suffix = one.suffix or suffixes[one.kind]
+            yield one.kind, suffix, one.shape, one.dtypes
         if spec.has_bias:
             yield Kind.BIAS, self.bias_suffix, (rows,), ("BF16",)
 

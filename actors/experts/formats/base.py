@@ -27,16 +27,23 @@ class Kind(Enum):
 
     WEIGHT = "weight"
     SCALE = "scale"
+    ZERO = "zero point"
+    WHOLE = "scale of the whole matrix"
     BIAS = "bias"
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor of a projection as a checkpoint stores it; dtypes: safetensors' names."""
+    """One tensor of a projection as a checkpoint stores it.
+
+    shape: (1,) also stands for a number without dimensions. dtypes: safetensors' names.
+    suffix: of its name; weights and scales may leave it to their format, or that to the layout.
+    """
 
     kind: Kind
     shape: tuple[int, ...]
     dtypes: tuple[str, ...]
+    suffix: str | None = None
 
 
 class NumberFormat(Protocol):
@@ -73,7 +80,12 @@ class NumberFormat(Protocol):
         ...
 
     def canonical(self, kind: Kind, tensor: torch.Tensor) -> torch.Tensor:
-        """A stored weight or scale in the form `ExpertTensors` has it in."""
+        """A stored tensor other than a bias: weights in the form `ExpertTensors` has them in, the
+        others ready for `kept_scale`."""
+        ...
+
+    def kept_scale(self, tensors: Mapping[Kind, torch.Tensor]) -> torch.Tensor | None:
+        """The one scale `ExpertTensors` has of a projection, from its canonical tensors."""
         ...
 
     def decode(

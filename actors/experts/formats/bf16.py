@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -36,6 +36,9 @@ class Bf16:
 
     def canonical(self, kind: Kind, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
+
+    def kept_scale(self, tensors: Mapping[Kind, torch.Tensor]) -> torch.Tensor | None:
+        return tensors.get(Kind.SCALE)
 
     def decode(
         self,

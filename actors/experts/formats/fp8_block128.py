@@ -7,7 +7,7 @@ are powers of two, as DeepSeek-V4's are.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -39,7 +39,7 @@ class Fp8Block128:
         block = quantisation.get("weight_block_size")
         if quantisation.get("quant_method") != "fp8" or block == [BLOCK, BLOCK]:
             return None
-        return f"fp8 with weight_block_size {block} is not supported; it must be [128, 128]"
+        return f"fp8 with weight_block_size {block} is not supported"
 
     def stored(
         self, rows: int, columns: int, *, transposed: bool, block_layout: bool
@@ -53,6 +53,9 @@ class Fp8Block128:
 
     def canonical(self, kind: Kind, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.float() if kind is Kind.SCALE else tensor
+
+    def kept_scale(self, tensors: Mapping[Kind, torch.Tensor]) -> torch.Tensor | None:
+        return tensors.get(Kind.SCALE)
 
     def decode(
         self,
@@ -69,7 +72,7 @@ class Fp8Block128:
             return torch.cat([self.decode(part, blocks, dtype) for part, blocks in parts])
         # By table: ten times faster than torch's own conversion on a CPU.
         codes = weight.view(torch.uint8).flatten().int()
-        values = _e4m3_values(weight.device).index_select(0, codes)
+        values = e4m3_values(weight.device).index_select(0, codes)
         rows, columns = weight.shape
         blocks = scale.repeat_interleave(BLOCK, 0)[:rows]
         blocks = blocks.repeat_interleave(BLOCK, 1)[:, :columns]
@@ -83,7 +86,7 @@ class Fp8Block128:
 
 
 @functools.cache
-def _e4m3_values(device: torch.device) -> torch.Tensor:
+def e4m3_values(device: torch.device) -> torch.Tensor:
     """[256] fp32: the value of every e4m3 byte."""
     import torch
 

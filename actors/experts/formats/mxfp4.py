@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -47,6 +47,9 @@ class Mxfp4:
 
         tensor = tensor.view(torch.uint8)
         return tensor.flatten(1) if kind is Kind.WEIGHT else tensor
+
+    def kept_scale(self, tensors: Mapping[Kind, torch.Tensor]) -> torch.Tensor | None:
+        return tensors.get(Kind.SCALE)
 
     def decode(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
@@ -36,6 +36,9 @@ class VllmOwn:
         self._unknown()
 
     def canonical(self, kind: Kind, tensor: torch.Tensor) -> torch.Tensor:
+        self._unknown()
+
+    def kept_scale(self, tensors: Mapping[Kind, torch.Tensor]) -> torch.Tensor | None:
         self._unknown()
 
     def decode(

@@ -8,8 +8,6 @@ from actors.experts.checkpoint import ExpertReader
 from actors.experts.families import read_expert_spec
 from actors.experts.spec import Activation, GateActivation
 from tests.actors.experts.tiny import Case, Shape, cases, fused, write
-from tests.checkpoints.int4 import quantise_experts
-from tests.checkpoints.make import make_checkpoint
 
 SHAPE = Shape()
 CASES = cases(SHAPE)
@@ -112,17 +110,3 @@ def test_dense_layers_have_no_experts(change, layers, tmp_path):
     spec = read_expert_spec(tmp_path)
     assert spec.layers == layers
     check_checkpoint(spec)
-
-
-def test_packed_experts_are_their_twins_in_bf16(tmp_path):
-    """A whole DeepSeek-V3 in the format of Kimi-K2-Thinking."""
-    packed, twin = tmp_path / "packed", tmp_path / "twin"
-    quantise_experts(make_checkpoint("deepseek_v3", tmp_path / "model"), packed, twin)
-    spec, plain = read_expert_spec(packed), read_expert_spec(twin)
-    check_checkpoint(spec)
-    last = spec.layers[-1]
-    one, other = ExpertReader(spec).read(last, 5), ExpertReader(plain).read(last, 5)
-    assert 4 * one.w2.nbytes == other.w2.nbytes
-    decode = spec.weight_format.decode
-    assert torch.equal(decode(one.w13, one.w13_scale, torch.bfloat16, halves=2), other.w13)
-    assert torch.equal(decode(one.w2, one.w2_scale, torch.bfloat16), other.w2)

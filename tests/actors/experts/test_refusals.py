@@ -201,7 +201,8 @@ def test_fp8_of_another_block_size(tmp_path):
     config = CONFIG | {"quantization_config": FP8_CONFIG | {"weight_block_size": [64, 64]}}
     write(tmp_path, config, tensors(FP8_BLOCK128))
     assert refusal(tmp_path) == (
-        "MODEL: fp8 with weight_block_size [64, 64] is not supported; it must be [128, 128] "
+        "MODEL: fp8 with weight_block_size [64, 64] is not supported; supported: "
+        "fp8 in 128x128 blocks, fp8 with a scale for each matrix (compressed-tensors, fp8) "
         "(model.layers.0.mlp.experts.0.down_proj.weight in model.safetensors)"
         "; and vLLM does not take it either"
     )
@@ -211,9 +212,14 @@ def test_unsupported_quantization(tmp_path):
     write(tmp_path, CONFIG | {"quantization_config": {"quant_method": "aqlm"}}, tensors())
     assert refusal(tmp_path) == (
         "MODEL: quantization aqlm is not supported; supported are bf16, fp8 in 128x128 blocks, "
-        "mxfp4, int8 with a scale for each output row (compressed-tensors), "
+        "mxfp4, fp8 with a scale for each output row (compressed-tensors), "
+        "fp8 with a scale for each matrix (compressed-tensors, fp8), nvfp4 (compressed-tensors), "
+        "nvfp4 (modelopt), int8 in groups of 32, 64, 128 or a row (compressed-tensors), "
         "int4 in groups of 32, 64, 128 or a row (compressed-tensors), "
-        "int4 in groups of 32, 64, 128 or a row (gptq) "
+        "int4 with zero points in groups of 32, 64, 128 or a row (compressed-tensors), "
+        "int4 in groups of 32, 64, 128 or a row (gptq), "
+        "int4 with zero points in groups of 32, 64, 128 or a row (gptq), "
+        "int4 with zero points in groups of 32, 64, 128 or a row (awq) "
         "(model.layers.0.mlp.experts.0.down_proj.weight in model.safetensors)"
         "; and vLLM does not take it either"
     )

@@ -17,10 +17,13 @@ from actors.experts.checkpoint import ExpertTensors
 from actors.experts.formats.base import NumberFormat
 from actors.experts.formats.bf16 import BF16
 from actors.experts.formats.fp8_block128 import FP8_BLOCK128
-from actors.experts.formats.gptq_int4 import GPTQ_GROUP32
+from actors.experts.formats.fp8_rows import Fp8Rows
+from actors.experts.formats.gptq_int4 import GPTQ_INT4
 from actors.experts.formats.int4_group import INT4_GROUP32, Int4Group
-from actors.experts.formats.int8_channel import INT8_CHANNEL
+from actors.experts.formats.int4_zeros import Int4Zeros
+from actors.experts.formats.int8_rows import INT8_ROW, Int8Rows
 from actors.experts.formats.mxfp4 import MXFP4
+from actors.experts.formats.nvfp4 import Nvfp4
 
 Tensors = dict[str, torch.Tensor]
 Truth = dict[tuple[int, int], ExpertTensors]
@@ -91,13 +94,31 @@ def matrix(rows: int, columns: int, weight_format: NumberFormat, rng: torch.Gene
         weight = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8, generator=rng)
         scale = torch.randint(121, 125, (rows, columns // 32), dtype=torch.uint8, generator=rng)
         return weight, scale
+    return matrix_of_groups(rows, columns, weight_format, rng)
+
+
+def matrix_of_groups(
+    rows: int, columns: int, weight_format: NumberFormat, rng: torch.Generator
+) -> tuple:
+    """As `matrix`, for formats with scales of rows or parts of them."""
     if isinstance(weight_format, Int4Group):
         words = torch.randint(-(2**31), 2**31, (rows, columns // 8), generator=rng).int()
         scales = -(-columns // (weight_format.group or columns))
-        return words, torch.rand((rows, scales), generator=rng) * 0.01 + 0.005
-    assert weight_format == INT8_CHANNEL
+        scale = torch.rand((rows, scales), generator=rng) * 0.01 + 0.005
+        if not isinstance(weight_format, Int4Zeros):
+            return words, scale
+        zeros = torch.randint(-8, 8, (rows, scales), generator=rng).float()
+        return words, torch.stack([scale, zeros], -1)
+    if isinstance(weight_format, Nvfp4):
+        weight = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8, generator=rng)
+        return weight, torch.rand((rows, columns // 16), generator=rng) * 0.03 + 0.02
+    if isinstance(weight_format, Fp8Rows):
+        weight = (torch.randn(rows, columns, generator=rng) * 100).to(torch.float8_e4m3fn)
+        return weight, torch.rand((rows, 1), generator=rng) * 0.001 + 0.0005
+    assert isinstance(weight_format, Int8Rows)
     weight = torch.randint(-127, 128, (rows, columns), dtype=torch.int8, generator=rng)
-    return weight, torch.rand((rows, 1), generator=rng) * 0.001 + 0.0005
+    scales = -(-columns // (weight_format.group or columns))
+    return weight, torch.rand((rows, scales), generator=rng) * 0.001 + 0.0005
 
 
 def expert(
@@ -326,7 +347,7 @@ def cases(shape: Shape) -> list[Case]:
             "qwen3-int8",
             qwen3 | {"quantization_config": INT8_CONFIG},
             every,
-            INT8_CHANNEL,
+            INT8_ROW,
             lambda truth: one_by_one(truth, mlp, PROJ, ".weight_scale"),
         ),
         Case(
@@ -340,7 +361,7 @@ def cases(shape: Shape) -> list[Case]:
             "qwen3-gptq",
             qwen3 | {"quantization_config": GPTQ_CONFIG},
             every,
-            GPTQ_GROUP32,
+            GPTQ_INT4[0],
             lambda truth: turned(one_by_one(truth, mlp, PROJ, ".scales")),
         ),
         Case(

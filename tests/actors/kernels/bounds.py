@@ -117,7 +117,7 @@ def expert_output(
     expert: ExpertTensors, activation: Activation, rows: torch.Tensor, rounding: Rounding
 ) -> Bounded:
     """[n, H]: rows [n, H] through one expert."""
-    inexact = expert.w13.dtype in (torch.float8_e4m3fn, torch.int8, torch.int32)
+    inexact = expert.w13_scale is not None and expert.w13_scale.dtype is torch.float32
     w13, w2 = (weight.double() for weight in float_expert(expert))
     x = Bounded(rows.double(), torch.zeros_like(rows, dtype=torch.float64))
     both = linear(w13, expert.w13_bias, x, rounding, inexact)

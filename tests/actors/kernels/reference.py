@@ -14,20 +14,32 @@ E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 def float_matrix(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     if scale is None:
         return weight.float()
-    if weight.dtype is torch.float8_e4m3fn:
-        rows, columns = weight.shape
-        row_block = torch.arange(rows) // 128
-        column_block = torch.arange(columns) // 128
-        return weight.float() * scale[row_block][:, column_block]
-    if weight.dtype is torch.int8:
-        return weight.float() * scale
+    values = stored_values(weight)
+    if scale.dim() == 3:
+        scale, zero = scale.unbind(-1)
+        values = values - spread(zero, values)
+    return values * spread(scale, values)
+
+
+def stored_values(weight: torch.Tensor) -> torch.Tensor:
+    """[out, in] fp32, before any scale."""
     if weight.dtype is torch.int32:
         eighths = [(weight >> shift) & 15 for shift in range(0, 32, 4)]
-        values = torch.stack(eighths, -1).flatten(1).float() - 8
-        return values * scale.repeat_interleave(values.shape[1] // scale.shape[1], 1)
-    nibbles = torch.stack([weight & 15, weight >> 4], -1).flatten(1)
-    values = torch.tensor(E2M1)[nibbles.long()]
-    return values * torch.exp2(scale.double() - 127).float().repeat_interleave(32, 1)
+        return torch.stack(eighths, -1).flatten(1).float() - 8
+    if weight.dtype is torch.uint8:
+        nibbles = torch.stack([weight & 15, weight >> 4], -1).flatten(1)
+        return torch.tensor(E2M1)[nibbles.long()]
+    return weight.float()
+
+
+def spread(scale: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """[out, in] fp32: the scale of each value."""
+    rows, columns = values.shape
+    if scale.dtype is torch.uint8:
+        scale = torch.exp2(scale.double() - 127).float()
+    if len(scale) < rows:
+        return scale[torch.arange(rows) // 128][:, torch.arange(columns) // 128]
+    return scale.repeat_interleave(columns // scale.shape[1], 1)
 
 
 def float_expert(expert: ExpertTensors) -> tuple[torch.Tensor, torch.Tensor]:

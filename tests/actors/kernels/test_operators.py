@@ -15,16 +15,12 @@ from hypothesis import strategies as st
 from actors.experts.formats.base import NumberFormat
 from actors.experts.formats.bf16 import BF16
 from actors.experts.formats.fp8_block128 import FP8_BLOCK128
-from actors.experts.formats.gptq_int4 import GptqInt4
-from actors.experts.formats.int4_group import (
-    INT4_GROUP32,
-    INT4_GROUP64,
-    INT4_GROUP128,
-    INT4_ROW,
-)
-from actors.experts.formats.int8_channel import INT8_CHANNEL
+from actors.experts.formats.fp8_rows import FP8_ROWS
+from actors.experts.formats.int4_group import INT4_GROUP32, INT4_ROW
+from actors.experts.formats.int4_zeros import INT4_ZEROS
+from actors.experts.formats.int8_rows import INT8_GROUP32, INT8_ROW
 from actors.experts.formats.mxfp4 import MXFP4
-from actors.experts.formats.table import FORMATS
+from actors.experts.formats.nvfp4 import NVFP4
 from actors.experts.spec import Activation, ExpertSpec
 from actors.kernels.base import ExpertOperator
 from actors.kernels.bf16_at_load import Bf16AtLoad
@@ -49,6 +45,10 @@ from tests.actors.kernels.building import (
 from tests.actors.kernels.reference import float_expert, gate_and_up
 
 FP8 = FP8_BLOCK128
+
+DECODED = (FP8_ROWS, NVFP4, INT8_ROW, INT8_GROUP32, INT4_GROUP32, INT4_ROW, INT4_ZEROS[0])
+"""Computed by plain torch alone; others are kept as one of these. Sizes here are no multiples of
+larger groups."""
 
 Make = Callable[[ExpertSpec], ExpertOperator]
 
@@ -92,7 +92,7 @@ OPERATORS = [
     native(grouped_bf16, BF16, GPT_OSS, needs_vllm_ops),
     native(grouped_bf16_at_load, FP8, SILU, needs_vllm_ops),
     native(grouped_bf16_at_load, MXFP4, SILU, needs_vllm_ops),
-    native(grouped_bf16_at_load, INT8_CHANNEL, SILU, needs_vllm_ops),
+    native(grouped_bf16_at_load, INT8_ROW, SILU, needs_vllm_ops),
     native(grouped_bf16_at_load, INT4_GROUP32, SILU, needs_vllm_ops),
     *(
         pytest.param(
@@ -107,12 +107,9 @@ OPERATORS = [
             (portable_bf16, IN_BF16),
             (grouped_gemm, IN_BF16),
         )
-        for weight_format in FORMATS
-        # Sizes here are no multiples of larger groups; gptq is kept as other int4.
-        if weight_format not in (INT4_GROUP64, INT4_GROUP128)
-        if not isinstance(weight_format, GptqInt4)
-        if make is not grouped_gemm or weight_format not in (INT8_CHANNEL, INT4_GROUP32, INT4_ROW)
+        for weight_format in (BF16, FP8, MXFP4, *DECODED)
         for activation in (SILU, CLAMPED, GPT_OSS)
+        if weight_format not in DECODED or (activation is SILU and make is not grouped_gemm)
     ),
 ]
 

@@ -6,17 +6,33 @@ import pickle
 import pytest
 import torch
 
+from actors.experts.formats.awq_int4 import AwqInt4
 from actors.experts.formats.base import Kind
 from actors.experts.formats.bf16 import BF16
 from actors.experts.formats.fp8_block128 import FP8_BLOCK128
-from actors.experts.formats.gptq_int4 import GPTQ_GROUP128, GPTQ_ROW, GptqInt4
+from actors.experts.formats.fp8_rows import FP8_ROWS, FP8_WHOLE, Fp8Whole
+from actors.experts.formats.gptq_int4 import GptqInt4, GptqInt4Zeros
 from actors.experts.formats.int4_group import INT4_GROUP32, INT4_GROUP128, INT4_ROW, Int4Group
-from actors.experts.formats.int8_channel import INT8_CHANNEL
+from actors.experts.formats.int4_zeros import Int4Zeros
+from actors.experts.formats.int8_rows import INT8_GROUP128, INT8_ROW
 from actors.experts.formats.mxfp4 import MXFP4
+from actors.experts.formats.nvfp4 import MODELOPT_NVFP4, NVFP4, Nvfp4
 from actors.experts.formats.table import FORMATS, FormatRefused, choose_format
 from tests.actors.experts.tiny import FP8_CONFIG, GPTQ_CONFIG, INT8_CONFIG, int4_config
+from tests.checkpoints.quantised import AWQ_CONFIG, MODELOPT_CONFIG
+from tests.checkpoints.quantised import FORMATS as WRITTEN
+
+FP8_ROWS_CONFIG, FP8_WHOLE_CONFIG = WRITTEN["fp8-rows"].config, WRITTEN["fp8-whole"].config
+NVFP4_CONFIG, W4A8_CONFIG = WRITTEN["nvfp4"].config, WRITTEN["w4a8"].config
+ASYMMETRIC_GPTQ = GPTQ_CONFIG | {"sym": False}
 
 FORMAT_IDS = [f"{one.name}-{getattr(one, 'group', '')}" for one in FORMATS]
+
+
+def changed(config, key, value):
+    config = copy.deepcopy(config)
+    config["config_groups"]["group_0"]["weights"][key] = value
+    return config
 
 
 @pytest.mark.parametrize(
@@ -27,37 +43,76 @@ FORMAT_IDS = [f"{one.name}-{getattr(one, 'group', '')}" for one in FORMATS]
         (FP8_CONFIG, "F8_E4M3", FP8_BLOCK128),
         (FP8_CONFIG, "I8", MXFP4),
         ({"quant_method": "mxfp4"}, "U8", MXFP4),
-        (INT8_CONFIG, "I8", INT8_CHANNEL),
+        (INT8_CONFIG, "I8", INT8_ROW),
         (int4_config(group_size=32), "I32", INT4_GROUP32),
         (int4_config(group_size=128, actorder="static"), "I32", INT4_GROUP128),
         (int4_config(strategy="channel", group_size=None), "I32", INT4_ROW),
-        (GPTQ_CONFIG | {"group_size": 128}, "I32", GPTQ_GROUP128),
-        (GPTQ_CONFIG | {"group_size": -1}, "I32", GPTQ_ROW),
+        (GPTQ_CONFIG | {"group_size": 128}, "I32", GptqInt4(128)),
+        (GPTQ_CONFIG | {"group_size": -1}, "I32", GptqInt4(None)),
+        (ASYMMETRIC_GPTQ, "I32", GptqInt4Zeros(32, 1)),
+        (ASYMMETRIC_GPTQ | {"checkpoint_format": "gptq_v2"}, "I32", GptqInt4Zeros(32, 0)),
+        (int4_config(group_size=64, symmetric=False), "I32", Int4Zeros(64)),
+        (AWQ_CONFIG, "I32", AwqInt4(32)),
+        (
+            {
+                "quant_method": "awq",
+                "w_bit": 4,
+                "q_group_size": 128,
+                "zero_point": True,
+                "version": "GEMM",
+            },
+            "I32",
+            AwqInt4(128),
+        ),
+        (FP8_ROWS_CONFIG, "F8_E4M3", FP8_ROWS),
+        (FP8_WHOLE_CONFIG, "F8_E4M3", FP8_WHOLE),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, "F8_E4M3", FP8_WHOLE),
+        (NVFP4_CONFIG, "U8", NVFP4),
+        (MODELOPT_CONFIG, "U8", MODELOPT_NVFP4),
+        (
+            {"quant_method": "modelopt", "quantization": {"quant_algo": "NVFP4"}},
+            "U8",
+            MODELOPT_NVFP4,
+        ),
+        (changed(W4A8_CONFIG, "group_size", 128), "I8", INT8_GROUP128),
     ],
 )
 def test_config_and_dtype_decide_together(quantisation, dtype, expected):
     assert choose_format(quantisation, dtype) == expected
 
 
-def changed(key, value):
-    config = copy.deepcopy(INT8_CONFIG)
-    config["config_groups"]["group_0"]["weights"][key] = value
-    return config
-
-
 @pytest.mark.parametrize(
     ("quantisation", "dtype", "message"),
     [
-        (INT8_CONFIG, "F8_E4M3", "dtype F8_E4M3 are not supported under quantization compressed"),
-        (changed("strategy", "group"), "I8", "strategy group in group_0 is not supported; it must"),
-        (changed("num_bits", 4), "I8", "with num_bits 4 in group_0"),
-        (changed("symmetric", False), "I8", "with symmetric False in group_0"),
+        (INT8_CONFIG, "F8_E5M2", "dtype F8_E5M2 are not supported under quantization compressed"),
+        (
+            INT8_CONFIG,
+            "F8_E4M3",
+            "type int in group_0 is not supported; supported: fp8 with a scale",
+        ),
+        (changed(INT8_CONFIG, "group_size", 16), "I8", "with group_size 16 in group_0 is not sup"),
+        (changed(INT8_CONFIG, "num_bits", 2), "I8", "with num_bits 2 in group_0"),
+        (changed(INT8_CONFIG, "symmetric", False), "I8", "with symmetric False in group_0"),
+        (changed(FP8_ROWS_CONFIG, "strategy", "block"), "F8_E4M3", "strategy block in group_0"),
+        (changed(NVFP4_CONFIG, "group_size", 32), "U8", "with group_size 32 in group_0"),
+        (MODELOPT_CONFIG | {"quant_algo": "FP8"}, "U8", "modelopt with FP8 is not supported; sup"),
         (int4_config(group_size=16), "I32", "with group_size 16 in group_0"),
-        (GPTQ_CONFIG | {"desc_act": True}, "I32", "gptq with desc_act True is not supported"),
-        (GPTQ_CONFIG | {"sym": False}, "I32", "gptq with sym False is not supported"),
-        (int4_config(group_size=32, symmetric=False), "I32", "with symmetric False in group_0"),
         (int4_config(group_size=32, actorder="group"), "I32", "with actorder group in group_0"),
-        ({"quant_method": "awq"}, "I32", "quantization awq is not supported; supported are bf16,"),
+        (
+            int4_config(group_size=64, symmetric=False, actorder="group"),
+            "I32",
+            "with actorder group in group_0 is not supported; supported: int4 in groups of 32",
+        ),
+        (GPTQ_CONFIG | {"desc_act": True}, "I32", "gptq with desc_act True is not supported"),
+        (GPTQ_CONFIG | {"bits": 8}, "I32", "gptq with bits 8 is not supported"),
+        (
+            ASYMMETRIC_GPTQ | {"checkpoint_format": "marlin"},
+            "I32",
+            "gptq with checkpoint_format marlin is not supported",
+        ),
+        (AWQ_CONFIG | {"version": "gemv"}, "I32", "awq with version gemv is not supported"),
+        (AWQ_CONFIG | {"zero_point": False}, "I32", "awq with zero_point False is not supported"),
+        ({"quant_method": "aqlm"}, "I32", "quantization aqlm is not supported; supported are bf16"),
     ],
 )
 def test_what_is_not_read_is_named(quantisation, dtype, message):
@@ -70,7 +125,8 @@ def test_a_sample_is_what_is_stored_and_counted(one):
     rows, columns = 160, 256
     stored = list(one.stored(rows, columns, transposed=False, block_layout=False))
     sample = [tensor for tensor in one.sample(rows, columns) if tensor is not None]
-    if not isinstance(one, GptqInt4):  # which turns what is stored
+    # Those that are turned or unpacked, or whose two scales become one.
+    if not isinstance(one, (GptqInt4, Int4Zeros, Fp8Whole, Nvfp4)):
         assert [tuple(tensor.shape) for tensor in sample] == [tensor.shape for tensor in stored]
     assert sum(tensor.nbytes for tensor in sample) == one.bytes_of(rows, columns)
     decoded = one.decode(*one.sample(rows, columns), torch.float32)
@@ -87,7 +143,7 @@ def test_a_format_is_the_same_one_in_another_process(one):
 def test_int8_rows_have_scales_of_their_own():
     weight = torch.tensor([[1, -127], [3, 4]], dtype=torch.int8)
     scale = torch.tensor([[0.5], [2.0]])
-    decoded = INT8_CHANNEL.decode(weight, scale, torch.float32)
+    decoded = INT8_ROW.decode(weight, scale, torch.float32)
     assert decoded.tolist() == [[0.5, -63.5], [6.0, 8.0]]
 
 
