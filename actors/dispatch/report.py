@@ -83,6 +83,7 @@ class ShardReport:
     answer beyond its soft deadline and gets no rows. is_wrong: its answers were no numbers where
     another replica's were, or had another shape than asked for; it gets no rows either.
     round_trip_s, bytes_per_s: of the way to it, see `link_speed`; 0 where it was not measured.
+    quiet_s: since its last answer; alone it makes a report no news.
     """
 
     id: str
@@ -95,6 +96,7 @@ class ShardReport:
     is_wrong: bool = False
     round_trip_s: float = 0.0
     bytes_per_s: float = 0.0
+    quiet_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def report_of(tally: Tally, shards: Sequence[ShardReport]) -> DispatchReport:
 
 
 def joined(reports: Sequence[DispatchReport]) -> DispatchReport:
-    """Sums; of a shard the largest scale and the slowest way."""
+    """Sums; of a shard the largest scale, the slowest way and the last answer."""
     if len(reports) == 1:
         return reports[0]
     shards: dict[str, ShardReport] = {}
@@ -163,4 +165,5 @@ def _worse(one: ShardReport, other: ShardReport) -> ShardReport:
         one.is_wrong or other.is_wrong,
         max(one.round_trip_s, other.round_trip_s),
         min(one.bytes_per_s, other.bytes_per_s) or max(one.bytes_per_s, other.bytes_per_s),
+        min(one.quiet_s, other.quiet_s),
     )

@@ -142,6 +142,7 @@ class ShardLinks(PeerLinks):
         if view is None or len(table.links) != len(view.shards):
             return []
         scales = table.service[:, SCALE].tolist()
+        quiet_s = (time.monotonic() - table.service[:, HEARD_S]).tolist()
         speeds = self._meter.speeds
         return [
             ShardReport(
@@ -152,8 +153,11 @@ class ShardLinks(PeerLinks):
                 is_wrong=self.is_wrong(link.incarnation if link else peer.incarnation),
                 round_trip_s=speed.round_trip_s,
                 bytes_per_s=speed.bytes_per_s,
+                quiet_s=max(0.0, quiet),
             )
-            for peer, link, scale in zip(view.shards, table.links, scales, strict=True)
+            for peer, link, scale, quiet in zip(
+                view.shards, table.links, scales, quiet_s, strict=True
+            )
             for speed in [speeds.get((peer.id, peer.incarnation), UNMEASURED)]
         ]
 

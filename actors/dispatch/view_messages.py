@@ -56,6 +56,7 @@ class ShardPart(Part):
     is_wrong: bool
     round_trip_s: Seconds = 0.0
     bytes_per_s: Annotated[float, Field(ge=0)] = 0.0
+    quiet_s: Seconds = 0.0
 
 
 class ReportHead(Head):

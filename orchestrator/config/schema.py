@@ -72,6 +72,10 @@ class ControllerConfig(Section):
     suspect_after_probes: Count = 5
     """A ready component that gave no answer to so many looks in a row is `suspect` until it answers
     again: it counts as missing, and engines get no new requests meanwhile."""
+    node_lost_after_probes: Count = 3
+    """Where everything on a node, two components at least, gave no answer to so many looks in a
+    row, and something on another node does, the experts that are only there are loaded elsewhere
+    without waiting for `replace_after_s`."""
     replace_after_s: Seconds = 10.0
     """How long a component may be suspect before it is ended and replaced; a shard that dispatchers
     still get answers from is not."""

@@ -110,7 +110,8 @@ def _probe_missed(turn: Turn, id: str, generation: int) -> None:
     if component.life in SERVING or component.life is Life.SUSPECT:
         misses = component.misses + 1
         turn.change_component(id, misses=misses)
-        turn.changed |= misses >= turn.settings.misses_to_suspect
+        settings = turn.settings
+        turn.changed |= misses >= min(settings.misses_to_suspect, settings.misses_of_lost_node)
 
 
 def _link_lost(turn: Turn, shard: str, incarnation: int, dispatcher: str) -> None:
@@ -152,7 +153,7 @@ def _dispatcher_said(turn: Turn, event: DispatcherSaid) -> None:
         dispatchers={**turn.facts.dispatchers, event.id: Dispatcher(adopted, turn.now_s)}
     )
     turn.changed |= before is None or before.adopted != adopted
-    for shard, slowness in event.slowness.items():
+    for shard, served in event.served.items():
         place = turn.intent.places.get(shard)
         if place is not None and place.kind is Kind.SHARD and shard in turn.facts.components:
-            supervision.weigh(turn, shard, slowness)
+            supervision.weigh(turn, shard, served)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from orchestrator.control.actions import Cancel, Prepare, Retire, StartComponent
+from orchestrator.control.events import Served
 from orchestrator.control.state import Description, EpochId, State
 
 Command = Prepare | Retire | Cancel
@@ -74,9 +75,9 @@ class Followers(Protocol):
         """What each connected dispatcher follows; None: nothing yet."""
         ...
 
-    def slowness(self) -> Mapping[str, Mapping[str, float]]:
-        """Dispatcher -> shard -> time of its answers over the usual one, 1 where that is not worth
-        a word. Only what was reported since this was last asked, of shards that answered."""
+    def served(self) -> Mapping[str, Mapping[str, Served]]:
+        """Dispatcher -> shard -> how it answered; its slowness is 1 where that is not worth a word.
+        Only what was reported since this was last asked, of shards that answered."""
         ...
 
     def wrong(self) -> Mapping[str, Mapping[str, int]]:

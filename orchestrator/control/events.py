@@ -71,16 +71,22 @@ class ShardWrong:
 
 
 @dataclass(frozen=True, slots=True)
-class DispatcherSaid:
-    """What a dispatcher follows and how shards served it since it last said so.
+class Served:
+    """How a shard answered a dispatcher. slowness: measured time of its answers over the predicted
+    one; quiet_s: how long its last answer was ago."""
 
-    slowness: shard -> measured time of its answers over the predicted one.
-    """
+    slowness: float = 1.0
+    quiet_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DispatcherSaid:
+    """What a dispatcher follows. served: the shards that answered it since it last said so."""
 
     now_s: float
     id: str
     adopted: EpochId | None
-    slowness: Mapping[str, float] = field(default_factory=dict)
+    served: Mapping[str, Served] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ from orchestrator.control.keys import (
     plus,
 )
 from orchestrator.control.lifecycle import Life, TransactionKind
-from orchestrator.control.nodes import lost_nodes
 from orchestrator.control.plan_request import ShardRoom
 from orchestrator.control.state import Batch, Component
 from orchestrator.control.transactions import begin, preempt
@@ -58,11 +57,11 @@ def lost_keys(turn: Turn) -> Keys:
     """Keys that no shard that can be counted on holds and is named for by the epoch."""
     # A suspect may only be slow to answer: its keys count as lost when it is declared dead, or with
     # everything else on its node.
-    named, lost = turn.epoch_copies(), lost_nodes(turn)
+    named = turn.epoch_copies()
 
     def may_answer(component: Component) -> bool:
         suspect = component.life is Life.SUSPECT and not component.ending_s
-        return suspect and component.said.node not in lost
+        return suspect and not turn.is_lost(component)
 
     held = [
         turn.holdings(id) & named.get(id, NO_KEYS)

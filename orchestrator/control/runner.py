@@ -313,9 +313,9 @@ class Runner:
             for id, adopted in now.items():
                 if id not in known or known[id] != adopted:
                     self.tell(lambda now_s, i=id, a=adopted: DispatcherSaid(now_s, i, a))  # type: ignore[misc]
-            for id, slow in self._followers.slowness().items():
+            for id, served in self._followers.served().items():
                 adopted = now.get(id)
-                self.tell(lambda now_s, i=id, a=adopted, s=slow: DispatcherSaid(now_s, i, a, s))  # type: ignore[misc]
+                self.tell(lambda now_s, i=id, a=adopted, s=served: DispatcherSaid(now_s, i, a, s))  # type: ignore[misc]
             for id, shards in self._followers.wrong().items():
                 for shard, of in shards.items():
                     self.tell(lambda now_s, i=id, s=shard, o=of: ShardWrong(now_s, s, o, i))  # type: ignore[misc]

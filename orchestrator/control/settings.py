@@ -18,6 +18,15 @@ class Settings:
 
     misses_to_suspect: int = 3
     """Probes without an answer in a row before a component is suspected; at least 2."""
+    misses_of_lost_node: int = 3
+    """The same for everything on a node at once, after which the node is lost."""
+    node_unheard_s: float = 3.0
+    """No client had an answer from a lost node for so long; they report every two seconds."""
+    cut_off_limit_s: float = 60.0
+    """How long nobody is declared dead while nothing on any other node answers; Ray takes half as
+    long to tell which nodes are gone."""
+    controller_node: str = ""
+    """Where the controller runs: what answers there says nothing of the network."""
     suspect_limit_s: float = 10.0
     """How long a component may be suspected before it is replaced."""
     client_fresh_s: float = 5.0

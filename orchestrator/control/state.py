@@ -300,6 +300,12 @@ class Facts:
     """Part of the last window each shard computed in."""
     engine_load: EngineLoad = EngineLoad()
     strays_asked_s: float = NEVER
+    lost_nodes: frozenset[str] = frozenset()
+    """Nodes on which everything is silent while others answer."""
+    cut_off_since_s: float | None = None
+    """Since when nothing on any other node answers; None: something does."""
+    cut_off_until_s: float = NEVER
+    """Silence before this may be the controller's own."""
     scaled_s: Mapping[str, float] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
     """What cannot be put right now and why, by subject; for status."""

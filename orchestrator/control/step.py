@@ -15,6 +15,7 @@ from orchestrator.control.epochs import publish
 from orchestrator.control.events import Event
 from orchestrator.control.leftovers import clean_up
 from orchestrator.control.load_policy import consider
+from orchestrator.control.nodes import watch_nodes
 from orchestrator.control.repair import repair
 from orchestrator.control.rolling import roll
 from orchestrator.control.settings import Settings
@@ -24,7 +25,9 @@ from orchestrator.control.supervision import supervise
 from orchestrator.control.transactions import advance
 from orchestrator.control.turn import Turn
 
-POLICIES = (supervise, advance, repair, advance, scale, roll, consider, clean_up, publish)
+POLICIES = (
+    watch_nodes, supervise, advance, repair, advance, scale, roll, consider, clean_up, publish
+)  # fmt: skip
 """In this order: what died before what moves; a repair begins in the step that saw the loss."""
 
 

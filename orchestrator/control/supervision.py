@@ -7,9 +7,9 @@ its answers take.
 """
 
 from orchestrator.control.actions import StartComponent, StopComponent
+from orchestrator.control.events import Served
 from orchestrator.control.keys import all_keys, minus
 from orchestrator.control.lifecycle import SERVING, Kind, Life, Wanted
-from orchestrator.control.nodes import lost_nodes, tell_lost_nodes
 from orchestrator.control.state import NEVER, UNKNOWN, Component, Place, Stray
 from orchestrator.control.turn import Turn
 
@@ -23,7 +23,6 @@ WEIGHT_MEMORY = 0.5
 def supervise(turn: Turn) -> None:
     """Look after every place."""
     _hunt_strays(turn)
-    lost = lost_nodes(turn)
     for id, place in list(turn.intent.places.items()):
         component = turn.facts.components.get(id)
         if component is None:
@@ -33,12 +32,11 @@ def supervise(turn: Turn) -> None:
         elif component.life is Life.STARTING:
             _start(turn, place, component)
         elif component.life is Life.SUSPECT:
-            _doubt(turn, place, component, unreachable=component.said.node in lost)
+            _doubt(turn, place, component)
         elif component.life in SERVING:
             _serve(turn, place, component)
         elif component.life in (Life.DEAD, Life.FAILED):
             _replace(turn, place, component)
-    tell_lost_nodes(turn)
 
 
 def lose(turn: Turn, id: str, why: str) -> None:
@@ -104,12 +102,13 @@ def _hunt_strays(turn: Turn) -> None:
         _ask_end(turn, id, kind, generation, "its place was filled again", kill=True)
 
 
-def weigh(turn: Turn, id: str, slowness: float) -> None:
-    """Take in how much longer a shard's answers took than predicted."""
+def weigh(turn: Turn, id: str, served: Served) -> None:
+    """Take in when a shard last answered a client, and how much longer it took than predicted."""
     component = turn.facts.components[id]
-    measured = min(1.0, 1.0 / max(slowness, 1e-3))
+    measured = min(1.0, 1.0 / max(served.slowness, 1e-3))
     weight = WEIGHT_MEMORY * component.weight + (1 - WEIGHT_MEMORY) * measured
-    turn.change_component(id, weight=max(weight, LEAST_WEIGHT), answered_s=turn.now_s)
+    answered_s = max(component.answered_s, turn.now_s - served.quiet_s)
+    turn.change_component(id, weight=max(weight, LEAST_WEIGHT), answered_s=answered_s)
 
 
 def _ask_end(turn: Turn, id: str, kind: Kind, generation: int, why: str, *, kill: bool) -> None:
@@ -184,20 +183,21 @@ def _start(turn: Turn, place: Place, component: Component) -> None:
         _ask_start(turn, place.id, component.why or "asked again")
 
 
-def _doubt(turn: Turn, place: Place, component: Component, *, unreachable: bool) -> None:
+def _doubt(turn: Turn, place: Place, component: Component) -> None:
     if turn.answers_clients(component):
         return
-    silent_s, limit_s = turn.now_s - component.since_s, turn.settings.suspect_limit_s
+    since_s = max(component.since_s, turn.facts.cut_off_until_s)
+    silent_s, limit_s = turn.now_s - since_s, turn.settings.suspect_limit_s
     if silent_s < limit_s:
         return
     why = f"silent for {silent_s:.0f} s (limit {limit_s:g} s), to dispatchers too"
     end(turn, place.id, why, kill=True)
-    if unreachable:  # nobody there can confirm it
+    if turn.is_lost(component):  # nobody there can confirm it
         _fill_unconfirmed(turn, place, component, f"{why}, as everything on {component.said.node}")
 
 
 def _serve(turn: Turn, place: Place, component: Component) -> None:
-    if component.misses >= turn.settings.misses_to_suspect:
+    if component.misses >= turn.settings.misses_to_suspect or turn.is_lost(component):
         _suspect(turn, place, component)
         return
     stable_s = turn.settings.stable_s

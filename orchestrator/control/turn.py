@@ -157,7 +157,13 @@ class Turn:
         return component.said.holdings if component else NO_KEYS
 
     def answers_clients(self, component: Component) -> bool:
-        return self.now_s - component.answered_s <= self.settings.client_fresh_s
+        fresh = self.now_s - component.answered_s <= self.settings.client_fresh_s
+        return fresh and not self.is_lost(component)
+
+    def is_lost(self, component: Component) -> bool:
+        """Whether everything on the component's node is silent, see `nodes`."""
+        silent = component.misses >= self.settings.misses_of_lost_node
+        return silent and component.said.node in self.facts.lost_nodes
 
     def serving_copies(self) -> dict[str, Keys]:
         """What shards that can be counted on hold."""

@@ -38,6 +38,10 @@ from orchestrator.upgrade.effects import ENGINES, ROUTERS
 
 log = logging.getLogger(__name__)
 
+PROBE_TIMEOUT = 0.5
+"""Part of the pause between two probes within which one has to be answered. Were it all of it, a
+probe would still wait when the next is due, which would be left out: every second one, that is."""
+
 Told = Callable[[ActorName, str], None]
 """Called with a process that has ended, and why."""
 
@@ -130,7 +134,7 @@ class RayComponents:
             handle,
             self._description,
             self._logs,
-            probe_timeout_s=settings.probe_interval_s,
+            probe_timeout_s=PROBE_TIMEOUT * settings.probe_interval_s,
             drain_timeout_s=settings.drain_timeout_s,
         )
         self._processes[name.id, name.generation] = process

@@ -9,6 +9,7 @@ from actors.descriptions import ShardDescription
 from actors.dispatch.mesh_view import MeshView, Peer
 from actors.dispatch.report import DispatchReport
 from actors.dispatch.view_source import NO_VERSION
+from orchestrator.control.events import Served
 from orchestrator.control.lifecycle import Kind
 from orchestrator.control.state import EpochId, State
 from orchestrator.directory import Directory, Subscriber
@@ -63,7 +64,7 @@ class DirectoryFollowers:
             if one.report is not None
         }
 
-    def slowness(self) -> Mapping[str, Mapping[str, float]]:
+    def served(self) -> Mapping[str, Mapping[str, Served]]:
         """See `clients.Followers`. What the ways to shards cost is taken from the same reports."""
         self._learn_ways()
         reports = {
@@ -72,7 +73,7 @@ class DirectoryFollowers:
             if one.report is not None
         }
         told = {
-            id: self._slowness.news(id, self._without_emulated(report))
+            id: self._served(id, self._without_emulated(report))
             for id, (report, at_s) in reports.items()
             if at_s != self._heard_s.get(id)
         }
@@ -80,6 +81,11 @@ class DirectoryFollowers:
             self._slowness.forget(gone)
         self._heard_s = {id: at_s for id, (_, at_s) in reports.items()}
         return told
+
+    def _served(self, dispatcher: str, report: DispatchReport) -> dict[str, Served]:
+        quiet_s = {shard.id: shard.quiet_s for shard in report.shards}
+        told = self._slowness.news(dispatcher, report)
+        return {id: Served(slowness, quiet_s[id]) for id, slowness in told.items()}
 
     def _learn_ways(self) -> None:
         told = [

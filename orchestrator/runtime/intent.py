@@ -25,6 +25,7 @@ def settings_of(config: MeshConfig) -> Settings:
     redundant = placement.redundant_slots
     return Settings(
         misses_to_suspect=limits.suspect_after_probes,
+        misses_of_lost_node=limits.node_lost_after_probes,
         suspect_limit_s=limits.replace_after_s,
         start_timeout_s=limits.shard_start_timeout_s,
         engine_start_timeout_s=limits.engine_start_timeout_s,
@@ -97,6 +98,11 @@ def first_state(
         if not _filled_by(state.intent, name)
     }
     return replace(state, intent=replace(state.intent, strays=state.intent.strays | strays))
+
+
+def beside(state: State, node: str) -> State:
+    """The state of a controller that runs on this node."""
+    return replace(state, settings=replace(state.settings, controller_node=node))
 
 
 def with_pools(state: State, config: MeshConfig, added: Collection[str]) -> State:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.control.actions import Prepare, Retire, StartComponent
 from orchestrator.control.clients import Command, ComponentClient, Gone
+from orchestrator.control.events import Served
 from orchestrator.control.keys import EXPERT, NO_KEYS
 from orchestrator.control.lifecycle import Kind
 from orchestrator.control.state import Description, Epoch, EpochId, Order, State
@@ -15,7 +16,8 @@ CAPACITY_KEYS = 6
 
 @dataclass
 class FakeProcess:
-    """See `clients.ShardClient`. `dead` says why it ended; `hung` answers nothing."""
+    """See `clients.ShardClient`. `dead` says why it ended; `hung` answers nothing within
+    `patience_s`; asked: how often it was probed."""
 
     id: str
     generation: int
@@ -23,11 +25,15 @@ class FakeProcess:
     said: Description
     dead: str = ""
     hung: bool = False
+    patience_s: float = 0.0
+    asked: int = 0
     commands: list[Command] = field(default_factory=list)
 
     async def describe(self) -> Description:
         self._look()
+        self.asked += 1
         if self.hung:
+            await asyncio.sleep(self.patience_s)
             raise TimeoutError
         return self.said
 
@@ -98,7 +104,7 @@ class FakeFollowers:
         self.follow = {"engine"}
         self.behind: set[str] = set()
         self.evicted: list[str] = []
-        self.slow: dict[str, dict[str, float]] = {}
+        self.slow: dict[str, dict[str, Served]] = {}
         self.found_wrong: dict[str, dict[str, int]] = {}
 
     async def publish(self, state: State) -> None:
@@ -109,7 +115,7 @@ class FakeFollowers:
         newest = self.published[-1].id if self.published else None
         return dict.fromkeys(self.follow, newest) | dict.fromkeys(self.behind)
 
-    def slowness(self) -> Mapping[str, Mapping[str, float]]:
+    def served(self) -> Mapping[str, Mapping[str, Served]]:
         told, self.slow = self.slow, {}
         return told
 

@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.control import runner as runner_module
+from orchestrator.control.events import Served
 from orchestrator.control.journal import Journal, JournalError
 from orchestrator.control.keys import EXPERT, PlacedKey, all_keys
 from orchestrator.control.lifecycle import Kind, Life
@@ -15,8 +17,10 @@ from orchestrator.control.runner import Runner
 from orchestrator.control.settings import Settings
 from orchestrator.control.state import Facts, Intent, Place, State
 from orchestrator.control.step import recovered
+from orchestrator.runtime.components import PROBE_TIMEOUT
 from tests.control.fakes import FakeComponents, FakeFollowers
 
+PROBE_INTERVAL_S = 0.05
 KEYS = frozenset(PlacedKey(EXPERT, 0, expert) for expert in range(6))
 SETTINGS = Settings(
     misses_to_suspect=2, suspect_limit_s=0.3, kill_timeout_s=1.0, retry_s=0.2, consider_s=0.05,
@@ -39,7 +43,9 @@ class Mesh:
         self.runner = self.new_runner(state or first_state())
 
     def new_runner(self, state: State) -> Runner:
-        return Runner(state, self.journal, self.components, self.followers, probe_interval_s=0.05)
+        return Runner(
+            state, self.journal, self.components, self.followers, probe_interval_s=PROBE_INTERVAL_S
+        )
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(60.0):
@@ -58,9 +64,9 @@ class Mesh:
         return "\n".join(str(line["reason"]) for line in self.journal.history(after=-200))
 
 
-def run(folder: Path, test: Callable[[Mesh], Awaitable[None]]) -> None:
+def run(folder: Path, test: Callable[[Mesh], Awaitable[None]], state: State | None = None) -> None:
     async def running() -> None:
-        mesh = Mesh(folder)
+        mesh = Mesh(folder, state)
         await mesh.runner.start()
         try:
             await mesh.placed()
@@ -115,6 +121,22 @@ def test_a_hung_component_is_ended_and_replaced(tmp_path: Path) -> None:
         await mesh.until(lambda: mesh.runner.state.facts.components["engine-0"].life is Life.READY)
 
     run(tmp_path, test)
+
+
+def test_one_that_hangs_is_asked_as_often_as_the_others(tmp_path: Path) -> None:
+    """A probe that is not answered has ended when the next one is due."""
+
+    async def test(mesh: Mesh) -> None:
+        hung, other = mesh.components.newest("engine-0"), mesh.components.newest("cpu-0")
+        hung.patience_s = PROBE_TIMEOUT * PROBE_INTERVAL_S
+        hung.hung = True
+        hung.asked = other.asked = 0
+        await mesh.until(lambda: other.asked >= 20 or hung.dead)
+        assert hung.asked >= 0.8 * other.asked
+
+    state = first_state()
+    state = replace(state, settings=replace(SETTINGS, misses_to_suspect=1000))
+    run(tmp_path, test, state)
 
 
 def test_a_shard_that_answers_wrongly_is_replaced_once(tmp_path: Path) -> None:
@@ -232,7 +254,7 @@ def test_a_slow_shard_gets_fewer_rows_and_moves_nothing(tmp_path: Path) -> None:
         await mesh.placed()
         before = mesh.followers.published[-1].copies
         for _ in range(4):
-            mesh.followers.slow = {"engine": {"cpu-1": 4.0, "cpu-0": 1.0}}
+            mesh.followers.slow = {"engine": {"cpu-1": Served(4.0), "cpu-0": Served()}}
             await mesh.until(lambda: not mesh.followers.slow)
         await mesh.until(lambda: mesh.followers.published[-1].weights.get("cpu-1", 1.0) < 0.5)
         newest = mesh.followers.published[-1]

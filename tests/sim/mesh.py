@@ -36,6 +36,7 @@ from orchestrator.control.events import (
     PlanMade,
     ProbeMissed,
     Published,
+    Served,
     Tick,
     VerbAsked,
 )
@@ -54,9 +55,9 @@ from tests.sim.network import CONTROLLER, Network
 from tests.sim.process import Process
 
 PROBE_S = 1.0
-PROBE_TIMEOUT_S = 1.0
+PROBE_TIMEOUT_S = 0.5
 TICK_S = 0.5
-REPORT_S = 1.0
+REPORT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,13 +484,13 @@ class SimMesh:
     def _report(self, dispatcher: SimDispatcher) -> None:
         if dispatcher.connected_to != self.controllers:
             return
-        slowness = {}
+        served = {}
         epoch = dispatcher.epoch
         if epoch is not None:
             for shard in epoch.copies:
                 process = dispatcher.usable(shard, self.processes)
                 if process is not None and self.network.connected(dispatcher.id, shard):
-                    slowness[shard] = process.slowness
+                    served[shard] = Served(process.slowness)
             current = self.state.intent.epoch if self.state else None
             if current is not None and not dispatcher.stuck and epoch.id < current.id:
                 published = self.state.facts.published
@@ -498,7 +499,7 @@ class SimMesh:
         adopted = epoch.id if epoch else None
         self._to_controller(
             dispatcher.id,
-            lambda now_s: DispatcherSaid(now_s, dispatcher.id, adopted, slowness),
+            lambda now_s: DispatcherSaid(now_s, dispatcher.id, adopted, served),
         )
 
     def _load(self) -> None:

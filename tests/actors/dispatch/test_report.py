@@ -10,6 +10,7 @@ from actors.dispatch.report import (
     joined,
     report_of,
 )
+from actors.dispatch.view_messages import ReportHead
 
 
 def test_of_several_ways_the_slowest_is_told() -> None:
@@ -74,6 +75,13 @@ def test_reports_of_one_process_are_added_up_and_the_worst_of_a_shard_counts() -
     assert (both.served.counts[:3], both.served.sum_s) == ((0, 1, 1), 4.5)
     assert both.shards == (ShardReport("a", 9, 2.0, True, 11, 22, 33), ShardReport("b", 8, 3.0))
     assert joined([other, one]).shards[0] == both.shards[0]
+
+
+def test_of_several_dispatchers_the_last_answer_counts_and_time_alone_is_no_news() -> None:
+    reports = [DispatchReport(shards=(ShardReport("a", 9, quiet_s=s),)) for s in (0.5, 4.0)]
+    assert reports[0] == reports[1]
+    assert [shard.quiet_s for shard in joined(reports).shards] == [0.5]
+    assert ReportHead.of(reports[1]).report().shards[0].quiet_s == 4.0
 
 
 def test_a_report_alone_stays_as_it_is_and_none_is_an_empty_one() -> None:
