@@ -8,7 +8,7 @@ taking it back keeps the sockets of a killed shard open for longer.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
@@ -90,11 +90,34 @@ class ExpertTensors:
         return sum(tensor.nbytes for tensor in self.tensors())
 
 
+Take = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
+"""Uninitialised and contiguous memory of a shape and dtype, from the begin of a storage."""
+
+StoredTensors = list[tuple[Source, torch.Tensor]]
+
+
+def new_memory(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Tensor `name` of a file, or only [row] of it; room: contiguous, what it is read into."""
+
+    room: torch.Tensor
+    name: str
+    row: int | None
+
+
 class TensorSource(Protocol):
     """A file of tensors."""
 
-    def read_into(self, room: torch.Tensor, name: str, row: int | None) -> None:
-        """Fill `room`, contiguous, with tensor `name`; with only [row] of it if given."""
+    def begin(self, name: str) -> int:
+        """Where in the file a tensor begins."""
+        ...
+
+    def read_into(self, wanted: Sequence[Wanted]) -> None:
+        """Fill the rooms."""
         ...
 
 
@@ -108,10 +131,10 @@ class SafetensorsFile:
         self._path = file
         self._stream = file.open("rb", buffering=0)
         size = bytearray(8)
-        self._fill(memoryview(size), 0)
+        self._fill([memoryview(size)], 0)
         header = bytearray(int.from_bytes(size, "little"))
-        self._fill(memoryview(header), 8)
-        self._begin = {
+        self._fill([memoryview(header)], 8)
+        self._begin: dict[str, int] = {
             name: 8 + len(header) + entry["data_offsets"][0]
             for name, entry in json.loads(header).items()
             if name != "__metadata__"
@@ -121,20 +144,55 @@ class SafetensorsFile:
         """Tensor `name` of `dtype` (as in `DTYPES`) and `shape`; only [row] of it if given.
         ModelRefused if the file has become shorter."""
         tensor = torch.empty(shape if row is None else shape[1:], dtype=DTYPES[dtype])
-        self.read_into(tensor, name, row)
+        self.read_into([Wanted(tensor, name, row)])
         return tensor
 
-    def read_into(self, room: torch.Tensor, name: str, row: int | None) -> None:
-        """See `TensorSource`. ModelRefused if the file has become shorter."""
-        begin = self._begin[name] + (row or 0) * room.nbytes
-        self._fill(room.flatten().view(torch.uint8).numpy().data.cast("B"), begin)
+    def begin(self, name: str) -> int:
+        return self._begin[name]
 
-    def _fill(self, room: memoryview, position: int) -> None:
-        while room:
-            count = os.preadv(self._stream.fileno(), [room], position)
+    def read_into(self, wanted: Sequence[Wanted]) -> None:
+        """See `TensorSource`; tensors that lie one behind the other are read at once, as the system
+        reads ahead in a run and starts small after each jump. ModelRefused if the file has become
+        shorter."""
+        places = (
+            (self._begin[one.name] + (one.row or 0) * one.room.nbytes, _bytes_of(one.room))
+            for one in wanted
+        )
+        for position, rooms in _runs(places):
+            self._fill(rooms, position)
+
+    def _fill(self, rooms: list[memoryview], position: int) -> None:
+        while rooms:
+            count = os.preadv(self._stream.fileno(), rooms, position)
             if count == 0:
                 raise ModelRefused(f"{self._path} ends at {position} bytes: download it again")
-            room, position = room[count:], position + count
+            rooms, position = _behind(rooms, count), position + count
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.flatten().view(torch.uint8).numpy().data.cast("B")
+
+
+def _runs(places: Iterable[tuple[int, memoryview]]) -> list[tuple[int, list[memoryview]]]:
+    """(where a run of bytes begins, rooms for its parts), in the order of the file."""
+    runs: list[tuple[int, list[memoryview]]] = []
+    end = -1
+    for begin, room in sorted(places, key=lambda place: place[0]):
+        if begin == end:
+            runs[-1][1].append(room)
+        else:
+            runs.append((begin, [room]))
+        end = begin + len(room)
+    return runs
+
+
+def _behind(rooms: list[memoryview], count: int) -> list[memoryview]:
+    """What is left of `rooms` when their first `count` bytes are filled."""
+    for number, room in enumerate(rooms):
+        if count < len(room):
+            return [room[count:], *rooms[number + 1 :]]
+        count -= len(room)
+    return []
 
 
 class ExpertReader:
@@ -152,13 +210,44 @@ class ExpertReader:
         self._open_file = open_file
         self._files: dict[Path, TensorSource] = {}
 
+    @property
+    def expert_bytes(self) -> int:
+        return self._spec.bytes_per_expert
+
     def read(self, layer: int, expert: int) -> ExpertTensors:
         """Tensors of `expert` (logical id) of model layer `layer`, in memory of their own.
         ModelRefused if one is missing or not as the spec says."""
+        return self.assemble(self.fetch(layer, expert))
+
+    def fetch(self, layer: int, expert: int, take: Take = new_memory) -> StoredTensors:
+        """The same as they are stored. take: gives the memory they are read into."""
         beside: dict[Kind, torch.Tensor] = {}
+        stored: StoredTensors = []
+        wanted: dict[Path, list[Wanted]] = {}
+        for source in self._layout.sources(self._spec, layer, expert):
+            check_source(self._index, source)
+            info = self._index.find(source.name)
+            room = _room(source, info, beside, take)
+            stored.append((source, room))
+            wanted.setdefault(info.file, []).append(Wanted(room, source.name, source.expert))
+        for path, of_file in wanted.items():
+            self._file(path).read_into(of_file)
+        return stored
+
+    def in_file_order(self, layer: int, experts: Iterable[int]) -> list[int]:
+        """`experts` as their weights lie in the files, which is how they are read fastest.
+        ModelRefused if one is missing."""
+        return sorted(experts, key=lambda expert: self._place(layer, expert))
+
+    def _place(self, layer: int, expert: int) -> tuple[Path, int, int]:
+        name = next(self._layout.sources(self._spec, layer, expert)).name
+        path = self._index.find(name).file
+        return path, self._file(path).begin(name), expert
+
+    def assemble(self, stored: StoredTensors) -> ExpertTensors:
+        """What `fetch` read, in the form all kernels know; may lie in the same memory."""
         read = {
-            (source.part, source.kind): self._canonical(source, self._fetch(source, beside))
-            for source in self._layout.sources(self._spec, layer, expert)
+            (source.part, source.kind): self._canonical(source, tensor) for source, tensor in stored
         }
         self._keep_scales(read)
         return ExpertTensors(
@@ -187,19 +276,6 @@ class ExpertReader:
             file = self._files[path] = self._open_file(path)
         return file
 
-    def _fetch(self, source: Source, beside: dict[Kind, torch.Tensor]) -> torch.Tensor:
-        """beside: for what is stored up and gate apart, room for up right behind gate."""
-        check_source(self._index, source)
-        info = self._index.find(source.name)
-        shape, dtype = _shape(info, source), DTYPES[info.dtype]
-        room = beside.get(source.kind) if source.part is Part.UP else None
-        if source.part is Part.GATE:
-            room, beside[source.kind] = torch.empty((2, *shape), dtype=dtype)
-        if room is None or room.shape != shape or room.dtype != dtype:
-            room = torch.empty(shape, dtype=dtype)
-        self._file(info.file).read_into(room, source.name, source.expert)
-        return room
-
     def _canonical(self, source: Source, tensor: torch.Tensor) -> torch.Tensor:
         if source.kind is Kind.WEIGHT and self._layout.transposed:
             tensor = tensor.T
@@ -214,6 +290,19 @@ class ExpertReader:
         if self._layout.interleaved:
             return torch.cat([fused[0::2], fused[1::2]])
         return fused
+
+
+def _room(
+    source: Source, info: TensorInfo, beside: dict[Kind, torch.Tensor], take: Take
+) -> torch.Tensor:
+    """beside: for what is stored up and gate apart, room for up right behind gate."""
+    shape, dtype = _shape(info, source), DTYPES[info.dtype]
+    room = beside.get(source.kind) if source.part is Part.UP else None
+    if source.part is Part.GATE:
+        room, beside[source.kind] = take((2, *shape), dtype)
+    if room is None or room.shape != shape or room.dtype != dtype:
+        room = take(shape, dtype)
+    return room
 
 
 def _shape(info: TensorInfo, source: Source) -> tuple[int, ...]:

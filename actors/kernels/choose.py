@@ -14,6 +14,7 @@ grouped GEMMs differ by vendor in name, layout and rounding, and none has been t
 has a platform plugin for vLLM, its kernels run in vLLM's own layers.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import torch
 
 from actors.experts.checkpoint import ExpertReader, ExpertTensors
 from actors.experts.formats.vllm_own import VllmOwn
+from actors.experts.read_ahead import ReadInTurn, one_by_one, read_ahead
 from actors.experts.refusal import ModelRefused
 from actors.experts.spec import ExpertSpec
 from actors.kernels import (
@@ -109,7 +111,7 @@ def choose_kernel(
     """
     built = build(spec, device, features, kernel)
     if not isinstance(built, SlotKernel):
-        built = SlotKernel(spec, built, reader_of(spec))
+        built = SlotKernel(spec, built, read_in_turn=_reads_of(spec))
     logger.info("%s: %s", spec.architecture, built.describe())
     return built
 
@@ -153,6 +155,12 @@ def _build(entry: Any, spec: ExpertSpec, target: Target) -> SlotKernel | ExpertO
     make = getattr(entry, "build_kernel", None) or entry.build
     built: SlotKernel | ExpertOperator = make(spec, target)
     return built
+
+
+def _reads_of(spec: ExpertSpec) -> ReadInTurn:
+    if spec.catalog is None:
+        return functools.partial(read_ahead, ExpertReader(spec))
+    return one_by_one(reader_of(spec))
 
 
 def reader_of(spec: ExpertSpec) -> Callable[[int, int], ExpertTensors]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from actors.experts.checkpoint import ExpertTensors
+from actors.experts.read_ahead import ReadInTurn, one_by_one
 from actors.experts.spec import ExpertSpec
 from actors.kernels.base import ExpertOperator, PacksInPlace, StartedCall
 from actors.kernels.copies import DONE, DeviceCopies
@@ -48,8 +49,9 @@ class Store(Protocol):
 class SlotKernel:
     """See `ExpertKernel`.
 
-    read: native tensors of (layer, expert), as `ExpertReader.read`. store: holds what the operator
-    takes, in place of a `SlotStore` filled with what is read.
+    read: native tensors of (layer, expert), as `ExpertReader.read`; read_in_turn: in its place, of
+    several experts. store: holds what the operator takes, in place of a `SlotStore` filled with
+    what is read.
     copies: to and from the operator's device; found out if not given.
     bytes_per_expert: what a slot takes here; `spec.bytes_per_expert` unless weights are converted.
     """
@@ -60,6 +62,7 @@ class SlotKernel:
         operator: ExpertOperator,
         read: Callable[[int, int], ExpertTensors] | None = None,
         *,
+        read_in_turn: ReadInTurn | None = None,
         store: Store | None = None,
         bytes_per_expert: int | None = None,
         copies: DeviceCopies | None = None,
@@ -75,11 +78,13 @@ class SlotKernel:
         # vLLM's own layers are loaded on the stream that computes, as their code expects.
         self._loads_beside = store is None
         if store is None:
-            assert read is not None
+            if read_in_turn is None:
+                assert read is not None
+                read_in_turn = one_by_one(read)
             copies = self.copies
             store = SlotStore(
                 spec.num_experts,
-                read,
+                read_in_turn,
                 lambda expert: operator.pack(copies.to_device(expert)),
                 operator.pack_into if isinstance(operator, PacksInPlace) else None,
                 settle=copies.settle,

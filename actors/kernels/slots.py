@@ -12,13 +12,14 @@ of other sizes leave holes that the next ones do not fit: after a dozen loads of
 
 import mmap
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import torch
 
 from actors.experts.checkpoint import ExpertTensors
+from actors.experts.read_ahead import ReadInTurn
 from actors.kernels.base import ExpertsMissing
 
 HUGE_PAGE_BYTES = 2 << 20
@@ -70,7 +71,8 @@ class LayerSlots:
 class SlotStore:
     """Slots of all layers of one kernel.
 
-    read: native tensors of (layer, expert); called only for experts a layer does not hold yet.
+    read: native tensors, asked only for experts a layer does not hold yet; they are packed or
+    copied before the next ones are asked for.
     pack: native tensors to the kernel's own form, of the same shape for every expert. pack_into:
     the same, written to a slot. settle: returns when a layer that was built is there, for devices
     that are behind their host.
@@ -79,7 +81,7 @@ class SlotStore:
     def __init__(
         self,
         num_experts: int,
-        read: Callable[[int, int], ExpertTensors],
+        read: ReadInTurn,
         pack: Callable[[ExpertTensors], ExpertTensors],
         pack_into: Callable[[ExpertTensors, ExpertTensors], None] | None = None,
         settle: Callable[[], None] = lambda: None,
@@ -103,23 +105,33 @@ class SlotStore:
                 self._layers[layer] = self._build(layer, experts, old)
 
     def _build(self, layer: int, experts: list[int], old: LayerSlots | None) -> LayerSlots:
-        kept = {} if old is None else {expert: n for n, expert in enumerate(old.map.experts)}
-        stacked: ExpertTensors | None = None
-        for number, expert in enumerate(experts):
-            if old is not None and expert in kept:
-                one = _slot(old.stacked, kept[expert])
-            elif stacked is None:
-                one = self._pack(self._read(layer, expert))
-            else:
-                self._pack_into(self._read(layer, expert), _slot(stacked, number))
-                continue
-            if stacked is None:
-                stacked = one.map(lambda tensor: _room(len(experts), tensor))
-            _copy(one, _slot(stacked, number))
-            del one  # or it would stay while the next one is read and packed
-        assert stacked is not None
+        kept = () if old is None else old.map.experts
+        missing = [expert for expert in experts if expert not in kept]
+        with closing(self._read(layer, missing)) as coming:
+            stacked = self._filled(experts, old, coming)
         self._settle()
         return LayerSlots(slot_map(layer, experts, self._num_experts), stacked)
+
+    def _filled(
+        self,
+        experts: list[int],
+        old: LayerSlots | None,
+        coming: Iterator[tuple[int, ExpertTensors]],
+    ) -> ExpertTensors:
+        """Slots with `experts`: copies of what `old` has of them, and what comes packed."""
+        slot_of = {expert: number for number, expert in enumerate(experts)}
+        stacked: ExpertTensors | None = None
+        for number, expert in enumerate(() if old is None else old.map.experts):
+            if old is not None and expert in slot_of:
+                stacked = _put(_slot(old.stacked, number), stacked, slot_of[expert], len(experts))
+        for expert, tensors in coming:
+            if stacked is None:
+                stacked = _put(self._pack(tensors), None, slot_of[expert], len(experts))
+            else:
+                self._pack_into(tensors, _slot(stacked, slot_of[expert]))
+            del tensors  # or it would stay while the next one is read
+        assert stacked is not None
+        return stacked
 
     def _pack_and_copy(self, expert: ExpertTensors, slot: ExpertTensors) -> None:
         _copy(self._pack(expert), slot)
@@ -137,6 +149,16 @@ class SlotStore:
 
 def _slot(stacked: ExpertTensors, number: int) -> ExpertTensors:
     return stacked.map(lambda tensor: tensor[number])
+
+
+def _put(
+    one: ExpertTensors, stacked: ExpertTensors | None, number: int, slots: int
+) -> ExpertTensors:
+    """`stacked`, made for so many slots if there is none yet, with `one` copied to its slot."""
+    if stacked is None:
+        stacked = one.map(lambda tensor: _room(slots, tensor))
+    _copy(one, _slot(stacked, number))
+    return stacked
 
 
 def _copy(expert: ExpertTensors, slot: ExpertTensors) -> None:

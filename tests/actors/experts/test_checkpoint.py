@@ -1,12 +1,13 @@
 """The reader touches the tensors of the expert it is asked for, and no others."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from actors.experts.checkpoint import ExpertReader, SafetensorsFile
+from actors.experts.checkpoint import ExpertReader, SafetensorsFile, Wanted
 from actors.experts.families import read_expert_spec
 from actors.experts.refusal import ModelRefused
 from tests.actors.experts.tiny import Shape, cases, write
@@ -22,9 +23,12 @@ class CountingFile:
         self._file = SafetensorsFile(file)
         self._asked = asked
 
-    def read_into(self, room: torch.Tensor, name: str, row: int | None) -> None:
-        self._asked.append(name if row is None else f"{name}[{row}]")
-        self._file.read_into(room, name, row)
+    def begin(self, name: str) -> int:
+        return self._file.begin(name)
+
+    def read_into(self, wanted: Sequence[Wanted]) -> None:
+        self._asked += [one.name if one.row is None else f"{one.name}[{one.row}]" for one in wanted]
+        self._file.read_into(wanted)
 
 
 def counting_reader(name: str, path: Path) -> tuple[ExpertReader, list[str], list[Path]]:

@@ -11,6 +11,7 @@ import torch
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.formats.bf16 import BF16
 from actors.experts.formats.table import FORMATS
+from actors.experts.read_ahead import one_by_one
 from actors.experts.refusal import ModelRefused
 from actors.kernels.base import ExpertsMissing
 from actors.kernels.slot_kernel import SlotKernel
@@ -137,7 +138,8 @@ def test_calls_see_one_consistent_set_while_another_thread_loads():
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_large_layers_hold_what_was_read_for_as_long_as_it_is_used(weight_format):
     experts = make_experts(make_spec(weight_format, hidden=1024, inter=1024))
-    store = SlotStore(6, lambda _layer, expert: experts[expert], lambda expert: expert)
+    read = one_by_one(lambda _layer, expert: experts[expert])
+    store = SlotStore(6, read, lambda expert: expert)
     store.load(0, [4, 0, 2])
     used = store.layer(0).stacked
     assert used.w13.nbytes >= HUGE_PAGE_BYTES
@@ -164,7 +166,8 @@ def mapping_flags(address: int) -> list[str]:
 )
 def test_large_layers_ask_for_huge_pages():
     experts = make_experts(make_spec(BF16, hidden=1024, inter=1024))
-    store = SlotStore(6, lambda _layer, expert: experts[expert], lambda expert: expert)
+    read = one_by_one(lambda _layer, expert: experts[expert])
+    store = SlotStore(6, read, lambda expert: expert)
     store.load(0, [4, 0, 2])
     assert "hg" in mapping_flags(store.layer(0).stacked.w13.data_ptr())
     plain = torch.frombuffer(mmap.mmap(-1, mmap.PAGESIZE), dtype=torch.uint8)
