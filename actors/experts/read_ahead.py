@@ -1,10 +1,15 @@
 """Experts of one layer in turn: the next one is read while the one before is packed.
 
-What is read goes into buffers that are used again for every expert of a load: new memory costs more
-than reading into it (measured for an expert of 13.4 MB with its pages in the page cache: 4 ms into
-new memory, 0.6 ms into a buffer). So what is yielded is lost when the next one is asked for, and
-whoever keeps it copies it. Two buffers and one reading thread at most, and only for as long as a
-load lasts: it ends, with the read that is under way, when the iterator is closed.
+What is read goes into buffers that are used again for every expert of a load, as new memory has to
+be touched first. So what is yielded is lost when the next one is asked for, and whoever keeps it
+copies it. Two buffers and one reading thread at most, and only for as long as a load lasts: it
+ends, with the read that is under way, when the iterator is closed.
+
+Experts come in the order of the files: there the system reads ahead as fast as the disk is, and in
+large pages, which cost less to copy from. Measured for experts of 13.4 MB in MXFP4, pages dropped:
+4.2 to 4.9 ms for one in the files' order, with one system call for tensors that lie one behind the
+other, 5.2 to 6.1 ms in the order of their numbers, tensor by tensor; reading without a
+look at what it is takes 4.2 to 4.5 ms.
 """
 
 import math
@@ -45,10 +50,6 @@ class ReadBuffer:
         self._pieces: list[torch.Tensor] = []
         self._taken = 0
 
-    @property
-    def nbytes(self) -> int:
-        return sum(piece.nbytes for piece in self._pieces)
-
     def begin(self) -> None:
         """The next expert comes; tensors of the one before are lost."""
         self._taken = 0
@@ -64,10 +65,17 @@ class ReadBuffer:
         return self._pieces[number][:size].view(dtype).view(tuple(shape))
 
 
-def read_ahead(reader: ExpertReader, layer: int, experts: Sequence[int]) -> Reads:
+def read_ahead(
+    reader: ExpertReader,
+    layer: int,
+    experts: Sequence[int],
+    *,
+    least_bytes: int = LEAST_AHEAD_BYTES,
+    most_bytes: int = MOST_AHEAD_BYTES,
+) -> Reads:
     """See `ReadInTurn`. Only bytes are read in the other thread, tensors are converted here."""
     experts = reader.in_file_order(layer, experts)
-    if not goes_ahead(reader.expert_bytes, len(experts)):
+    if len(experts) < 2 or not least_bytes <= reader.expert_bytes <= most_bytes // 2:
         yield from _in_one_buffer(reader, layer, experts)
         return
     buffers = ReadBuffer(), ReadBuffer()
@@ -79,11 +87,6 @@ def read_ahead(reader: ExpertReader, layer: int, experts: Sequence[int]) -> Read
                 buffer = buffers[number % len(buffers)]
                 coming = thread.submit(_fetch, reader, layer, experts[number], buffer)
             yield expert, reader.assemble(stored)
-
-
-def goes_ahead(expert_bytes: int, experts: int) -> bool:
-    """Whether a thread of its own reads so many experts of this size."""
-    return experts > 1 and LEAST_AHEAD_BYTES <= expert_bytes <= MOST_AHEAD_BYTES // 2
 
 
 def _in_one_buffer(reader: ExpertReader, layer: int, experts: Sequence[int]) -> Reads:
