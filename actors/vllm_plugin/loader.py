@@ -18,6 +18,7 @@ from vllm.model_executor.model_loader.utils import get_model_architecture
 
 from actors.experts.families import read_expert_spec
 from actors.vllm_plugin.connection import check_model
+from actors.vllm_plugin.dense_kernels import missing_kernels_named, refuse_static_fp8
 from actors.vllm_plugin.routed_experts import register_routed_experts
 
 log = logging.getLogger("vllm.expertmesh")
@@ -51,11 +52,13 @@ class ExpertlessLoader(DefaultModelLoader):
     ) -> torch.nn.Module:
         get_model_architecture(model_config)  # imports the model's module
         register_routed_experts()
-        model: torch.nn.Module = super().load_model(vllm_config, model_config, prefix)
+        with missing_kernels_named(model_config):
+            model: torch.nn.Module = super().load_model(vllm_config, model_config, prefix)
         return model
 
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
         check_model(model_config.model)
+        refuse_static_fp8(model, model_config)
         self._is_routed_expert = routed_expert_test(
             Path(model_config.model), model_config.trust_remote_code
         )

@@ -20,6 +20,7 @@ from tests.checkpoints.writer import write_json
 
 GROUP = 32
 ROUTED = ".experts."
+PROJECTION = "_proj.weight"
 LEFT_OUT = [
     "re:.*self_attn.*", "re:.*shared_experts.*", "re:.*mlp\\.gate$",
     "re:.*mlp\\.(gate|up|gate_up|down)_proj.*", "lm_head",
@@ -37,13 +38,15 @@ class Format:
     write: Callable[[Tensor], Stored]
 
 
-def quantise_experts(model: Path, quantised: Path, twin: Path, name: str) -> None:
+def quantise_experts(
+    model: Path, quantised: Path, twin: Path, name: str, *, attention: bool = False
+) -> None:
     """Write `model` (bf16, experts one by one) with its experts in `FORMATS[name]`, and as their
-    twin."""
+    twin. attention: its projections, too."""
     tensors = load_file(model / "model.safetensors")
     kept, values = {}, {}
     for tensor_name, tensor in tensors.items():
-        if ROUTED not in tensor_name:
+        if not (ROUTED in tensor_name or (attention and PROJECTION in tensor_name)):
             kept[tensor_name] = values[tensor_name] = tensor
             continue
         stored, exact = FORMATS[name].write(tensor.float())
@@ -55,9 +58,10 @@ def quantise_experts(model: Path, quantised: Path, twin: Path, name: str) -> Non
         (folder / "model.safetensors.index.json").unlink(missing_ok=True)
         save_file(content, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((quantised / "config.json").read_text())
-    write_json(
-        quantised / "config.json", config | {"quantization_config": dict(FORMATS[name].config)}
-    )
+    quantisation = dict(FORMATS[name].config)
+    if attention and "ignore" in quantisation:
+        quantisation["ignore"] = [one for one in quantisation["ignore"] if "attn" not in one]
+    write_json(quantised / "config.json", config | {"quantization_config": quantisation})
 
 
 def compressed(name: str, inputs: dict[str, Any] | None = None, **weights: Any) -> Format:

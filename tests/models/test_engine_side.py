@@ -8,7 +8,9 @@ import torch
 
 from actors.experts.families import read_expert_spec
 from actors.experts.fingerprint import fingerprint
+from actors.experts.refusal import ModelRefused
 from tests.checkpoints.make import make_checkpoint
+from tests.checkpoints.quantised import quantise_experts
 from tests.models.in_process import dry_run_here
 
 pytest.importorskip("vllm", reason="the model is vLLM's")
@@ -25,6 +27,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from actors.vllm_layers.skeleton import enter, vllm_config
 from actors.vllm_plugin import connection, routed_experts
+from actors.vllm_plugin.dense_kernels import missing_kernels_named
 from actors.vllm_plugin.loader import ExpertlessLoader
 
 
@@ -47,8 +50,12 @@ def load(tmp_path, monkeypatch):
     """Builds and loads the model of a kind as an engine of a mesh does."""
     before = dict(op_registry_oot)
 
-    def loaded(kind, architecture=None):
+    def loaded(kind, architecture=None, quantised=None):
         model = make_checkpoint(kind, tmp_path / kind)
+        if quantised:
+            folder, twin = tmp_path / "quantised", tmp_path / "twin"
+            quantise_experts(model, folder, twin, quantised, attention=True)
+            model = folder
         if architecture:
             file = model / "config.json"
             config = json.loads(file.read_text()) | {"architectures": [architecture]}
@@ -65,7 +72,8 @@ def load(tmp_path, monkeypatch):
         get_model_architecture(config.model_config)  # imports the classes of its module
         routed_experts.register_routed_experts()
         with set_current_vllm_config(config), set_default_torch_dtype(torch.bfloat16):
-            built = initialize_model(config)
+            with missing_kernels_named(config.model_config):
+                built = initialize_model(config)
             loader = ExpertlessLoader(LoadConfig(use_tqdm_on_load=False))
             loader.load_weights(built, config.model_config)
         return built, spec
@@ -115,6 +123,35 @@ def test_an_architecture_that_is_registered_later_is_served_as_any_other(load, n
         layer for layer in model.modules() if isinstance(layer, routed_experts.RemoteRoutedExperts)
     ]
     assert len(remote) == len(spec.layers) == 1
+
+
+needs_no_amx = pytest.mark.skipif(
+    torch.cpu._is_amx_tile_supported(), reason="with AMX vLLM has kernels for it"
+)
+
+
+@pytest.mark.parametrize(
+    ("quantised", "said"),
+    [
+        ("nvfp4", "MarlinNvFp4LinearKernel is not supported"),
+        pytest.param(
+            "fp8-whole", r"as model\.layers\.0\.self_attn\.qkv_proj asks for", marks=needs_no_amx
+        ),
+    ],
+)
+def test_attention_without_a_kernel_here_is_named(load, quantised, said):
+    expected = rf"no kernel here for layers that stay .* compressed-tensors \(.*{said}.*\): serve"
+    with pytest.raises(ModelRefused, match=expected):
+        load("qwen3_moe", quantised=quantised)
+
+
+@pytest.mark.parametrize(
+    ("quantised", "name", "dtype"),
+    [("fp8-rows", "weight", torch.float8_e4m3fn), ("int4", "weight_packed", torch.int32)],
+)
+def test_attention_that_vllm_computes_here_stays_quantised(load, quantised, name, dtype):
+    model, _ = load("qwen3_moe", quantised=quantised)
+    assert getattr(model.model.layers[0].self_attn.qkv_proj, name).dtype is dtype
 
 
 def test_a_mesh_of_another_model_is_refused(load):
