@@ -27,7 +27,7 @@ import torch
 
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.formats.bf16 import BF16
-from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.fp8_block128 import COMPRESSED_FP8_BLOCK128, FP8_BLOCK128
 from actors.experts.formats.mxfp4 import MXFP4
 from actors.experts.spec import ExpertSpec
 from actors.kernels.base import ExpertOperator
@@ -46,7 +46,7 @@ group before times weights[g].T, all bf16. Rows from ends[-1] on are undefined."
 GROUPED_GEMM_MAJORS = (9, 10)
 """Compute capabilities (major numbers) for which torch 2.13 has a grouped GEMM of one kernel."""
 
-FORMATS = (BF16, FP8_BLOCK128, MXFP4)
+FORMATS = (BF16, FP8_BLOCK128, COMPRESSED_FP8_BLOCK128, MXFP4)
 """What is multiplied as it is or made bf16 by `dequantise_stack`."""
 
 NAME = "torch's grouped GEMM"

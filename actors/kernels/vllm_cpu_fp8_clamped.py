@@ -12,7 +12,7 @@ Rounding: as the fused kernel, but the routing weight is applied in fp32.
 import torch
 
 from actors.experts.checkpoint import ExpertTensors
-from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128, Fp8Block128
 from actors.experts.spec import ExpertSpec, GateActivation
 from actors.kernels.base import ExpertOperator
 from actors.kernels.fp8_blocks import kernel_block_rows, kernel_scales
@@ -40,7 +40,7 @@ def build(spec: ExpertSpec, _target: Target) -> ExpertOperator:
 def supports(spec: ExpertSpec) -> bool:
     """Whether this kernel computes `spec` exactly."""
     return (
-        spec.weight_format == FP8_BLOCK128
+        isinstance(spec.weight_format, Fp8Block128)
         and spec.activation.kind is GateActivation.SILU
         and not spec.has_bias
         and spec.hidden_size % ROW_BLOCK == 0

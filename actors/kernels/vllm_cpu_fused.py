@@ -33,7 +33,7 @@ import torch
 
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.formats.bf16 import BF16
-from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128, Fp8Block128
 from actors.experts.formats.mxfp4 import MXFP4
 from actors.experts.refusal import ModelRefused
 from actors.experts.spec import Activation, ExpertSpec, GateActivation
@@ -76,7 +76,7 @@ def supports(spec: ExpertSpec) -> bool:
     if spec.hidden_size % ROW_BLOCK or spec.intermediate_size % ROW_BLOCK:
         return False
     alternating = spec.activation != Activation()
-    if spec.weight_format == FP8_BLOCK128 and (alternating or spec.has_bias):
+    if isinstance(spec.weight_format, Fp8Block128) and (alternating or spec.has_bias):
         return False
     if spec.activation.kind is GateActivation.SWIGLU_OAI:
         return True
@@ -93,7 +93,7 @@ class VllmCpuFused:
         self.weight_format = spec.weight_format
         self._activation = spec.activation
         self._block_size: list[int] | None = None
-        if self.weight_format == FP8_BLOCK128:
+        if isinstance(self.weight_format, Fp8Block128):
             self._block_size = [kernel_block_rows(spec.intermediate_size), 128]
         self._alpha, self._limit, self._weight_factor = _swiglu_arguments(spec.activation)
 
@@ -108,7 +108,7 @@ class VllmCpuFused:
         self._write(self._with_kernel_scales(expert), slot)
 
     def _with_kernel_scales(self, expert: ExpertTensors) -> ExpertTensors:
-        return kernel_scales(expert) if self.weight_format == FP8_BLOCK128 else expert
+        return kernel_scales(expert) if isinstance(self.weight_format, Fp8Block128) else expert
 
     def _write(self, expert: ExpertTensors, slot: ExpertTensors) -> None:
         alternate, scaled = self._alpha is not None, self._weight_factor != 1.0

@@ -18,7 +18,7 @@ import torch
 
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.formats.bf16 import BF16
-from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128, Fp8Block128
 from actors.experts.spec import Activation, ExpertSpec, GateActivation
 from actors.kernels.base import ExpertOperator
 from actors.kernels.packing import interleave
@@ -52,7 +52,7 @@ def build(spec: ExpertSpec, target: Target) -> ExpertOperator:
 def supports(spec: ExpertSpec) -> bool:
     """Whether this kernel computes `spec` as described above."""
     sizes = (spec.hidden_size, spec.intermediate_size)
-    if spec.weight_format == FP8_BLOCK128:
+    if isinstance(spec.weight_format, Fp8Block128):
         # Rows are rounded in groups of 128 columns, and up blocks must not begin inside gate's.
         plain = spec.activation == Activation() and not spec.has_bias
         return plain and all(size % FP8_BLOCK == 0 for size in sizes)

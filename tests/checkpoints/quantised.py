@@ -88,6 +88,8 @@ def _compress(weight: Tensor, name: str, weights: dict[str, Any]) -> Stored:
     parts = weight.unflatten(1, (-1, arguments.group_size or weight.shape[1]))
     if arguments.strategy == "tensor":
         parts = weight.reshape(1, 1, -1)
+    if arguments.block_structure:
+        parts = blocks_of(weight, *arguments.block_structure)
     low, high = parts.amin(-1), parts.amax(-1)
     whole = generate_gparam(low.amin(), high.amax()) if name.startswith("nvfp4") else None
     scale, zero = calculate_qparams(low, high, arguments, whole)
@@ -102,6 +104,14 @@ def _compress(weight: Tensor, name: str, weights: dict[str, Any]) -> Stored:
     if whole is not None:
         return stored, _nvfp4_values(stored)
     return stored, compressor.decompress(stored, scheme)["weight"].float()
+
+
+def blocks_of(weight: Tensor, rows: int, columns: int) -> Tensor:
+    """[blocks above each other, beside each other, values]; the last ones are filled with zeros."""
+    room = (0, -weight.shape[1] % columns, 0, -weight.shape[0] % rows)
+    padded = torch.nn.functional.pad(weight, room)
+    blocks = padded.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
+    return blocks.transpose(1, 2).flatten(2)
 
 
 def _nvfp4_values(stored: Mapping[str, Tensor]) -> Tensor:
@@ -214,6 +224,14 @@ INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP}
 FORMATS: dict[str, Format] = {
     "fp8-rows": compressed(
         "float-quantized", TOKEN_FP8, num_bits=8, type="float", strategy="channel"
+    ),
+    "fp8-blocks": compressed(
+        "float-quantized",
+        TOKEN_FP8,
+        num_bits=8,
+        type="float",
+        strategy="block",
+        block_structure=[128, 128],
     ),
     "fp8-whole": compressed("float-quantized", TENSOR_FP8, **TENSOR_FP8),
     "fp8-whole-plain": Format(

@@ -1,4 +1,5 @@
-"""FP8 (e4m3) with one scale for each block of 128 x 128 weights, as DeepSeek-V3 is released.
+"""FP8 (e4m3) with one scale for each block of 128 x 128 weights, as DeepSeek-V3 is released, and as
+compressed-tensors writes it (`block`).
 
 A value times its scale is rounded to nearest in bf16 (relative 2^-9), and exact there where scales
 are powers of two, as DeepSeek-V4's are.
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from actors.experts.formats import compressed
 from actors.experts.formats.base import FP8_METHODS, Kind, Quantisation, Stored
 
 if TYPE_CHECKING:
@@ -85,6 +87,25 @@ class Fp8Block128:
         return torch.randn(rows, columns).to(torch.float8_e4m3fn), scale
 
 
+@dataclass(frozen=True)
+class CompressedFp8Block128(Fp8Block128):
+    """See `NumberFormat`. Kept, and computed by all kernels, as `Fp8Block128` is."""
+
+    label: ClassVar[str] = "fp8 in 128x128 blocks (compressed-tensors)"
+    quant_methods: ClassVar[frozenset[str | None]] = frozenset({compressed.METHOD})
+    scale_suffix: ClassVar[str | None] = ".weight_scale"
+
+    def why_not(self, quantisation: Quantisation) -> str | None:
+        wanted = {
+            "num_bits": (8,),
+            "type": ("float",),
+            "symmetric": (True,),
+            "strategy": ("block",),
+            "block_structure": ([BLOCK, BLOCK],),
+        }
+        return compressed.other_weights(quantisation, wanted)
+
+
 @functools.cache
 def e4m3_values(device: torch.device) -> torch.Tensor:
     """[256] fp32: the value of every e4m3 byte."""
@@ -93,4 +114,4 @@ def e4m3_values(device: torch.device) -> torch.Tensor:
     return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().to(device)
 
 
-FP8_BLOCK128 = Fp8Block128()
+FP8_BLOCK128, COMPRESSED_FP8_BLOCK128 = Fp8Block128(), CompressedFp8Block128()

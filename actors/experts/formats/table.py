@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from actors.experts.formats.awq_int4 import AWQ_INT4
 from actors.experts.formats.base import NumberFormat, Quantisation
 from actors.experts.formats.bf16 import BF16
-from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.fp8_block128 import COMPRESSED_FP8_BLOCK128, FP8_BLOCK128
 from actors.experts.formats.fp8_rows import FP8_ROWS, FP8_WHOLE
 from actors.experts.formats.gptq_int4 import GPTQ_INT4, GPTQ_INT4_ZEROS
 from actors.experts.formats.int4_group import INT4
@@ -17,6 +17,7 @@ from actors.experts.formats.nvfp4 import MODELOPT_NVFP4, NVFP4
 FORMATS: tuple[NumberFormat, ...] = (
     BF16,
     FP8_BLOCK128,
+    COMPRESSED_FP8_BLOCK128,
     MXFP4,
     FP8_ROWS,
     FP8_WHOLE,

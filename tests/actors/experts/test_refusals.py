@@ -212,6 +212,7 @@ def test_unsupported_quantization(tmp_path):
     write(tmp_path, CONFIG | {"quantization_config": {"quant_method": "aqlm"}}, tensors())
     assert refusal(tmp_path) == (
         "MODEL: quantization aqlm is not supported; supported are bf16, fp8 in 128x128 blocks, "
+        "fp8 in 128x128 blocks (compressed-tensors), "
         "mxfp4, fp8 with a scale for each output row (compressed-tensors), "
         "fp8 with a scale for each matrix (compressed-tensors, fp8), nvfp4 (compressed-tensors), "
         "nvfp4 (modelopt), int8 in groups of 32, 64, 128 or a row (compressed-tensors), "

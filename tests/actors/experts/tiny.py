@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from actors.experts.checkpoint import ExpertTensors
 from actors.experts.formats.base import NumberFormat
 from actors.experts.formats.bf16 import BF16
-from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.fp8_block128 import FP8_BLOCK128, Fp8Block128
 from actors.experts.formats.fp8_rows import Fp8Rows
 from actors.experts.formats.gptq_int4 import GPTQ_INT4
 from actors.experts.formats.int4_group import INT4_GROUP32, Int4Group
@@ -86,7 +86,7 @@ def matrix(rows: int, columns: int, weight_format: NumberFormat, rng: torch.Gene
     """(weight, scale or None) of one projection, in the native format, values around 0.1."""
     if weight_format == BF16:
         return (torch.randn(rows, columns, generator=rng) * 0.1).bfloat16(), None
-    if weight_format == FP8_BLOCK128:
+    if isinstance(weight_format, Fp8Block128):
         weight = (torch.randn(rows, columns, generator=rng) * 100).to(torch.float8_e4m3fn)
         blocks = (-(-rows // 128), -(-columns // 128))
         return weight, torch.rand(blocks, generator=rng) * 0.001 + 0.0005

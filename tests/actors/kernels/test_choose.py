@@ -11,7 +11,7 @@ import torch
 
 from actors.experts.families import read_expert_spec
 from actors.experts.formats.bf16 import BF16
-from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.fp8_block128 import COMPRESSED_FP8_BLOCK128, FP8_BLOCK128
 from actors.experts.formats.mxfp4 import MXFP4
 from actors.experts.spec import Activation
 from actors.kernels import torch_grouped, torch_portable, vllm_cuda_fused, vllm_layers
@@ -53,6 +53,7 @@ OLD = CpuFeatures(avx2=False, avx512=False, avx512_bf16=False, amx_tile=False)
         (ZEN5, MXFP4, CLAMPED, "mxfp4 experts on vLLM's fused CPU kernel, exact clamp at 10"),
         (ZEN5, MXFP4, GPT_OSS, "mxfp4 experts on vLLM's fused CPU kernel, exact clamp at 7"),
         (ZEN5, FP8, SILU, "fp8 experts on vLLM's fused CPU kernel"),
+        (ZEN5, COMPRESSED_FP8_BLOCK128, SILU, "fp8 experts on vLLM's fused CPU kernel"),
         (ZEN5, FP8, CLAMPED, "fp8 experts on vLLM's CPU GEMM, one by one, exact clamp at 10"),
         (ZEN5, MXFP4, Activation(limit=1e6), "mxfp4 experts in plain torch on cpu"),
         (SAPPHIRE_RAPIDS, BF16, SILU, "bf16 experts on vLLM's grouped CPU kernel (amx)"),
@@ -141,6 +142,8 @@ def without_vllm(features: AcceleratorFeatures) -> AcceleratorFeatures:
         (without_vllm(H200), BF16, SILU, GROUPED, NO_VLLM),
         (without_vllm(B200), FP8, SILU, GROUPED, NO_VLLM),
         (B200, FP8, SILU, FUSED, ""),
+        (B200, COMPRESSED_FP8_BLOCK128, SILU, FUSED, ""),
+        (without_vllm(B200), COMPRESSED_FP8_BLOCK128, SILU, GROUPED, NO_VLLM),
         (L40S, FP8, SILU, FUSED, ""),
         (L40S, MXFP4, SILU, VLLM_OWN, f"{INEXACT}; {NO_GROUPED}"),
         (A100, BF16, SILU, FUSED, ""),

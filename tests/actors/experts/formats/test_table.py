@@ -9,7 +9,7 @@ import torch
 from actors.experts.formats.awq_int4 import AwqInt4
 from actors.experts.formats.base import Kind
 from actors.experts.formats.bf16 import BF16
-from actors.experts.formats.fp8_block128 import FP8_BLOCK128
+from actors.experts.formats.fp8_block128 import COMPRESSED_FP8_BLOCK128, FP8_BLOCK128
 from actors.experts.formats.fp8_rows import FP8_ROWS, FP8_WHOLE, Fp8Whole
 from actors.experts.formats.gptq_int4 import GptqInt4, GptqInt4Zeros
 from actors.experts.formats.int4_group import INT4_GROUP32, INT4_GROUP128, INT4_ROW, Int4Group
@@ -23,6 +23,7 @@ from tests.checkpoints.quantised import AWQ_CONFIG, MODELOPT_CONFIG
 from tests.checkpoints.quantised import FORMATS as WRITTEN
 
 FP8_ROWS_CONFIG, FP8_WHOLE_CONFIG = WRITTEN["fp8-rows"].config, WRITTEN["fp8-whole"].config
+FP8_BLOCKS_CONFIG = WRITTEN["fp8-blocks"].config
 NVFP4_CONFIG, W4A8_CONFIG = WRITTEN["nvfp4"].config, WRITTEN["w4a8"].config
 ASYMMETRIC_GPTQ = GPTQ_CONFIG | {"sym": False}
 
@@ -66,6 +67,7 @@ def changed(config, key, value):
         ),
         (FP8_ROWS_CONFIG, "F8_E4M3", FP8_ROWS),
         (FP8_WHOLE_CONFIG, "F8_E4M3", FP8_WHOLE),
+        (FP8_BLOCKS_CONFIG, "F8_E4M3", COMPRESSED_FP8_BLOCK128),
         ({"quant_method": "fp8", "activation_scheme": "static"}, "F8_E4M3", FP8_WHOLE),
         (NVFP4_CONFIG, "U8", NVFP4),
         (MODELOPT_CONFIG, "U8", MODELOPT_NVFP4),
@@ -88,12 +90,17 @@ def test_config_and_dtype_decide_together(quantisation, dtype, expected):
         (
             INT8_CONFIG,
             "F8_E4M3",
-            "type int in group_0 is not supported; supported: fp8 with a scale",
+            "type int in group_0 is not supported; supported: fp8 in 128x128",
         ),
         (changed(INT8_CONFIG, "group_size", 16), "I8", "with group_size 16 in group_0 is not sup"),
         (changed(INT8_CONFIG, "num_bits", 2), "I8", "with num_bits 2 in group_0"),
         (changed(INT8_CONFIG, "symmetric", False), "I8", "with symmetric False in group_0"),
-        (changed(FP8_ROWS_CONFIG, "strategy", "block"), "F8_E4M3", "strategy block in group_0"),
+        (changed(FP8_ROWS_CONFIG, "strategy", "group"), "F8_E4M3", "strategy group in group_0"),
+        (
+            changed(FP8_BLOCKS_CONFIG, "block_structure", [64, 64]),
+            "F8_E4M3",
+            r"block_structure \[64, 64\] in group_0 is not supported; supported: fp8 in 128x128",
+        ),
         (changed(NVFP4_CONFIG, "group_size", 32), "U8", "with group_size 32 in group_0"),
         (MODELOPT_CONFIG | {"quant_algo": "FP8"}, "U8", "modelopt with FP8 is not supported; sup"),
         (int4_config(group_size=16), "I32", "with group_size 16 in group_0"),
