@@ -20,6 +20,8 @@ PAIRED_BYTES = 16
 """Columns that `pack_paired` takes at once, a byte in MXFP4 for two of them."""
 UNITS_16, UNITS_32 = 16, 8
 """Units that the others take at once: 256 bits."""
+UNITS_8 = 16
+"""Single bytes, of which a square takes as many rows: 128 bits."""
 
 _INDEX = ir.IntType(64)
 
@@ -130,6 +132,11 @@ def _block_32(_: Any, source: Any, start: Any, pair: Any, odd: Any, target: Any,
     return _SIGNATURE, _transposing(32, UNITS_32)
 
 
+@intrinsic
+def _block_8(_: Any, source: Any, start: Any, pair: Any, odd: Any, target: Any, end: Any) -> Any:  # noqa: ARG001
+    return _SIGNATURE, _transposing(8, UNITS_8)
+
+
 @compiled()
 def pack_paired(source, target, blocks, columns, pair, odd):  # type: ignore[no-untyped-def]
     """MXFP4: `columns` bytes a row, a multiple of 16. The bytes a, b of rows n and n + 16 (n < 16)
@@ -164,10 +171,15 @@ def pack_32(source, target, blocks, units, pair, odd):  # type: ignore[no-untype
 @compiled()
 def pack_bytes(source, target, blocks, columns, pair, odd, add):  # type: ignore[no-untyped-def]
     """Rows of any number of bytes, to each of which `add` is added."""
+    whole = columns // UNITS_8 * UNITS_8
     for block in range(blocks):
         start = block * (ROWS // 2) * pair
+        for column in range(0, whole, UNITS_8):
+            _block_8(source, start + column, pair, odd, target, (block * columns + column) * ROWS)
         for row in range(ROWS):
             begin = start + (row // 2) * pair + (row % 2) * odd
-            for column in range(columns):
-                end = (block * columns + column) * ROWS + row
-                target[end] = source[begin + column] + add
+            for column in range(whole, columns):
+                target[(block * columns + column) * ROWS + row] = source[begin + column]
+        if add:
+            for place in range(block * columns * ROWS, (block + 1) * columns * ROWS):
+                target[place] += add

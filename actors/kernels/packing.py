@@ -5,7 +5,7 @@ bits in bf16 and 16 in FP8; MXFP4 has two columns in a byte and pairs rows.
 
 vLLM's own operator moves bytes one by one, and gate and up rows have to be put in alternation
 before it, in memory of their own. Measured for an expert of 4096 x 2048 in MXFP4 (13.4 MB) on one
-core: 1.3 ms here, 25 ms there. That both give the same is not taken on trust: the two are compared
+core: 0.8 ms here, 25 ms there. That both give the same is not taken on trust: the two are compared
 when the first weights of a format are packed, and where a vLLM differs its own operator is taken.
 
 The native code is imported when something is packed: engines import this module for their fixes,

@@ -50,7 +50,7 @@ def test_rows(dtype, rows, columns, alternate):
 
 
 @pytest.mark.parametrize("alternate", [False, True])
-@pytest.mark.parametrize("groups", [1, 5, 64])
+@pytest.mark.parametrize("groups", [1, 5, 16, 37, 64])
 def test_scales(groups, alternate):
     scales = drawn(64, groups) // 2
     ours, theirs = torch.empty_like(scales), torch.empty_like(scales)
