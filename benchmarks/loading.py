@@ -1,6 +1,6 @@
 """How fast two shards load one layer of experts, against reading its files.
 
-Random bytes in files of 32 experts each:
+Random bytes in files of 16 experts each:
 
   v4_flash   256 experts of 4096 x 2048 in MXFP4, 3.4 GB, DeepSeek-V4-Flash's shape
   qwen3      128 experts of 2048 x 768 in bf16, 1.2 GB, Qwen3-30B-A3B's shape
@@ -13,11 +13,15 @@ are in it:
   keep_s   the same into memory of their own that they keep, huge pages like the shards' weights
   load_s   the shards: reading, packing for the kernel, publishing
   ratio, ratio_kept   read_s and keep_s, over load_s
+  pack_s   a part of load_s: two threads pack as many experts, from one and the same
+  touch_s  a part of load_s and keep_s: two threads touch as much memory for the first time
+  asked_s  what the same touch took one thread when the memory had to be asked for, see below
 
 The targets are of V4-Flash's layer from the disk, the median of the rounds. A disk behind a
 hypervisor may have pages in a cache of its own; the files' first reading is the slowest. A
 hypervisor may also take back memory that is free, and then the first touch of it costs much more
-than reading: as much as the weights take is touched and freed just before the two that need it.
+than reading: as much as page cache and weights take is touched and freed just before each of the
+three, so that none of them pays for what the one before left; how long that took is `asked_s`.
 """
 
 import argparse
@@ -39,6 +43,9 @@ from safetensors.torch import save_file
 
 from actors.experts.families import read_expert_spec
 from actors.experts.spec import ExpertSpec
+from actors.kernels.base import PacksInPlace
+from actors.kernels.choose import choose_operator, reader_of
+from actors.process import limit_threads
 from actors.shard.shard import ShardConfig
 from benchmarks.correctness import DEMO
 from benchmarks.expert_source import drop_pages
@@ -50,7 +57,7 @@ from orchestrator.control.keys import EXPERT, Keys, PlacedKey
 from orchestrator.control.state import Description
 from orchestrator.runtime.describing import Describer
 
-EXPERTS_IN_FILE = 32
+EXPERTS_IN_FILE = 16
 QUICK_SHARE = 4
 """`--quick` takes a quarter of the experts."""
 BLOCK = 32
@@ -136,19 +143,43 @@ def files_of(model: Path) -> list[Path]:
     return sorted(model.glob("*.safetensors"))
 
 
-def read_s(files: Sequence[Path], keep: bool = False) -> float:
-    """Seconds that two threads take which read half of the files each; keep: into new memory."""
-    half = len(files) // SHARDS
-    threads = [
-        threading.Thread(target=_keep if keep else _read, args=(part,))
-        for part in (files[:half], files[half:])
-    ]
+def both_s(work: Callable[[int], None]) -> float:
+    """Seconds until two threads have done work(0) and work(1)."""
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(SHARDS)]
     began_s = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     return time.perf_counter() - began_s
+
+
+def read_s(files: Sequence[Path], keep: bool = False) -> float:
+    """Seconds that two threads take which read half of the files each; keep: into new memory."""
+    half = len(files) // SHARDS
+    parts, work = (files[:half], files[half:]), _keep if keep else _read
+    return both_s(lambda number: work(parts[number]))
+
+
+def touch_s(size: int) -> float:
+    """Of so many bytes that the machine has."""
+    return both_s(lambda _: touch_and_free(size // SHARDS))
+
+
+def pack_s(spec: ExpertSpec) -> float:
+    """Of as many experts as the layer has, from one and into one, whose memory is there."""
+    operator: Any = choose_operator(spec, torch.device("cpu"))
+    expert = reader_of(spec)(spec.layers[0], 0)
+    slots = [operator.pack(expert) for _ in range(SHARDS)]
+
+    def pack(number: int) -> None:
+        for _ in range(spec.num_experts // SHARDS):
+            if isinstance(operator, PacksInPlace):
+                operator.pack_into(expert, slots[number])
+            else:
+                operator.pack(expert)
+
+    return both_s(pack)
 
 
 def _read(files: Sequence[Path]) -> None:
@@ -177,6 +208,13 @@ def touch_and_free(size: int) -> None:
     np.frombuffer(new_memory(size), np.uint8)[:: mmap.PAGESIZE] = 1
 
 
+def ask_for_memory(size: int) -> float:
+    """Have the hypervisor give what reading and keeping `size` bytes takes; seconds for `size`."""
+    began_s = time.perf_counter()
+    touch_and_free(2 * size)
+    return (time.perf_counter() - began_s) / 2
+
+
 def halves(spec: ExpertSpec) -> list[Keys]:
     """What each shard is to hold: experts that lie in the same files."""
     layer, count = spec.layers[0], spec.num_experts // SHARDS
@@ -203,7 +241,7 @@ async def load_s(spec: ExpertSpec, folder: Path, size: int) -> float:
         shards.append(ChildProcess(make_shard, config, b"loading", 1, describe))
     try:
         await asyncio.gather(*(shard.start() for shard in shards))
-        touch_and_free(size)
+        ask_for_memory(size)
         began_s = time.perf_counter()
         parts = zip(shards, halves(spec), strict=True)
         await asyncio.gather(*(load(shard, "loading", keys) for shard, keys in parts))
@@ -217,19 +255,20 @@ def measure_layer(layer: Layer, experts: int, folder: Path, rounds: int) -> list
     files = files_of(spec.model_path)
     size = sum(file.stat().st_size for file in files)
 
-    def keep() -> float:
-        touch_and_free(size)
-        return read_s(files, keep=True)
+    def read(keep: bool) -> float:
+        asked.append(ask_for_memory(size))
+        return read_s(files, keep)
 
     works: dict[str, Callable[[], float]] = {
-        "read": lambda: read_s(files),
-        "keep": keep,
+        "read": lambda: read(keep=False),
+        "keep": lambda: read(keep=True),
         "load": lambda: asyncio.run(load_s(spec, folder, size)),
     }
     runs = []
     for number in range(rounds):
         for pages in ("dropped", "in memory"):
-            times = {}
+            times: dict[str, float] = {}
+            asked: list[float] = []
             for work in sorted(works, reverse=number % 2 == 0):
                 if pages == "dropped":
                     drop_pages(spec)
@@ -240,17 +279,19 @@ def measure_layer(layer: Layer, experts: int, folder: Path, rounds: int) -> list
                     "layer": layer.name,
                     "pages": pages,
                     "gigabytes": size / 1e9,
-                    "read_s": times["read"],
-                    "keep_s": times["keep"],
-                    "load_s": times["load"],
+                    **{f"{work}_s": times[work] for work in works},
                     "ratio": times["read"] / times["load"],
                     "ratio_kept": times["keep"] / times["load"],
+                    "pack_s": pack_s(spec),
+                    "touch_s": touch_s(size),
+                    "asked_s": max(asked),
                 }
             )
     return runs
 
 
 def measure(arguments: argparse.Namespace) -> Report:
+    limit_threads(1)  # as a shard's, by default
     share, rounds = (QUICK_SHARE, 1) if arguments.quick else (1, ROUNDS)
     runs = []
     for layer in LAYERS:

@@ -193,3 +193,16 @@ def test_tensors_that_lie_together_are_read_at_once(tmp_path):
     before = system_calls()
     reader.read(0, 1)
     assert system_calls() - before - own == 1
+
+
+def test_reads_that_return_early_are_continued(tmp_path, monkeypatch):
+    reader = reader_of(write_case("qwen3-bf16", tmp_path))
+    wanted = reader.read(0, 1)
+    whole = os.preadv
+
+    def short(descriptor: int, rooms: list[memoryview], position: int) -> int:
+        parts = [rooms[0], rooms[1][:7]] if len(rooms) > 1 else [rooms[0][:100]]
+        return whole(descriptor, parts, position)
+
+    monkeypatch.setattr(os, "preadv", short)
+    assert same(reader.read(0, 1), wanted)
