@@ -170,7 +170,7 @@ class SafetensorsFile:
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return tensor.flatten().view(torch.uint8).numpy().data.cast("B")
+    return (tensor if tensor.dim() else tensor.view(1)).view(torch.uint8).numpy().data.cast("B")
 
 
 def _runs(places: Iterable[tuple[int, memoryview]]) -> list[tuple[int, list[memoryview]]]:

@@ -23,7 +23,8 @@ from actors.experts.checkpoint import ExpertReader, ExpertTensors, StoredTensors
 MOST_AHEAD_BYTES = 256 << 20
 """Of the two buffers together; larger experts are read one by one, into one buffer."""
 LEAST_AHEAD_BYTES = 1 << 20
-"""Of an expert: to hand a smaller one over between threads takes as long as to read it."""
+"""Of an expert: smaller ones are read one by one as they are asked for. To hand one over between
+threads takes as long as to read it."""
 
 Reads = Generator[tuple[int, ExpertTensors], None, None]
 
@@ -74,8 +75,11 @@ def read_ahead(
     most_bytes: int = MOST_AHEAD_BYTES,
 ) -> Reads:
     """See `ReadInTurn`. Only bytes are read in the other thread, tensors are converted here."""
+    if len(experts) < 2 or reader.expert_bytes < least_bytes:
+        yield from one_by_one(reader.read)(layer, experts)
+        return
     experts = reader.in_file_order(layer, experts)
-    if len(experts) < 2 or not least_bytes <= reader.expert_bytes <= most_bytes // 2:
+    if reader.expert_bytes > most_bytes // 2:
         yield from _in_one_buffer(reader, layer, experts)
         return
     buffers = ReadBuffer(), ReadBuffer()

@@ -85,8 +85,9 @@ def test_what_a_store_holds_stays_when_its_buffers_are_read_into_again(tmp_path)
     )
     store.load(0, [3, 0, 1])
     store.load(0, [5, 1, 3, 2])
+    store.load(0, [2, 5, 1])
     stacked = store.layer(0).stacked
-    for slot, expert in enumerate([5, 1, 3, 2]):
+    for slot, expert in enumerate([2, 5, 1]):
         assert same(stacked.map(lambda held, slot=slot: held[slot]), reader.read(0, expert))
 
 
@@ -175,7 +176,9 @@ def test_experts_come_in_the_order_of_the_file(tmp_path):
     case = next(one for one in cases(shape) if one.name == "qwen3-bf16")
     write(tmp_path, case.config, case.tensors(case.truth(shape)), files=1)
     by_name = sorted(range(12), key=str)
-    assert [expert for expert, _ in read_ahead(reader_of(tmp_path), 0, range(12))] == by_name
+    assert [
+        expert for expert, _ in read_ahead(reader_of(tmp_path), 0, range(12), least_bytes=0)
+    ] == by_name
 
 
 def system_calls() -> int:
