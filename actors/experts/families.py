@@ -25,6 +25,8 @@ from actors.experts.spec import Activation, ExpertSpec, GateActivation
 
 Config = Mapping[str, Any]
 
+MODELOPT_FILE = "hf_quant_config.json"
+
 PROJ = ((Part.GATE, "gate_proj"), (Part.UP, "up_proj"), (Part.DOWN, "down_proj"))
 W123 = ((Part.GATE, "w1"), (Part.UP, "w3"), (Part.DOWN, "w2"))
 FUSED = ((Part.GATE_UP, "gate_up_proj"), (Part.DOWN, "down_proj"))
@@ -173,7 +175,7 @@ def read_expert_spec(
     predictors: with those of the layers of multi-token prediction, which engines draft with.
     ModelRefused, in one line, for a model that cannot be served.
     """
-    config = read_json(model_path / "config.json")
+    config = _read_config(model_path)
     architecture = (config.get("architectures") or ["none"])[0]
     if not names_experts(config):
         raise ModelRefused(_dense(model_path, architecture))
@@ -193,6 +195,18 @@ def read_expert_spec(
     except ModelRefused as by_vllm:
         raise (by_vllm if own is None else ModelRefused(f"{own}; and {by_vllm}")) from None
     return spec_of_catalog(model_path, catalog)
+
+
+def _read_config(model_path: Path) -> Config:
+    """config.json, with its quantisation where modelopt up to 0.29 wrote that in a file of its
+    own."""
+    config = read_json(model_path / "config.json")
+    apart = model_path / MODELOPT_FILE
+    if config.get("quantization_config") is None and apart.exists():
+        quantisation = read_json(apart)
+        method = (quantisation.get("producer") or {}).get("name")
+        config["quantization_config"] = {"quant_method": method} | quantisation
+    return config
 
 
 def _check_predictors(model_path: Path, config: Config, architecture: str) -> None:

@@ -1,5 +1,6 @@
 """A whole checkpoint in each format: what is read and computed is what its bf16 twin gives."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from actors.kernels.vllm_cpu_bf16 import VllmCpuBf16
 from tests.actors.kernels.building import FEATURES, make_batch, needs_vllm_ops
 from tests.checkpoints.make import make_checkpoint
 from tests.checkpoints.quantised import FORMATS, quantise_experts
+from tests.checkpoints.writer import write_json
 
 Pair = tuple[ExpertSpec, ExpertSpec]
 
@@ -61,6 +63,21 @@ def test_a_kernel_gives_the_sums_of_the_twin(pair):
         sums.append(kernel.compute(layer, *batch))
     assert torch.equal(*sums)
     assert sums[0].abs().amax(1).min() > 0
+
+
+def test_modelopts_older_files_have_the_quantisation_apart(models, tmp_path):
+    folder = tmp_path / "quantised"
+    quantise_experts(models["qwen3_moe"], folder, tmp_path / "twin", "nvfp4-modelopt")
+    new = read_expert_spec(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    write_json(folder / "config.json", config)
+    apart = {
+        "producer": {"name": "modelopt", "version": "0.29.0"},
+        "quantization": {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": ["lm_head"]},
+    }
+    write_json(folder / "hf_quant_config.json", apart)
+    assert read_expert_spec(folder) == new
 
 
 @pytest.mark.parametrize(
