@@ -5,6 +5,7 @@ hold every expert. While they run one shard is stopped (SIGSTOP), later one is k
 the controller; on a mesh whose experts have one copy each, a shard is killed; on three nodes made
 of network namespaces (root and iproute2), one node's cable is pulled. Then the same streams again,
 while the lost part is away or being replaced. Then one of two engines is killed, actor and all.
+As root, clients come before the mesh on the cores that both share (`harness.stream_clients`).
 
   failed, different  streams that did not end well; whose greedy text is not the undisturbed one
   gap_ms             longest time between two pieces of any stream, after the loss
@@ -28,6 +29,7 @@ import numpy as np
 
 from benchmarks.correctness import DEMO
 from benchmarks.harness.report import Report, Target, run_benchmark
+from benchmarks.harness.stream_clients import prior_streams
 from tests.e2e.mesh_process import MeshProcess
 from tests.nodes.cluster import Cluster
 from tests.nodes.meshes import EVERY_EXPERT, MODEL, mesh_on
@@ -60,7 +62,12 @@ class Client:
 
     def streams(self, disturb: Callable[[], None] = lambda: None) -> tuple[list[Stream], float]:
         """The streams, ended, and when `disturb` was called."""
-        with streaming(self.url, PROMPTS, self.tokens, self.node) as streams:
+        asking = (
+            streaming(self.url, PROMPTS, self.tokens, self.node)
+            if self.node
+            else prior_streams(self.url, PROMPTS, self.tokens)
+        )
+        with asking as streams:
             time.sleep(SETTLE_S)
             since_s = time.monotonic()
             disturb()
