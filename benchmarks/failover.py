@@ -3,8 +3,9 @@
 Eight streams of the demo model through the whole mesh: endpoint, engine, three shards that each
 hold every expert. While they run one shard is stopped (SIGSTOP), later one is killed (SIGKILL), and
 the controller; on a mesh whose experts have one copy each, a shard is killed; on three nodes made
-of network namespaces (root and iproute2), one node's cable is pulled. Then the same streams again,
-while the lost part is away or being replaced. Then one of two engines is killed, actor and all.
+of network namespaces (root and iproute2), one node's cable is pulled, and, where the experts have
+one copy each, that of a node with two of the four shards. Then the same streams again, while the
+lost part is away or being replaced. Then one of two engines is killed, actor and all.
 As root, clients come before the mesh on the cores that both share (`harness.stream_clients`).
 
   failed, different  streams that did not end well; whose greedy text is not the undisturbed one
@@ -45,6 +46,7 @@ BACK_GOAL_S = 2.0
 LOAD_GOAL_S = 5.0
 """Longest gap where the lost experts have to be loaded by other shards first."""
 LAST_COPIES = "last copies"
+NODE_OF_LAST_COPIES = "node with last copies"
 BACK = 0.8
 """Share of the throughput before the loss; not all, for one shard in three is gone for good."""
 WINDOW_S = 1.0
@@ -159,16 +161,30 @@ def engine_killed(tokens: int) -> dict[str, Any]:
         return measured("engine killed", client, lambda: os.kill(pid, signal.SIGKILL))
 
 
-def cable_pulled(tokens: int) -> list[dict[str, Any]]:
+@contextmanager
+def three_nodes() -> Iterator[Cluster]:
     with (
         tempfile.TemporaryDirectory(prefix="n") as folder,
         tempfile.TemporaryDirectory() as logs,
         Network(3, Path(folder)) as network,
     ):
-        cluster = Cluster(network, Path(logs))
-        with mesh_on(cluster, "three", cluster.nodes) as mesh:
-            client = Client(mesh.url, tokens, cluster.head)
-            return [measured("cable pulled", client, cluster.nodes[2].pull)]
+        yield Cluster(network, Path(logs))
+
+
+def cable_pulled(tokens: int) -> dict[str, Any]:
+    with three_nodes() as cluster, mesh_on(cluster, "three", cluster.nodes) as mesh:
+        client = Client(mesh.url, tokens, cluster.head)
+        return measured("cable pulled", client, cluster.nodes[2].pull)
+
+
+def node_of_last_copies(tokens: int) -> dict[str, Any]:
+    """Half of the experts are in the two shards of one node, each once; the others have room."""
+    with (
+        three_nodes() as cluster,
+        mesh_on(cluster, "four", cluster.nodes, {"node2": 2}, redundant_slots=0) as mesh,
+    ):
+        client = Client(mesh.url, tokens, cluster.head)
+        return measured(NODE_OF_LAST_COPIES, client, cluster.nodes[2].pull)
 
 
 def measure(arguments: argparse.Namespace) -> Report:
@@ -178,7 +194,7 @@ def measure(arguments: argparse.Namespace) -> Report:
     if reason := why_not():
         notes.append(f"no cable was pulled: {reason}")
     else:
-        runs += cable_pulled(tokens)
+        runs += [cable_pulled(tokens), node_of_last_copies(tokens)]
     return Report("failover", runs, [target for run in runs for target in targets(run)], notes)
 
 
@@ -186,7 +202,10 @@ def targets(run: dict[str, Any]) -> list[Target]:
     lost = run["lost"]
     if lost == "engine killed":
         return engine_targets(run)
-    if lost == LAST_COPIES:  # its experts are computed elsewhere, in sums of another grouping
+    if lost in (
+        LAST_COPIES,
+        NODE_OF_LAST_COPIES,
+    ):  # its experts are computed elsewhere, in sums of another grouping
         gap = Target(
             f"{lost}: longest gap", run["gap_ms"] / 1e3, LOAD_GOAL_S, "max", "s", timed=True
         )

@@ -1,7 +1,8 @@
 """A mesh on the nodes of a cluster: the demo model, whose greedy text has few near-ties."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.correctness import DEMO
@@ -13,10 +14,18 @@ MODEL = "demo"
 EVERY_EXPERT = "16MiB"
 """Memory of a shard that holds all 256 experts of 51 KiB."""
 PORT = 8000
+ONE_EACH: Mapping[str, int] = MappingProxyType({})
 
 
-def config_on(cluster: Cluster, name: str, nodes: Sequence[Node], **router: Any) -> dict[str, Any]:
-    """A shard with every expert on each of `nodes`; endpoint, controller and engine on the head."""
+def config_on(
+    cluster: Cluster,
+    name: str,
+    nodes: Sequence[Node],
+    shards: Mapping[str, int] = ONE_EACH,
+    **placement: Any,
+) -> dict[str, Any]:
+    """A shard with every expert on each of `nodes`; endpoint, controller and engine on the head.
+    shards: of nodes that have more than one."""
     return {
         "mesh": {"name": name},
         "model": {"path": str(DEMO / "checkpoint"), "served_name": MODEL},
@@ -28,12 +37,13 @@ def config_on(cluster: Cluster, name: str, nodes: Sequence[Node], **router: Any)
             node.name: {
                 "vendor": "cpu",
                 "memory": EVERY_EXPERT,
+                "shards": shards.get(node.name, 1),
                 "speed": 1.0,
                 "resources": {node.name: 1},
             }
             for node in nodes
         },
-        "router": router,
+        "placement": placement,
         "gateway": {"host": cluster.head.address, "port": PORT, "route_prefix": f"/{name}"},
         "cluster": {"ray_address": cluster.address, "temp_dir": str(cluster.folder)},
     }
@@ -41,10 +51,14 @@ def config_on(cluster: Cluster, name: str, nodes: Sequence[Node], **router: Any)
 
 @contextmanager
 def mesh_on(
-    cluster: Cluster, name: str, nodes: Sequence[Node], **router: Any
+    cluster: Cluster,
+    name: str,
+    nodes: Sequence[Node],
+    shards: Mapping[str, int] = ONE_EACH,
+    **placement: Any,
 ) -> Iterator[MeshProcess]:
-    """A ready mesh, killed at the end unless it was stopped before."""
-    config = config_on(cluster, name, nodes, **router)
+    """A ready mesh, killed at the end unless it was stopped before; `config_on` says what it is."""
+    config = config_on(cluster, name, nodes, shards, **placement)
     with MeshProcess(config, cluster.head.prefix, cluster.variables) as mesh:
         mesh.wait_for("ready at")
         yield mesh
