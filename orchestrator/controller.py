@@ -48,13 +48,7 @@ from orchestrator.runtime.directory_addresses import to_listen, to_tell
 from orchestrator.runtime.ending import end_components, end_the_rest
 from orchestrator.runtime.engine_load import engine_load
 from orchestrator.runtime.followers import DirectoryFollowers
-from orchestrator.runtime.intent import (
-    beside,
-    first_state,
-    with_directory,
-    with_origins,
-    with_pools,
-)
+from orchestrator.runtime.intent import first_state, with_directory, with_origins, with_pools
 from orchestrator.runtime.load_collector import LoadCollector
 from orchestrator.runtime.load_file import load_file, read_ended, write_ended
 from orchestrator.runtime.mesh import Mesh, is_private, node_listen, tcp_security
@@ -183,8 +177,8 @@ class Controller:
             said = await ask_all(alive)
             before = rebuilt_intent(self._config, spec, mark, alive, said, time.time())
         now_s = time.monotonic()
-        state = first_state(self._config, spec, mark, before, alive, now_s)
-        state = beside(with_pools(state, self._config, self._taken.added), node_id())
+        state = first_state(self._config, spec, mark, before, alive, node_id(), now_s)
+        state = with_pools(state, self._config, self._taken.added)
         state = with_origins(state, setups_of(self._config), code_digest())
         term = state.intent.term
         model, kinds = self._config.model.name, self._config.gateway.traffic_kinds

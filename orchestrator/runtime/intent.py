@@ -19,13 +19,14 @@ from orchestrator.control.step import recovered
 ROUTER_POOL = "router"
 
 
-def settings_of(config: MeshConfig) -> Settings:
-    """The limits of decisions that the config sets."""
+def settings_of(config: MeshConfig, node: str) -> Settings:
+    """The limits of decisions that the config sets, for a controller on `node`."""
     limits, placement, engines = config.controller, config.placement, config.engines
     redundant = placement.redundant_slots
     return Settings(
         misses_to_suspect=limits.suspect_after_probes,
         misses_of_lost_node=limits.node_lost_after_probes,
+        controller_node=node,
         suspect_limit_s=limits.replace_after_s,
         start_timeout_s=limits.shard_start_timeout_s,
         engine_start_timeout_s=limits.engine_start_timeout_s,
@@ -73,15 +74,16 @@ def first_state(
     fingerprint: str,
     before: Intent | None,
     alive: Collection[ActorName],
+    node: str,
     now_s: float,
 ) -> State:
-    """What a controller begins with.
+    """What a controller on `node` begins with.
 
     before: the journal's intent. alive: processes of the mesh. Where some of them fill places of
     that intent it is gone on with; otherwise the mesh is over, and the config says what comes next.
     Other processes that live are ended.
     """
-    settings = settings_of(config)
+    settings = settings_of(config, node)
     if before is not None and before.fingerprint == fingerprint and _live_on(before, alive):
         state = recovered(before, settings, now_s)
     else:
@@ -98,11 +100,6 @@ def first_state(
         if not _filled_by(state.intent, name)
     }
     return replace(state, intent=replace(state.intent, strays=state.intent.strays | strays))
-
-
-def beside(state: State, node: str) -> State:
-    """The state of a controller that runs on this node."""
-    return replace(state, settings=replace(state.settings, controller_node=node))
 
 
 def with_pools(state: State, config: MeshConfig, added: Collection[str]) -> State:
